@@ -1,0 +1,39 @@
+# Every target makes the environment .venv in this clone when it is missing or older than
+# pyproject.toml, and uses it otherwise.
+
+PYTHON ?= python3
+READY := .venv/ready
+
+.DEFAULT_GOAL := help
+.PHONY: help run test lint lab notebooks clean
+
+help: ## Show this list
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+
+run: $(READY) ## The main job: train a teacher on digits, distil it with BTD and TRACT, compare
+	.venv/bin/tract quickstart
+
+test: $(READY) lint ## Unit tests, then all notebooks in a copy that leaves runs/ alone
+	rm -rf .test
+	mkdir .test
+	cp -r notebooks .test/notebooks
+	.venv/bin/python -m pytest tests .test/notebooks --nbval-lax --durations=8
+	rm -rf .test
+
+lint: $(READY) ## Style, as the tests require it
+	.venv/bin/ruff check .
+	.venv/bin/ruff format --check .
+
+lab: $(READY) ## Open the first notebook in JupyterLab, for this machine only
+	.venv/bin/jupyter lab --ip=127.0.0.1 notebooks/00_two_dimensions.ipynb
+
+notebooks: $(READY) ## Execute all notebooks again, in place, as they are committed
+	.venv/bin/tract execute notebooks/*.ipynb
+
+clean: ## Remove the environment and what tests left; runs/ stays
+	rm -rf .venv .test .pytest_cache .ruff_cache *.egg-info
+
+$(READY): pyproject.toml
+	.venv/bin/python -c "" 2>/dev/null || $(PYTHON) -m venv --clear .venv
+	.venv/bin/python -m pip install --disable-pip-version-check -e '.[dev]'
+	touch $(READY)

@@ -1,0 +1,93 @@
+"""The one contract of all models, `x0 = denoise(x_t, level, labels=None)`, and networks under it.
+
+Teacher, student, averages, exact oracles and loaded checkpoints are all just such callables.
+"""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from tract.levels import Level, broadcast
+
+Denoise = Callable[..., Tensor]  # denoise(x_t, level, labels=None) -> x0, shaped like x_t
+
+# A prediction type is (c_skip, c_out, c_in) with x0 = c_skip x_t + c_out F(c_in x_t). With
+# n^2 = alpha^2 + sigma^2, which is 1 for VP, the first three show the network x_t / n: the VP
+# picture of a VE sample, so that one network and one definition serve both.
+
+
+def x0_scalings(level: Level, sigma_data: float) -> tuple[Tensor, Tensor, Tensor]:
+    """The network outputs x0 itself, as the paper's VP networks do."""
+    norm = (level.alpha**2 + level.sigma**2).sqrt()
+    return torch.zeros_like(norm), torch.ones_like(norm), 1 / norm
+
+
+def eps_scalings(level: Level, sigma_data: float) -> tuple[Tensor, Tensor, Tensor]:
+    """The network outputs the noise; Ho et al. 2020. An error in it grows by sigma / alpha."""
+    norm = (level.alpha**2 + level.sigma**2).sqrt()
+    return 1 / level.alpha, -level.sigma / level.alpha, 1 / norm
+
+
+def v_scalings(level: Level, sigma_data: float) -> tuple[Tensor, Tensor, Tensor]:
+    """The network outputs v = (alpha eps - sigma x0) / n; Salimans & Ho 2022, appendix D."""
+    norm = (level.alpha**2 + level.sigma**2).sqrt()
+    return level.alpha / norm**2, -level.sigma / norm, 1 / norm
+
+
+def edm_scalings(level: Level, sigma_data: float) -> tuple[Tensor, Tensor, Tensor]:
+    """EDM's unit-variance input and target for data of standard deviation sigma_data.
+
+    Karras et al. 2022, table 1, written for any alpha. With sigma_data = 1 it is -v.
+    """
+    variance = level.alpha**2 * sigma_data**2 + level.sigma**2
+    c_skip = level.alpha * sigma_data**2 / variance
+    return c_skip, level.sigma * sigma_data / variance.sqrt(), 1 / variance.sqrt()
+
+
+SCALINGS = {
+    "x0": x0_scalings,
+    "eps": eps_scalings,
+    "v": v_scalings,
+    "edm": edm_scalings,
+    "x0_eps": v_scalings,  # two outputs, of which Denoiser makes a v
+}
+
+
+class Denoiser(nn.Module):
+    """A network `net(x, logsnr, labels)` and what its output means, as a denoiser.
+
+    prediction: a name in SCALINGS. "x0_eps" is a net of twice the image's channels that
+    predicts both, x0 trusted where there is noise and eps where there is little (Salimans & Ho
+    2022, the paper's ImageNet-64 nets). sigma_data: the data's standard deviation, for "edm".
+    The network runs in its own dtype on inputs of about unit variance and sees the level as
+    log-SNR clipped to +-20, so that sigma = 0 is no special case.
+    """
+
+    def __init__(self, net: nn.Module, prediction: str = "x0", sigma_data: float = 0.5):
+        super().__init__()
+        if prediction not in SCALINGS:
+            raise ValueError(f"prediction is {prediction!r}: choose one of {list(SCALINGS)}")
+        self.net = net
+        self.prediction = prediction
+        self.sigma_data = sigma_data
+
+    def forward(self, x_t: Tensor, level: Level, labels: Tensor | None = None) -> Tensor:
+        """x0 for x_t (B, ...) at a level () or (B,); labels are (B,) integers or None."""
+        c_skip, c_out, c_in = SCALINGS[self.prediction](level, self.sigma_data)
+        logsnr = level.logsnr.clamp(-20, 20).to(x_t).expand(len(x_t))
+        F_x = self.net(broadcast(c_in, x_t) * x_t, logsnr, labels)
+        if self.prediction == "x0_eps":
+            x0, eps = F_x.chunk(2, dim=1)
+            norm = (level.alpha**2 + level.sigma**2).sqrt()
+            F_x = broadcast(level.alpha / norm, eps) * eps - broadcast(level.sigma / norm, x0) * x0
+        return broadcast(c_skip, x_t) * x_t + broadcast(c_out, x_t) * F_x.to(x_t.dtype)
+
+
+def clamped(denoise: Denoise) -> Denoise:
+    """The same denoiser with its x0 clamped to [-1, 1], the range of images."""
+
+    def denoise_clamped(x_t: Tensor, level: Level, labels: Tensor | None = None) -> Tensor:
+        return denoise(x_t, level, labels).clamp(-1, 1)
+
+    return denoise_clamped

@@ -1,0 +1,99 @@
+"""Noise levels: how much signal and how much noise there is at every step of a diffusion.
+
+Everything here is a sequence of `Level`s in float64, index 0 = clean, index T = noisiest.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Level:
+    """One noise level, or a sequence of them: x_t = alpha x0 + sigma eps.
+
+    Variance preserving (VP) means alpha^2 + sigma^2 = 1, variance exploding (VE) alpha = 1.
+    Both fields are float64 tensors of the same shape, () or (B,) or (T + 1,).
+    """
+
+    alpha: Tensor
+    sigma: Tensor
+
+    def __getitem__(self, index) -> "Level":
+        return Level(self.alpha[index], self.sigma[index])
+
+    def __len__(self) -> int:
+        return len(self.alpha)
+
+    @property
+    def num_steps(self) -> int:
+        """T, the number of steps from the noisiest level to the clean one."""
+        return len(self) - 1
+
+    @property
+    def snr(self) -> Tensor:
+        return (self.alpha / self.sigma) ** 2
+
+    @property
+    def logsnr(self) -> Tensor:
+        return 2 * (self.alpha.log() - self.sigma.log())
+
+    def to(self, device: torch.device | str) -> "Level":
+        return Level(self.alpha.to(device), self.sigma.to(device))
+
+
+def broadcast(coefficient: Tensor, x: Tensor) -> Tensor:
+    """Shape a coefficient () or (B,) to multiply x (B, ...), in the dtype and on the device of x.
+
+    Coefficients are computed in float64 and rounded here, once: this is the precision rule.
+    """
+    coefficient = coefficient.to(dtype=x.dtype, device=x.device)
+    return coefficient.reshape(coefficient.shape + (1,) * (x.ndim - coefficient.ndim))
+
+
+def cosine(num_steps: int = 1024, logsnr_max: float = 20.0) -> Level:
+    """VP levels on the cosine schedule, equally spaced in time, log-SNR clipped at +-logsnr_max.
+
+    logsnr(t) = -2 ln tan(a t + b) for t = i / T. Salimans & Ho 2022, section 2; the levels of
+    the paper's VP teachers with T = 1024. Returns T + 1 levels.
+    """
+    _check_num_steps(num_steps, 1)
+    limit = torch.tensor(logsnr_max, dtype=torch.float64)
+    b = torch.atan(torch.exp(-limit / 2))
+    a = torch.atan(torch.exp(limit / 2)) - b
+    time = torch.linspace(0, 1, num_steps + 1, dtype=torch.float64)
+    logsnr = -2 * torch.log(torch.tan(a * time + b))
+    # Not 1 - alpha^2: at logsnr 20 that would leave 9 of float64's 16 digits of sigma.
+    return Level(torch.sigmoid(logsnr).sqrt(), torch.sigmoid(-logsnr).sqrt())
+
+
+def karras(
+    num_steps: int = 40, sigma_min: float = 0.002, sigma_max: float = 80.0, rho: float = 7.0
+) -> Level:
+    """VE levels of EDM: T noise levels equally spaced in sigma^(1/rho), and sigma = 0 at index 0.
+
+    Karras et al. 2022, equation 5, counted from the clean end. Returns T + 1 levels.
+    """
+    _check_num_steps(num_steps, 2)
+    low, high = sigma_min ** (1 / rho), sigma_max ** (1 / rho)
+    sigma = torch.linspace(low, high, num_steps, dtype=torch.float64) ** rho
+    sigma = torch.cat([torch.zeros(1, dtype=torch.float64), sigma])
+    return Level(torch.ones_like(sigma), sigma)
+
+
+def ddpm_linear(num_steps: int = 1000, beta_start: float = 1e-4, beta_end: float = 0.02) -> Level:
+    """VP levels of DDPM's linear betas; index i is that paper's timestep i, index 0 clean data.
+
+    alpha_i^2 = product of (1 - beta_j) for j <= i. Ho et al. 2020, section 4. T + 1 levels.
+    """
+    _check_num_steps(num_steps, 1)
+    beta = torch.linspace(beta_start, beta_end, num_steps, dtype=torch.float64)
+    log_alpha_squared = torch.cat([torch.zeros(1, dtype=torch.float64), torch.log1p(-beta)])
+    log_alpha_squared = log_alpha_squared.cumsum(0)
+    return Level((log_alpha_squared / 2).exp(), (-torch.expm1(log_alpha_squared)).sqrt())
+
+
+def _check_num_steps(num_steps: int, least: int) -> None:
+    if num_steps < least:
+        raise ValueError(f"num_steps is {num_steps}: give {least} or more")

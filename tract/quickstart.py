@@ -1,0 +1,26 @@
+"""The main job: teacher, BTD and TRACT on digits, by executing notebooks 01 to 03."""
+
+from pathlib import Path
+
+import pandas as pd
+
+from tract.execute import execute
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def quickstart(run_dir: Path = ROOT / "runs" / "quickstart") -> pd.DataFrame:
+    """Execute the three notebooks into run_dir, which they share, and return their table.
+
+    Leaves run_dir/results.csv and figures/quickstart.png. What was finished before is not
+    repeated. FileNotFoundError where the notebooks are not beside the package.
+    """
+    figure = ROOT / "figures" / "quickstart.png"
+    for name, more in [("01_teacher", {}), ("02_btd", {}), ("03_tract", {"figure": str(figure)})]:
+        print(f"\n== {name} ==", flush=True)
+        execute(
+            ROOT / "notebooks" / f"{name}.ipynb",
+            run_dir / f"{name}.ipynb",
+            {"run_dir": str(run_dir), **more},
+        )
+    return pd.read_csv(run_dir / "results.csv")

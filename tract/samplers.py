@@ -1,0 +1,81 @@
+"""Samplers: whole trajectories from noise to data with any number of steps that divides the grid.
+
+DDIM (Euler) and Heun are the same step along different estimates of x0.
+"""
+
+from collections.abc import Callable, Iterator
+
+import torch
+from torch import Tensor
+
+from tract.ddim import ddim_step
+from tract.denoiser import Denoise
+from tract.levels import Level, broadcast
+
+X0Estimate = Callable[[Denoise, Tensor, Level, Level, Tensor | None], Tensor]
+
+
+def ddim_x0(denoise: Denoise, x_t: Tensor, t: Level, s: Level, labels: Tensor | None) -> Tensor:
+    """x0 (B, ...) along which DDIM, or Euler's method in VE, moves from t to s. One evaluation."""
+    return denoise(x_t, t, labels)
+
+
+def heun_x0(denoise: Denoise, x_t: Tensor, t: Level, s: Level, labels: Tensor | None) -> Tensor:
+    """x0 (B, ...) along which Heun's method moves from t to s; the paper's Runge-Kutta teacher.
+
+    Heun averages the noise estimates of both ends of an Euler step. In x0 this is D_t +
+    weight (D_s - D_t) with weight = (sigma_t / alpha_t) / (2 sigma_s / alpha_s): nothing is
+    cancelled, and where sigma_s = 0 there is no second end and D_t is left. Two evaluations.
+    Karras et al. 2022, algorithm 1.
+    """
+    x0_t = denoise(x_t, t, labels)
+    last = s.sigma == 0
+    if bool(last.all()):
+        return x0_t
+    x0_s = denoise(ddim_step(x_t, x0_t, t, s), s, labels)
+    weight = torch.where(last, 0.0, t.sigma * s.alpha / (2 * t.alpha * s.sigma))
+    return torch.lerp(x0_t, x0_s, broadcast(weight, x_t))
+
+
+X0_ESTIMATES: dict[str, X0Estimate] = {"ddim": ddim_x0, "heun": heun_x0}
+
+
+def step_indices(grid_steps: int, num_steps: int) -> list[int]:
+    """Grid indices visited by num_steps equal steps: T, ..., 0. Refuses what does not divide T."""
+    if num_steps < 1 or grid_steps % num_steps:
+        raise ValueError(
+            f"num_steps is {num_steps}, which does not divide the grid of {grid_steps} steps: "
+            f"choose a divisor of {grid_steps}"
+        )
+    return list(range(grid_steps, -1, -(grid_steps // num_steps)))
+
+
+@torch.no_grad()
+def trajectory(
+    denoise: Denoise,
+    eps: Tensor,
+    levels: Level,
+    num_steps: int,
+    *,
+    labels: Tensor | None = None,
+    x0_estimate: X0Estimate = ddim_x0,
+) -> Iterator[tuple[int, Tensor]]:
+    """Yield (grid index, x) from the noisiest level down to the clean one, num_steps + 1 pairs.
+
+    eps: standard normal noise (B, ...), which becomes sigma_T eps at the start.
+    """
+    indices = step_indices(levels.num_steps, num_steps)
+    levels = levels.to(eps.device)
+    x = broadcast(levels[-1].sigma, eps) * eps
+    yield indices[0], x
+    for i_t, i_s in zip(indices[:-1], indices[1:], strict=True):
+        t, s = levels[i_t], levels[i_s]
+        x = ddim_step(x, x0_estimate(denoise, x, t, s, labels), t, s)
+        yield i_s, x
+
+
+def sample(denoise: Denoise, eps: Tensor, levels: Level, num_steps: int, **options) -> Tensor:
+    """Map noise eps (B, ...) to data in num_steps steps; options as for `trajectory`."""
+    for _, x in trajectory(denoise, eps, levels, num_steps, **options):
+        pass
+    return x

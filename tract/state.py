@@ -1,0 +1,106 @@
+"""Reading and writing weights and whole training states, as safetensors with JSON inside.
+
+Every file is written beside its final name, flushed to disk and renamed: a reader, or a run that
+is killed, finds the old file or the new one, never half of one. Nothing that is read is executed.
+"""
+
+import json
+import os
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save as to_bytes
+from torch import Tensor
+
+from tract.denoiser import Denoiser
+from tract.presets import build_denoiser
+
+
+def write_atomically(path: str | Path, content: bytes) -> None:
+    """Replace a file by new content, durably, or leave it as it was."""
+    path = Path(path)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        with temporary.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_tensors(path: str | Path, tensors: dict[str, Tensor], card: dict) -> None:
+    """Write named tensors and a JSON-able card to one safetensors file."""
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    write_atomically(path, to_bytes(tensors, {"card": json.dumps(card)}))
+
+
+def read_tensors(path: str | Path) -> tuple[dict[str, Tensor], dict]:
+    """Tensors and card of a file of ours; ValueError if it is damaged or someone else's."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            card = (file.metadata() or {}).get("card")
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except SafetensorError as error:
+        raise ValueError(f"{path} is damaged ({error}): restore or remove it") from error
+    if card is None:
+        raise ValueError(f"{path} has no card: it was not written by tract")
+    return tensors, json.loads(card)
+
+
+def save_model(path: str | Path, denoiser: Denoiser, card: dict) -> None:
+    """Write a denoiser's weights with a card that says what it is and how to build it."""
+    write_tensors(path, denoiser.state_dict(), {**card, "network": denoiser.config})
+
+
+def load_model(path: str | Path) -> tuple[Denoiser, dict]:
+    """A denoiser in evaluation mode, and its card, from a file or the folder of a finished run."""
+    path = Path(path)
+    if path.is_dir():
+        path = path / "model.safetensors"
+    if not path.is_file():
+        raise FileNotFoundError(f"no model at {path}: finish the run that writes it, or correct it")
+    tensors, card = read_tensors(path)
+    denoiser = build_denoiser(card["network"])
+    _load_weights(denoiser, tensors, path)
+    return denoiser.eval().requires_grad_(False), card
+
+
+def save_state(path: str | Path, state, card: dict) -> None:
+    """Write all that a training loop changes: networks, optimizer and counters."""
+    tensors = {
+        f"{role}.{name}": tensor
+        for role, module in state.modules().items()
+        for name, tensor in module.state_dict().items()
+    }
+    for index, moments in state.optimizer.state_dict()["state"].items():
+        tensors |= {f"optimizer.{index}.{name}": value for name, value in moments.items()}
+    write_tensors(path, tensors, {**card, "counters": state.counters()})
+
+
+def load_state(path: str | Path, state) -> None:
+    """Bring a state at step 0 to where `save_state` wrote it; bit for bit on the same device."""
+    tensors, card = read_tensors(path)
+    state.restore_counters(card["counters"])
+    for role, module in state.modules().items():
+        _load_weights(module, _under(role, tensors), path)
+    moments: dict[int, dict[str, Tensor]] = {}
+    for name, value in _under("optimizer", tensors).items():
+        index, _, moment = name.partition(".")
+        moments.setdefault(int(index), {})[moment] = value
+    groups = state.optimizer.state_dict()["param_groups"]
+    state.optimizer.load_state_dict({"state": moments, "param_groups": groups})
+
+
+def _under(role: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    prefix = f"{role}."
+    return {name[len(prefix) :]: t for name, t in tensors.items() if name.startswith(prefix)}
+
+
+def _load_weights(module: torch.nn.Module, tensors: dict[str, Tensor], path: str | Path) -> None:
+    try:
+        module.load_state_dict(tensors)
+    except RuntimeError as error:
+        raise ValueError(f"the weights in {path} do not fit their network: {error}") from error

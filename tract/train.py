@@ -1,0 +1,193 @@
+"""Training a teacher, and what every training loop here shares: settings, weights, randomness.
+
+A loop is a generator that yields a small record after the optimizer and the averages stepped.
+"""
+
+import math
+from collections.abc import Iterator
+from copy import deepcopy
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from tract.data import Data
+from tract.ddim import add_noise
+from tract.denoiser import Denoise, Denoiser
+from tract.ema import bias_corrected, decay_from_residual, ema_update
+from tract.levels import Level
+
+
+def truncated_snr(level: Level, sigma_data: float) -> Tensor:
+    """max(1, SNR), the paper's weight for VP; Salimans & Ho 2022, section 4."""
+    return level.snr.clamp(min=1)
+
+
+def snr_plus_one(level: Level, sigma_data: float) -> Tensor:
+    """SNR + 1, the same loss as on v; Salimans & Ho 2022, section 4."""
+    return level.snr + 1
+
+
+def edm_weight(level: Level, sigma_data: float) -> Tensor:
+    """SNR + 1 / sigma_data^2 = 1 / c_out^2: every level's network loss counts the same.
+
+    Karras et al. 2022, table 1.
+    """
+    return level.snr + 1 / sigma_data**2
+
+
+def uniform(level: Level, sigma_data: float) -> Tensor:
+    """1: the squared error of x0 itself."""
+    return torch.ones_like(level.sigma)
+
+
+WEIGHTS = {
+    "truncated_snr": truncated_snr,
+    "snr_plus_one": snr_plus_one,
+    "edm": edm_weight,
+    "uniform": uniform,
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Training:
+    """Settings of a training run. ValueError names the setting that cannot be."""
+
+    images: int  # samples seen in all, with repetitions
+    batch: int = 128
+    learning_rate: float = 1e-3  # of Adam, constant
+    weight: str = "truncated_snr"  # a name in WEIGHTS
+    ema_residual: float = 1e-3  # share of the start left in the average that is sampled from
+    clip_norm: float = 1.0  # of the gradient of the loss averaged over pixels
+    seed: int = 0
+
+    def __post_init__(self):
+        if self.batch < 1:
+            raise ValueError(f"batch is {self.batch}: use 1 or more")
+        if self.images < self.batch:
+            raise ValueError(f"images is {self.images}, less than one batch of {self.batch}")
+        if self.weight not in WEIGHTS:
+            raise ValueError(f"weight is {self.weight!r}: choose one of {list(WEIGHTS)}")
+        for name in ("learning_rate", "clip_norm"):
+            if not 0 < getattr(self, name) < math.inf:
+                raise ValueError(f"{name} is {getattr(self, name)}: use a number above 0")
+        if not 0 < self.ema_residual < 1:
+            raise ValueError(f"ema_residual is {self.ema_residual}: use a share between 0 and 1")
+        if self.seed < 0:
+            raise ValueError(f"seed is {self.seed}: use 0 or more")
+
+    @property
+    def num_steps(self) -> int:
+        """Optimizer steps of the whole run."""
+        return self.images // self.batch
+
+
+@dataclass(frozen=True)
+class Record:
+    """What a finished optimizer step reports; losses are means over the batch and pixels."""
+
+    step: int  # optimizer steps done
+    num_steps: int  # of how many
+    images_seen: int
+    loss: float  # weighted: what was minimised
+    mse: float  # unweighted squared error of x0
+    phase: str = ""  # such as "1024>32", in distillation
+
+
+@dataclass
+class TeacherState:
+    """All that changes while a teacher is trained."""
+
+    student: Denoiser
+    ema: Denoiser
+    optimizer: torch.optim.Optimizer
+    step: int = 0
+
+    def modules(self) -> dict[str, nn.Module]:
+        return {"student": self.student, "ema": self.ema}
+
+    def counters(self) -> dict[str, int]:
+        return {"step": self.step}
+
+    def restore_counters(self, counters: dict[str, int]) -> None:
+        self.step = counters["step"]
+
+
+def start_training(denoiser: Denoiser, settings: Training) -> TeacherState:
+    """State at step 0 of training this denoiser, which is trained in place."""
+    optimizer = torch.optim.Adam(denoiser.parameters(), lr=settings.learning_rate)
+    return TeacherState(denoiser.train(), frozen(denoiser), optimizer)
+
+
+def train_teacher(
+    state: TeacherState, data: Data, levels: Level, settings: Training
+) -> Iterator[Record]:
+    """Train a denoiser from data; yields one record per step, state.ema is the result.
+
+    Levels are drawn uniformly from the grid; the loss is weight(t) |D(x_t) - x0|^2.
+    """
+    data.check_batch(settings.batch)
+    device = data.samples.device
+    levels, weight = levels.to(device), WEIGHTS[settings.weight]
+    decay = decay_from_residual(settings.ema_residual, settings.num_steps)
+    while state.step < settings.num_steps:
+        generator = generator_for(device, settings.seed, TEACHER, state.step)
+        x0, labels = data.batch(settings.batch, generator)
+        eps = torch.randn(x0.shape, generator=generator, device=device)
+        i_t = torch.randint(1, len(levels), (settings.batch,), generator=generator, device=device)
+        t = levels[i_t]
+        error = squared_error(state.student, add_noise(x0, eps, t), t, x0, labels)
+        loss = (error * weight(t, state.student.sigma_data).to(error)).mean()
+        descend(loss, state, settings)
+        state.step += 1
+        ema_update(state.ema, state.student, bias_corrected(decay, state.step))
+        yield Record(
+            step=state.step,
+            num_steps=settings.num_steps,
+            images_seen=state.step * settings.batch,
+            loss=loss.item(),
+            mse=error.mean().item(),
+        )
+
+
+def squared_error(
+    denoise: Denoise, x_t: Tensor, t: Level, target: Tensor, labels: Tensor | None
+) -> Tensor:
+    """Squared error (B,) of the denoised x_t (B, ...) against target, averaged over pixels.
+
+    Averaged, not summed: the gradient clip of 1 then means the same at 8x8 and at 64x64 pixels.
+    """
+    return (denoise(x_t, t, labels) - target).square().flatten(1).mean(1)
+
+
+def descend(loss: Tensor, state, settings: Training) -> None:
+    """One step of the optimizer on state.student; FloatingPointError before a loss spoils it."""
+    if not torch.isfinite(loss):
+        raise FloatingPointError(
+            f"the loss is {loss.item()} at step {state.step + 1}: lower learning_rate (now "
+            f"{settings.learning_rate}) or check the teacher and the data; weights are unchanged"
+        )
+    state.optimizer.zero_grad(set_to_none=True)
+    loss.backward()
+    nn.utils.clip_grad_norm_(state.student.parameters(), settings.clip_norm, foreach=True)
+    state.optimizer.step()
+
+
+def frozen(module: nn.Module) -> nn.Module:
+    """A copy in evaluation mode that no optimizer can change."""
+    return deepcopy(module).eval().requires_grad_(False)
+
+
+# What a random stream is for; part of its key, so that no two uses share numbers.
+TEACHER, DISTILLATION, SAMPLES, NETWORK = range(4)
+
+
+def generator_for(device: torch.device | str, *key: int) -> torch.Generator:
+    """Generator for one use, such as (seed, TEACHER, step), independent of all other keys.
+
+    Keys are mixed by numpy's SeedSequence: torch's CPU generator reads 32 bits of a seed only, so
+    that seeds made by shifting or adding would collide.
+    """
+    (seed,) = np.random.SeedSequence(key).generate_state(1)
+    return torch.Generator(device).manual_seed(int(seed))

@@ -1,0 +1,189 @@
+"""The paper's U-Net: residual blocks conditioned on the noise level, attention where it is small.
+
+The network of Salimans & Ho 2022, which the paper distils; layer by layer compatible with its
+published weights. `net(x, logsnr, labels)` returns a tensor shaped like x, or with out_channels.
+"""
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class Embedding(nn.Module):
+    """Log-SNR (B,) and labels (B,) to one conditioning vector (B, emb_channels)."""
+
+    def __init__(self, channels: int, emb_channels: int, num_classes: int):
+        super().__init__()
+        half = channels // 2
+        exponents = torch.arange(half, dtype=torch.float64) / (half - 1)
+        self.register_buffer("frequencies", (10_000.0**-exponents).float(), persistent=False)
+        self.dense0 = nn.Linear(channels, emb_channels)
+        self.dense1 = nn.Linear(emb_channels, emb_channels)
+        self.num_classes = num_classes
+        self.class_emb = nn.Linear(num_classes, emb_channels) if num_classes else None
+
+    def forward(self, logsnr: Tensor, labels: Tensor | None) -> Tensor:
+        if (labels is None) != (self.class_emb is None):
+            wants = f"labels in 0..{self.num_classes - 1}" if self.num_classes else "no labels"
+            raise ValueError(f"this network takes {wants}, got labels={labels}")
+        # Angle of the level on the VP quarter circle, 0 = clean, 1 = noise; then as in attention.
+        time = torch.atan(torch.exp(-logsnr.float() / 2)) / (torch.pi / 2)
+        angles = 1000 * time[:, None] * self.frequencies
+        waves = torch.cat([angles.sin(), angles.cos()], 1)  # (B, channels)
+        emb = self.dense1(F.silu(self.dense0(waves.to(self.dense0.weight.dtype))))
+        if labels is not None:
+            emb = emb + self.class_emb(F.one_hot(labels, self.num_classes).to(emb.dtype))
+        return F.silu(emb)
+
+
+class ResBlock(nn.Module):
+    """Two convolutions around a scale and shift by the embedding; may halve or double the size."""
+
+    def __init__(self, c_in: int, c_out: int, emb_channels: int, *, groups: int, dropout: float):
+        super().__init__()
+        self.norm1 = nn.GroupNorm(groups, c_in, eps=1e-6)
+        self.conv1 = nn.Conv2d(c_in, c_out, 3, padding=1)
+        self.emb_proj = nn.Linear(emb_channels, 2 * c_out)
+        self.norm2 = nn.GroupNorm(groups, c_out, eps=1e-6)
+        self.dropout = nn.Dropout(dropout)
+        self.conv2 = zero_init(nn.Conv2d(c_out, c_out, 3, padding=1))
+        self.shortcut = nn.Conv2d(c_in, c_out, 1) if c_in != c_out else nn.Identity()
+
+    def resample(self, x: Tensor) -> Tensor:
+        return x
+
+    def forward(self, x: Tensor, emb: Tensor) -> Tensor:
+        h = self.conv1(self.resample(F.silu(self.norm1(x))))
+        scale, shift = self.emb_proj(emb)[:, :, None, None].chunk(2, dim=1)
+        h = self.norm2(h) * (1 + scale) + shift
+        h = self.conv2(self.dropout(F.silu(h)))
+        return self.shortcut(self.resample(x)) + h
+
+
+class DownBlock(ResBlock):
+    """A residual block that halves height and width by averaging."""
+
+    def resample(self, x: Tensor) -> Tensor:
+        return F.avg_pool2d(x, 2)
+
+
+class UpBlock(ResBlock):
+    """A residual block that doubles height and width by repeating pixels."""
+
+    def resample(self, x: Tensor) -> Tensor:
+        return F.interpolate(x, scale_factor=2, mode="nearest")
+
+
+class Attention(nn.Module):
+    """Self-attention over all pixels, added to its input; the embedding is not used."""
+
+    def __init__(self, channels: int, *, head_channels: int, groups: int):
+        super().__init__()
+        self.num_heads = channels // head_channels
+        self.norm = nn.GroupNorm(groups, channels, eps=1e-6)
+        self.qkv = nn.Conv2d(channels, 3 * channels, 1)
+        self.proj_out = zero_init(nn.Conv2d(channels, channels, 1))
+
+    def forward(self, x: Tensor, emb: Tensor) -> Tensor:
+        batch, channels, height, width = x.shape
+        qkv = self.qkv(self.norm(x)).reshape(batch, 3, self.num_heads, -1, height * width)
+        q, k, v = qkv.transpose(-1, -2).unbind(1)  # each (B, heads, H W, channels / heads)
+        h = F.scaled_dot_product_attention(q, k, v).transpose(-1, -2)
+        return x + self.proj_out(h.reshape(batch, channels, height, width))
+
+
+class UNet(nn.Module):
+    """Residual blocks at image_size, image_size / 2, ... and back, with skips between them.
+
+    channel_mult: width of each resolution in units of channels; attention: sizes in pixels at
+    which every block is followed by attention; head_channels: None for one head; num_classes:
+    0 for no labels. ValueError names the size that does not fit.
+    """
+
+    def __init__(
+        self,
+        image_size: int,
+        image_channels: int,
+        *,
+        channels: int,
+        emb_channels: int,
+        channel_mult: Sequence[int],
+        num_blocks: int,
+        attention: Sequence[int] = (),
+        head_channels: int | None = None,
+        groups: int = 32,
+        num_classes: int = 0,
+        dropout: float = 0.0,
+        out_channels: int | None = None,
+    ):
+        super().__init__()
+        sizes = [image_size // 2**i for i in range(len(channel_mult))]
+        if sizes[-1] * 2 ** (len(sizes) - 1) != image_size:
+            raise ValueError(
+                f"image_size is {image_size}, which cannot be halved {len(sizes) - 1} times: "
+                "pad the images or give fewer entries in channel_mult"
+            )
+        widths = [channels * mult for mult in channel_mult]
+        block_options = {"groups": groups, "dropout": dropout}
+        emb = emb_channels
+
+        def attend(size: int, width: int) -> list[nn.Module]:
+            if size not in attention:
+                return []
+            return [Attention(width, head_channels=head_channels or width, groups=groups)]
+
+        self.emb = Embedding(channels, emb_channels, num_classes)
+        self.conv_in = nn.Conv2d(image_channels, channels, 3, padding=1)
+        self.down, self.up = nn.ModuleList(), nn.ModuleList()
+        width, skips = channels, [channels]
+        for level, (size, w) in enumerate(zip(sizes, widths, strict=True)):
+            for _ in range(num_blocks):
+                block = [ResBlock(width, w, emb, **block_options), *attend(size, w)]
+                self.down.append(nn.ModuleList(block))
+                width = w
+                skips.append(width)
+            if level < len(sizes) - 1:
+                self.down.append(nn.ModuleList([DownBlock(width, width, emb, **block_options)]))
+                skips.append(width)
+        self.middle = nn.ModuleList(
+            [
+                ResBlock(width, width, emb, **block_options),
+                Attention(width, head_channels=head_channels or width, groups=groups),
+                ResBlock(width, width, emb, **block_options),
+            ]
+        )
+        for level, (size, w) in reversed(list(enumerate(zip(sizes, widths, strict=True)))):
+            for i in range(num_blocks + 1):
+                c_in = width + skips.pop()
+                block = [ResBlock(c_in, w, emb, **block_options), *attend(size, w)]
+                width = w
+                if level > 0 and i == num_blocks:
+                    block.append(UpBlock(width, width, emb, **block_options))
+                self.up.append(nn.ModuleList(block))
+        self.norm_out = nn.GroupNorm(groups, width, eps=1e-6)
+        self.conv_out = zero_init(nn.Conv2d(width, out_channels or image_channels, 3, padding=1))
+
+    def forward(self, x: Tensor, logsnr: Tensor, labels: Tensor | None = None) -> Tensor:
+        emb = self.emb(logsnr, labels)
+        h = self.conv_in(x)
+        skips = [h]
+        for block in self.down:
+            for layer in block:
+                h = layer(h, emb)
+            skips.append(h)
+        for layer in self.middle:
+            h = layer(h, emb)
+        for block in self.up:
+            h = torch.cat([h, skips.pop()], 1)
+            for layer in block:
+                h = layer(h, emb)
+        return self.conv_out(F.silu(self.norm_out(h)))
+
+
+def zero_init(layer: nn.Conv2d) -> nn.Conv2d:
+    """Start a layer at zero, so that its residual branch starts as the identity."""
+    nn.init.zeros_(layer.weight)
+    nn.init.zeros_(layer.bias)
+    return layer
