@@ -3,6 +3,7 @@
 Plain integers, no tensors: editors, plots and cost estimates read these as well as the distiller.
 """
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -49,7 +50,7 @@ def parse_schedule(step_schedule: Sequence[int], grid_steps: int) -> list[Phase]
         )
     if min(steps) < 1:
         raise ValueError(f"{shown}: {min(steps)} is no number of steps; end at 1 or more")
-    for before, after in zip(steps[:-1], steps[1:], strict=True):
+    for before, after in itertools.pairwise(steps):
         if after >= before:
             raise ValueError(f"{shown}: {after} does not decrease from {before}; use a divisor")
         if before % after:
@@ -57,7 +58,7 @@ def parse_schedule(step_schedule: Sequence[int], grid_steps: int) -> list[Phase]
                 f"{shown}: {after} does not divide {before}, so the groups would not line up; "
                 f"near divisors of {before} are {_near_divisors(before, after)}"
             )
-    return [Phase(grid_steps, a, b) for a, b in zip(steps[:-1], steps[1:], strict=True)]
+    return [Phase(grid_steps, a, b) for a, b in itertools.pairwise(steps)]
 
 
 def halving_schedule(grid_steps: int, last: int = 1) -> list[int]:

@@ -3,6 +3,7 @@
 DDIM (Euler) and Heun are the same step along different estimates of x0.
 """
 
+import itertools
 from collections.abc import Callable, Iterator
 
 import torch
@@ -68,7 +69,7 @@ def trajectory(
     levels = levels.to(eps.device)
     x = broadcast(levels[-1].sigma, eps) * eps
     yield indices[0], x
-    for i_t, i_s in zip(indices[:-1], indices[1:], strict=True):
+    for i_t, i_s in itertools.pairwise(indices):
         t, s = levels[i_t], levels[i_s]
         x = ddim_step(x, x0_estimate(denoise, x, t, s, labels), t, s)
         yield i_s, x
