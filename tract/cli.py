@@ -1,6 +1,7 @@
 """The `tract` command: reads arguments, calls the package, turns errors into one clear line."""
 
 import argparse
+import re
 import sys
 from pathlib import Path
 
@@ -46,6 +47,22 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+class _Loader(yaml.SafeLoader):
+    """Safe YAML in which 1e-3 is a number, as in YAML 1.2 and in Python, and not text."""
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"[-+]?[0-9]+[eE][-+]?[0-9]+$"), list("-+0123456789")
+)
+
+
+def _read_yaml(text: str, where: str | Path) -> object:
+    try:
+        return yaml.load(text, _Loader)
+    except yaml.YAMLError as error:
+        raise ValueError(f"{where} is no YAML: {error}") from error
+
+
 def _quickstart(options: argparse.Namespace) -> None:
     from tract.quickstart import quickstart
 
@@ -55,10 +72,10 @@ def _quickstart(options: argparse.Namespace) -> None:
 def _run(options: argparse.Namespace) -> None:
     from tract.execute import execute
 
-    parameters = yaml.safe_load(options.file.read_text()) if options.file else {}
+    parameters = _read_yaml(options.file.read_text(), options.file) if options.file else {}
     if not isinstance(parameters, dict):
         raise ValueError(f"{options.file} is no list of `name: value` lines")
-    parameters |= {name: yaml.safe_load(value) for name, value in options.parameter}
+    parameters |= {name: _read_yaml(value, name) for name, value in options.parameter}
     execute(options.notebook, options.output, parameters)
 
 

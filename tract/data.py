@@ -1,9 +1,11 @@
 """Data sets, whole in memory, and the one place where pixels become numbers in [-1, 1]."""
 
+import gzip
 import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -107,11 +109,9 @@ def _digits(data_dir: str | None) -> Data:
 
 def _fashion_mnist(data_dir: str | None) -> Data:
     """60,000 pictures of clothes, 28x28 grey pixels padded with black to 32x32."""
-    from torchvision.datasets.mnist import read_image_file, read_label_file
-
     folder = _folder("fashion_mnist", data_dir)
-    images = read_image_file(_existing(folder, "train-images-idx3-ubyte"))
-    labels = read_label_file(_existing(folder, "train-labels-idx1-ubyte"))
+    images = _read_idx(_existing(folder, "train-images-idx3-ubyte"))
+    labels = _read_idx(_existing(folder, "train-labels-idx1-ubyte"))
     images = torch.nn.functional.pad(images[:, None], (2, 2, 2, 2))
     return Data("fashion_mnist", images, labels.long(), flip=True)
 
@@ -144,8 +144,22 @@ def _folder(name: str, data_dir: str | None) -> Path:
     return folder
 
 
-def _existing(folder: Path, name: str) -> str:
+def _existing(folder: Path, name: str) -> Path:
     for path in (folder / name, folder / f"{name}.gz"):
         if path.is_file():
-            return str(path)
+            return path
     raise FileNotFoundError(f"{folder} has no file {name} or {name}.gz: is it the right folder?")
+
+
+def _read_idx(path: Path) -> Tensor:
+    """Bytes of an IDX file, packed or not; torchvision reads only the unpacked ones."""
+    content = path.read_bytes()
+    if path.suffix == ".gz":
+        content = gzip.decompress(content)
+    if content[:3] != bytes([0, 0, 8]):  # 8: unsigned bytes
+        raise ValueError(f"{path} is no IDX file of bytes: fetch it again")
+    first = 4 + 4 * content[3]  # the number of dimensions, then their sizes
+    sizes = np.frombuffer(content[4:first], ">i4").tolist()
+    if len(content) != first + np.prod(sizes):
+        raise ValueError(f"{path} is cut short or damaged: fetch it again")
+    return torch.frombuffer(bytearray(content[first:]), dtype=torch.uint8).reshape(sizes)

@@ -105,13 +105,18 @@ class Distillation(Training):
             )
         if not 0 <= self.self_ema < 1:
             raise ValueError(f"self_ema is {self.self_ema}: use 0 or more and less than 1")
-        phases = parse_schedule(self.step_schedule, self.step_schedule[0])
+        phases = parse_schedule(self.step_schedule, (self.step_schedule or (1024,))[0])
         METHODS[self.method].check(phases)
         if self.steps_per_phase < 1:
             raise ValueError(
                 f"images is {self.images}, less than one batch of {self.batch} for each of "
                 f"{len(phases)} phases: use {self.batch * len(phases)} or more"
             )
+
+    @property
+    def phases(self) -> str:
+        """The schedule as the paper writes it: 1024>32>1."""
+        return ">".join(map(str, self.step_schedule))
 
     @property
     def num_phases(self) -> int:
@@ -205,10 +210,20 @@ def distill(
     """Distil through all phases; yields one record per step, state.ema is the result.
 
     data: samples to noise, as the teacher saw them. levels: the first teacher's grid. Paper,
-    algorithm 1. ValueError, before any compute, if schedule, grid and data do not fit.
+    algorithm 1. ValueError, at once, if schedule, grid and data do not fit.
     """
     phases = parse_schedule(settings.step_schedule, levels.num_steps)
     data.check_batch(settings.batch)
+    return _distillation_steps(state, data, levels, settings, phases)
+
+
+def _distillation_steps(
+    state: DistillationState,
+    data: Data,
+    levels: Level,
+    settings: Distillation,
+    phases: Sequence[Phase],
+) -> Iterator[Record]:
     device = data.samples.device
     levels, weight = levels.to(device), WEIGHTS[settings.weight]
     method, x0_estimate = METHODS[settings.method], X0_ESTIMATES[settings.teacher_step]

@@ -1,8 +1,6 @@
-"""Sampling a denoiser from fixed noise and measuring the result, into a row and a file."""
+"""Sampling a denoiser from noise that is the same for every model."""
 
 import sys
-from collections.abc import Mapping
-from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -11,9 +9,7 @@ from tqdm import tqdm
 from tract.data import Data
 from tract.denoiser import Denoise, clamped
 from tract.levels import Level
-from tract.metrics import fd_pixels, rmse
 from tract.samplers import step_indices, trajectory
-from tract.state import read_tensors, write_tensors
 from tract.train import SAMPLES, generator_for
 
 
@@ -51,39 +47,7 @@ def sample_batches(
         for start in starts:
             part = slice(start, start + batch)
             mine = None if labels is None else labels[part]
-            for _, x in trajectory(limited, eps[part], levels, num_steps, labels=mine):
-                bar.update()
+            for index, x in trajectory(limited, eps[part], levels, num_steps, labels=mine):
+                bar.update(index < levels.num_steps)  # the first is the noise, not a call
             done.append(x)
     return torch.cat(done)
-
-
-def measure(
-    folder: str | Path,
-    samples: Mapping[int, Tensor],
-    data: Data,
-    reference: Tensor,
-    **columns: object,
-) -> list[dict]:
-    """A row for the samples of every number of steps, which are also kept in the folder.
-
-    reference: the teacher's own output from the same noise. columns: the rest of each row.
-    """
-    tensors = {str(num_steps): x for num_steps, x in samples.items()}
-    write_tensors(Path(folder) / "samples.safetensors", tensors, {"columns": columns})
-    return [
-        {
-            **columns,
-            "nfe": num_steps,
-            "fd_pixels": fd_pixels(x, data),
-            "rmse_to_teacher": rmse(x, reference),
-        }
-        for num_steps, x in samples.items()
-    ]
-
-
-def read_samples(folder: str | Path) -> dict[int, Tensor]:
-    """The samples that `measure` kept, by number of steps. FileNotFoundError if there are none."""
-    path = Path(folder) / "samples.safetensors"
-    if not path.is_file():
-        raise FileNotFoundError(f"no samples in {folder}: execute the notebook that makes them")
-    return {int(name): x for name, x in read_tensors(path)[0].items()}

@@ -1,13 +1,35 @@
 """Executing notebooks with papermill: parameters checked first, output shown while it runs."""
 
 import ast
+import asyncio
 import difflib
+import signal
 import sys
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import nbformat
 import papermill
+from jupyter_client.manager import AsyncKernelManager
+from nbconvert.preprocessors.coalescestreams import CoalesceStreamsPreprocessor
+
+
+class LocalKernel(AsyncKernelManager):
+    """A kernel reached through files that only its owner can open, not through network ports.
+
+    Ctrl-C and SIGTERM interrupt the cell, which can then save, where nbclient would kill it.
+    """
+
+    def __init__(self, **options):
+        super().__init__(transport="tcp" if sys.platform == "win32" else "ipc", **options)
+
+    async def _async_post_start_kernel(self, **options) -> None:
+        await super()._async_post_start_kernel(**options)
+        loop = asyncio.get_running_loop()
+        with suppress(NotImplementedError, RuntimeError):  # Windows; not the main thread
+            for signum in (signal.SIGINT, signal.SIGTERM):
+                loop.add_signal_handler(signum, lambda: loop.create_task(self.interrupt_kernel()))
 
 
 def execute(
@@ -16,8 +38,8 @@ def execute(
     """Execute a notebook in its own folder and write the result; what it prints is shown live.
 
     ValueError for a parameter the notebook does not declare or of another kind than its default,
-    FileNotFoundError for a missing notebook; both before a kernel is started. If a cell fails,
-    papermill's PapermillExecutionError is raised and output holds the notebook up to there.
+    FileNotFoundError for a missing notebook; both before a kernel is started. RuntimeError if a
+    cell fails; output then holds the notebook up to there, with the traceback.
     """
     notebook, output = Path(notebook), Path(output)
     if not notebook.is_file():
@@ -25,16 +47,25 @@ def execute(
     parameters = dict(parameters or {})
     check_parameters(declared_parameters(notebook), parameters)
     output.parent.mkdir(parents=True, exist_ok=True)
-    papermill.execute_notebook(
-        str(notebook),
-        str(output),
-        parameters,
-        kernel_name="python3",
-        cwd=str(notebook.parent),
-        progress_bar=False,
-        stdout_file=sys.stdout,
-        stderr_file=sys.stderr,
-    )
+    try:
+        papermill.execute_notebook(
+            str(notebook),
+            str(output),
+            parameters,
+            kernel_name="python3",
+            kernel_manager_class=LocalKernel,
+            cwd=str(notebook.parent),
+            progress_bar=False,
+            stdout_file=sys.stdout,
+            stderr_file=sys.stderr,
+        )
+    except papermill.PapermillExecutionError as error:
+        if error.ename == "KeyboardInterrupt":
+            raise KeyboardInterrupt from None
+        raise RuntimeError(
+            f"{notebook} failed in cell {error.exec_count} with {error.ename}: {error.evalue}; "
+            f"the traceback is in {output}"
+        ) from error
     keep_last_bar(output)
 
 
@@ -67,27 +98,36 @@ def refuse_unknown_parameters(cells: Sequence[str]) -> None:
     """
     injected = [i for i, cell in enumerate(cells) if cell.startswith("# Parameters\n")]
     if injected:
-        declared = _assignments("\n".join(cells[: injected[-1]]))
+        declared: dict[str, object] = {}
+        for cell in cells[: injected[-1]]:  # all that was executed before, perhaps twice
+            declared |= _assignments(cell)
         check_parameters(declared, _assignments(cells[injected[-1]]))
 
 
 def keep_last_bar(notebook: str | Path) -> None:
     """Leave of every progress bar in a notebook's outputs only what was last to be seen."""
     content = nbformat.read(notebook, as_version=4)
-    for cell in content.cells:
-        for output in cell.get("outputs", []):
-            if output.output_type == "stream":
-                lines = output.text.split("\n")
-                output.text = "\n".join(line.rstrip("\r").split("\r")[-1] for line in lines)
+    coalesce = CoalesceStreamsPreprocessor()
+    for i, cell in enumerate(content.cells):
+        coalesce.preprocess_cell(cell, {}, i)
+        # What is left of a bar that cleared itself is blank.
+        outputs = [o for o in cell.get("outputs", []) if o.get("text", "shown").strip()]
+        if "outputs" in cell:
+            cell.outputs = outputs
     nbformat.write(content, notebook)
 
 
 def _assignments(source: str) -> dict[str, object]:
     """Names assigned to literals at the top level of some source, and their values."""
     values = {}
-    for node in ast.parse(source).body:
+    try:
+        nodes = ast.parse(source).body
+    except SyntaxError:  # a cell with IPython's magic
+        return values
+    for node in nodes:
         if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name):
-            values[node.targets[0].id] = ast.literal_eval(node.value)
+            with suppress(ValueError):  # no literal
+                values[node.targets[0].id] = ast.literal_eval(node.value)
     return values
 
 

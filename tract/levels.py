@@ -94,6 +94,16 @@ def ddpm_linear(num_steps: int = 1000, beta_start: float = 1e-4, beta_end: float
     return Level((log_alpha_squared / 2).exp(), (-torch.expm1(log_alpha_squared)).sqrt())
 
 
+PROCESSES = {"cosine": cosine, "karras": karras, "ddpm_linear": ddpm_linear}
+
+
+def levels_of(process: str, num_steps: int) -> Level:
+    """Levels by the name of their process; ValueError for an unknown one."""
+    if process not in PROCESSES:
+        raise ValueError(f"process is {process!r}: choose one of {list(PROCESSES)}")
+    return PROCESSES[process](num_steps)
+
+
 def _check_num_steps(num_steps: int, least: int) -> None:
     if num_steps < least:
         raise ValueError(f"num_steps is {num_steps}: give {least} or more")

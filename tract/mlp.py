@@ -8,26 +8,38 @@ from tract.unet import Embedding
 
 
 class MLP(nn.Module):
-    """`net(x, logsnr, labels)` for points x (B, point_dim): residual layers, embedding added."""
+    """`net(x, logsnr, labels)` for points x (B, point_dim), returns (B, point_dim)."""
 
     def __init__(
         self, point_dim: int, *, channels: int = 128, num_blocks: int = 3, num_classes: int = 0
     ):
         super().__init__()
         self.emb = Embedding(channels, channels, num_classes)
-        # Coordinates enter as sines as well: thin structures need sharp functions of x.
+        # Coordinates enter as waves as well: thin structures need sharp functions of x.
         self.register_buffer("frequencies", 2.0 ** torch.arange(4), persistent=False)
-        self.dense_in = nn.Linear(point_dim * 9, channels)
-        self.blocks = nn.ModuleList(
-            nn.ModuleList([nn.Linear(channels, channels), nn.Linear(channels, channels)])
-            for _ in range(num_blocks)
-        )
+        waves = 2 * len(self.frequencies)  # a sine and a cosine each
+        self.dense_in = nn.Linear(point_dim * (1 + waves), channels)
+        self.blocks = nn.ModuleList(MLPBlock(channels) for _ in range(num_blocks))
         self.dense_out = nn.Linear(channels, point_dim)
 
     def forward(self, x: Tensor, logsnr: Tensor, labels: Tensor | None = None) -> Tensor:
         emb = self.emb(logsnr, labels)
         waves = (x[:, :, None] * self.frequencies).flatten(1)
-        h = self.dense_in(torch.cat([x, waves.sin(), waves.cos()], 1))
-        for first, second in self.blocks:
-            h = h + second(F.silu(first(F.silu(h + emb))))
+        h = self.dense_in(torch.cat([x, waves.sin(), waves.cos()], 1))  # (B, channels)
+        for block in self.blocks:
+            h = block(h, emb)
         return self.dense_out(F.silu(h))
+
+
+class MLPBlock(nn.Module):
+    """Two linear layers around a scale and shift by the embedding, as in the U-Net."""
+
+    def __init__(self, channels: int):
+        super().__init__()
+        self.dense1 = nn.Linear(channels, channels)
+        self.emb_proj = nn.Linear(channels, 2 * channels)
+        self.dense2 = nn.Linear(channels, channels)
+
+    def forward(self, h: Tensor, emb: Tensor) -> Tensor:
+        scale, shift = self.emb_proj(emb).chunk(2, dim=1)
+        return h + self.dense2(F.silu(self.dense1(F.silu(h)) * (1 + scale) + shift))

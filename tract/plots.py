@@ -1,21 +1,31 @@
 """Pictures: every function draws one figure from plain data and returns it."""
 
+import itertools
 from collections.abc import Mapping, Sequence
 
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import seaborn as sns
+import torch
 from matplotlib.axes import Axes
+from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.patches import FancyArrowPatch, Rectangle
+from matplotlib.path import Path as BezierPath
+from matplotlib.ticker import LogFormatter
 from torch import Tensor
 
-from tract.data import to_uint8
-from tract.levels import Level
+from tract.data import Data, to_uint8, to_unit
+from tract.ddim import add_noise
+from tract.levels import Level, broadcast
 from tract.phases import Phase
+from tract.train import SAMPLES, generator_for
 
 # Colour-blind safe, and the same meaning in every figure.
-TEACHER, SELF_TEACHER, DATA = "#0072b2", "#d55e00", "#888888"
+TEACHER, SELF_TEACHER, STUDENT, DATA = "#0072b2", "#d55e00", "#009e73", "#888888"
+CYCLE = sns.husl_palette(256, s=0.9, l=0.62, as_cmap=True)  # for angles: ends where it starts
 
 
 def image_rows(rows: Mapping[str, Tensor], scale: float = 0.62) -> Figure:
@@ -38,6 +48,24 @@ def _image_row(ax: Axes, images: Tensor) -> None:
     ax.spines[:].set_visible(False)
 
 
+def noise_levels(data: Data, levels: Level, count: int) -> Figure:
+    """A few images of a data set at a few levels each, from clean to the noisiest, and the SNR."""
+    indices = np.linspace(0, levels.num_steps, count).round().astype(int)
+    x0 = to_unit(data.samples[:3].cpu()).repeat_interleave(count, 0)
+    eps = torch.randn(x0.shape, generator=generator_for("cpu", 0, SAMPLES))
+    level = levels[torch.tensor(indices).repeat(3)]
+    x = add_noise(x0, eps, level) / broadcast((level.alpha**2 + level.sigma**2).sqrt(), x0)
+    figure, axes = _figure(3, 1, (0.75 * count + 1, 2.6))
+    for ax, images in zip(axes[:, 0], x.split(count), strict=True):
+        _image_row(ax, images / 2)  # noise reaches beyond [-1, 1]
+    centres = (np.arange(count) + 0.5) * (axes[2, 0].get_xlim()[1] + 0.5) / count
+    logsnr = levels.logsnr[indices].numpy()
+    labels = [f"{i}\n{value:+.1f}" for i, value in zip(indices, logsnr, strict=True)]
+    axes[2, 0].set_xticks(centres, labels)
+    axes[2, 0].set_xlabel("grid index, and log-SNR below it")
+    return figure
+
+
 def loss_curves(histories: Mapping[str, pd.DataFrame]) -> Figure:
     """Weighted loss and unweighted error of runs over images seen, smoothed over 1 % of a run."""
     figure, axes = _figure(1, 2, (9, 3))
@@ -52,73 +80,159 @@ def loss_curves(histories: Mapping[str, pd.DataFrame]) -> Figure:
     return figure
 
 
-def schedule_picture(phases: Sequence[Phase], levels: Level) -> Figure:
-    """The groups of every phase on the time axis, noise left, with one example of both hops.
+def schedule_picture(phases: Sequence[Phase], levels: Level, self_taught: bool = True) -> Figure:
+    """The groups of every phase, and in one of them, magnified, who makes which hop.
 
-    Blue: one teacher step, the first hop. Orange: what a self-teacher crosses, the second hop.
+    self_taught: the self-teacher makes the second hop (TRACT), else the teacher does (BTD). Time
+    runs from noise to data, darker where there is more noise; t, u and s are indices of levels.
     """
-    figure, axes = _figure(len(phases) + 1, 1, (9, 1.1 + 0.75 * len(phases)), sharex=True)
-    grid = levels.num_steps
-    for ax, phase in zip(axes[:, 0], phases, strict=False):
-        _phase_axis(ax, phase, grid)
-    ax = axes[-1, 0]
-    time = np.arange(grid + 1)
-    ax.plot(time, levels.sigma / (levels.alpha**2 + levels.sigma**2).sqrt(), color=DATA)
-    ax.set(ylim=(-0.1, 1.1), yticks=[0, 1], xlim=(grid * 1.01, -grid * 0.01))
-    ax.set_ylabel("noise share", rotation=0, ha="right", va="center")
-    ax.set_xlabel("grid index: noise on the left, data on the right")
+    figure, axes = _figure(len(phases), 1, (9, 1.9 * len(phases) + 0.3))
+    for ax, phase in zip(axes[:, 0], phases, strict=True):
+        group = phase.student_steps // 3  # the one that is magnified, counted from the noise
+        _whole_time(ax, phase, levels, group)
+        _magnified_group(ax, phase, group, self_taught)
+        ax.set(xlim=(-0.06, 1.06), ylim=(-0.75, 2.5), xticks=[], yticks=[])
+        ax.spines[:].set_visible(False)
+        groups = "1 group" if phase.student_steps == 1 else f"{phase.student_steps} groups"
+        ax.set_title(
+            f"{phase}:  the teacher's {phase.teacher_steps} steps in {groups} of {phase.segment}; "
+            "the student learns to cross a group in one step",
+            loc="left",
+        )
+    hops = {"first hop: one step of the teacher": (TEACHER, "-")}
+    if self_taught:
+        hops["second hop: the self-teacher, to the end of the group"] = (SELF_TEACHER, "-")
+    else:
+        hops = {"both hops: one step of the teacher each": (TEACHER, "-")}
+    hops["the student: both at once"] = (STUDENT, "--")
+    handles = [Line2D([], [], color=c, ls=style, label=label) for label, (c, style) in hops.items()]
+    figure.legend(handles=handles, loc="outside lower center", ncols=3, frameon=False)
     return figure
 
 
-def _phase_axis(ax: Axes, phase: Phase, grid: int) -> None:
-    width = phase.segment * phase.stride
-    # Two tints side by side show the groups; more than 64 of them would be a grey smear.
-    for group in range(phase.student_steps if phase.student_steps <= 64 else 0):
-        ax.axvspan(group * width, (group + 1) * width, color=DATA, alpha=(0.12, 0.3)[group % 2])
-    if phase.student_steps > 64:
-        ax.axvspan(0, grid, color=DATA, alpha=0.2, hatch="||||", linewidth=0)
-    top = grid * 3 // 4 // width * width or width  # start of the group drawn as an example
-    first = max(phase.stride, grid // 200)  # wide enough to be seen
-    ax.plot([top, top - first], [0.5, 0.5], color=TEACHER, linewidth=4, solid_capstyle="butt")
-    ax.plot(
-        [top - first, min(top - first, top - width)],
-        [0.5, 0.5],
-        color=SELF_TEACHER,
-        linewidth=2,
-        solid_capstyle="butt",
-    )
-    ax.set(ylim=(0, 1), yticks=[])
-    ax.set_ylabel(str(phase), rotation=0, ha="right", va="center")
-    ax.spines["left"].set_visible(False)
+def _whole_time(ax: Axes, phase: Phase, levels: Level, group: int) -> None:
+    """Draw all groups as a strip, and a cone from one of them to its magnification below."""
+    noise = (levels.sigma / (levels.alpha**2 + levels.sigma**2).sqrt()).flip(0).numpy()
+    strip = {"extent": (0, 1, 2.05, 2.4), "aspect": "auto", "cmap": "Greys", "vmin": 0, "vmax": 2}
+    ax.imshow(noise[None], **strip)
+    count = phase.student_steps
+    if count <= 128:  # more would be a white smear
+        ax.vlines(np.arange(1, count) / count, 2.05, 2.4, color="white", linewidth=1.2)
+    ax.add_patch(Rectangle((0, 2.05), 1, 0.35, fill=False, color=DATA, linewidth=0.5))
+    left, width = group / count, max(1 / count, 0.003)  # wide enough to be seen
+    ax.add_patch(Rectangle((left, 2.05), width, 0.35, fill=False, color="black", zorder=3))
+    ax.fill([left, left + width, 1, 0], [2.05, 2.05, 0, 0], color=DATA, alpha=0.13, linewidth=0)
+    ax.text(-0.01, 2.22, "noise", ha="right", va="center")
+    ax.text(1.01, 2.22, "data", ha="left", va="center")
 
 
-def paths(
-    axes_titles: Mapping[str, Sequence[Tensor]], data: Tensor, colour_by: Tensor, limit: float = 2.5
+def _magnified_group(ax: Axes, phase: Phase, group: int, self_taught: bool) -> None:
+    """Draw one group's teacher steps as marks, two hops, and the step they are to become."""
+    first = phase.segment // 4  # where in the group the example starts
+    steps = {"t": first, "u": first + 1, "s": phase.segment}
+    marks = _marks(phase.segment, first)
+    for (step, x), (next_step, next_x) in itertools.pairwise(marks.items()):
+        style = "-" if next_step == step + 1 else ":"  # dotted: marks left out
+        ax.plot([x, next_x], [0, 0], color="black", linewidth=1, linestyle=style)
+    ax.plot(list(marks.values()), [0] * len(marks), "|", color="black", markersize=7)
+    x_t, x_u, x_s = (marks[step] for step in steps.values())
+    _hop(ax, x_t, x_u, TEACHER)
+    if x_u < x_s:
+        _hop(ax, x_u, x_s, SELF_TEACHER if self_taught else TEACHER)
+    _hop(ax, x_t - 0.005, x_s + 0.005, STUDENT, height=1.6, linestyle="--")
+    noisy_end = phase.grid_steps - group * phase.segment * phase.stride
+    for (name, step), side in zip(steps.items(), ("right", "left", "center"), strict=True):
+        label = f"{name} = {noisy_end - step * phase.stride}"
+        ax.text(marks[step], -0.25, label, ha=side, va="top")
+
+
+def _marks(segment: int, first: int) -> dict[int, float]:
+    """Places in [0, 1] of a group's teacher steps; of very many, three runs with gaps between."""
+    if segment <= 32:
+        return {step: step / segment for step in range(segment + 1)}
+    runs = {0: 0, first - 1: 8, segment - 3: 29}  # the first step of a run, and where in 1/32
+    return {step + i: (place + i) / 32 for step, place in runs.items() for i in range(4)}
+
+
+def _hop(
+    ax: Axes, x_from: float, x_to: float, color: str, height: float | None = None, **style
+) -> None:
+    """Draw an arc with an arrowhead on the axis of a magnified group."""
+    if height is None:
+        height = min(1.05, 0.3 + 1.6 * (x_to - x_from))
+    top = height * 4 / 3  # of the control points, so that the arc itself is of this height
+    ends = [(x_from, 0.08), (x_from, top), (x_to, top), (x_to, 0.08)]
+    arc = BezierPath(ends, [BezierPath.MOVETO] + 3 * [BezierPath.CURVE4])
+    options = {"arrowstyle": "-|>", "mutation_scale": 9, "linewidth": 1.6} | style
+    ax.add_patch(FancyArrowPatch(path=arc, color=color, **options))
+
+
+def paths(panels: Mapping[str, Sequence[Tensor]], data: Tensor, limit: float = 2.6) -> Figure:
+    """2-D paths side by side: for each title the points (B, 2) of every time, over data (N, 2).
+
+    Every path has the colour of the direction in which it starts.
+    """
+    figure, axes = _figure(1, len(panels), (9, 9 / len(panels) + 0.25))
+    for ax, (title, points) in zip(axes[0], panels.items(), strict=True):
+        colours = _colours(points[0])
+        lines = np.stack([p.numpy() for p in points], axis=1)  # (B, times, 2)
+        ax.scatter(*data.numpy().T, s=1, color=DATA, alpha=0.2, linewidth=0)
+        ax.add_collection(LineCollection(lines, colors=colours, linewidths=0.6, alpha=0.8))
+        ax.scatter(*lines[:, -1].T, s=9, color=colours, zorder=3, linewidth=0)
+        _plane(ax, title, limit)
+    return figure
+
+
+def point_maps(
+    panels: Mapping[str, Tensor], origin: Tensor, columns: int = 3, limit: float = 2.6
 ) -> Figure:
-    """2-D paths side by side: for each title the points (B, 2) of every time, over the data.
+    """The same 2-D points (B, 2) under several maps, one panel each, rows of so many columns.
 
-    colour_by (B,) colours every path by where its noise came from.
+    origin (B, 2): a point keeps the colour of the direction in which it lies here.
     """
-    figure, axes = _figure(1, len(axes_titles), (3.1 * len(axes_titles), 3.3))
-    colours = plt.get_cmap("twilight")(colour_by.numpy())
-    for ax, (title, points) in zip(axes[0], axes_titles.items(), strict=True):
-        lines = np.stack([p.numpy() for p in points])  # (times, B, 2)
-        ax.scatter(*data.T, s=1, color=DATA, alpha=0.25, linewidth=0)
-        for line, colour in zip(lines.transpose(1, 0, 2), colours, strict=True):
-            ax.plot(*line.T, color=colour, linewidth=0.5, alpha=0.7)
-        ax.scatter(*lines[-1].T, s=6, color=colours, zorder=3, linewidth=0)
-        ax.set(title=title, xlim=(-limit, limit), ylim=(-limit, limit), xticks=[], yticks=[])
-        ax.set_aspect("equal")
+    rows = -(-len(panels) // columns)
+    size = 9 / columns
+    figure, axes = _figure(rows, columns, (9, (size + 0.25) * rows))
+    for ax in axes.flat[len(panels) :]:
+        ax.set_visible(False)
+    colours = _colours(origin)
+    for ax, (title, points) in zip(axes.flat, panels.items(), strict=False):
+        ax.scatter(*points.numpy().T, s=size, color=colours, linewidth=0)
+        _plane(ax, title, limit)
     return figure
 
 
-def errors(table: pd.DataFrame, value: str, label: str) -> Figure:
-    """Bars of a value per recipe with every seed as a point; error bars span the seeds."""
-    figure, axes = _figure(1, 1, (6, 0.5 * table["recipe"].nunique() + 1))
+def _colours(points: Tensor) -> np.ndarray:
+    x, y = points.numpy().T
+    return CYCLE(np.arctan2(y, x) / (2 * np.pi) % 1)
+
+
+def _plane(ax: Axes, title: str, limit: float) -> None:
+    ax.set(title=title, xlim=(-limit, limit), ylim=(-limit, limit), xticks=[], yticks=[])
+    ax.spines[:].set(visible=True, color="#cccccc")
+    ax.set_aspect("equal")
+
+
+def errors(table: pd.DataFrame, value: str, label: str, references: Mapping[str, float]) -> Figure:
+    """A value per recipe on a log axis: every seed a point, and a bar through their mean.
+
+    table: columns "recipe" and the value, a row per seed. references: named lines to compare with.
+    """
+    recipes = list(table["recipe"].unique())
+    figure, axes = _figure(1, 1, (9, 0.45 * len(recipes) + 1.1))
     ax = axes[0, 0]
-    sns.barplot(table, x=value, y="recipe", errorbar="sd", color=TEACHER, alpha=0.6, ax=ax)
-    sns.stripplot(table, x=value, y="recipe", color="black", size=3, ax=ax)
-    ax.set(xlabel=label, ylabel="")
+    for row, recipe in enumerate(recipes):
+        values = table.loc[table["recipe"] == recipe, value]
+        ax.plot(values, [row] * len(values), "o", color=STUDENT, markersize=5, alpha=0.7)
+        ax.plot([values.mean()] * 2, [row - 0.3, row + 0.3], color=STUDENT, linewidth=2)
+    for name, number in references.items():
+        ax.axvline(number, color=TEACHER, linewidth=1, linestyle=":")
+        ax.text(number, -0.65, name, color=TEACHER, ha="center", va="bottom")
+    ax.set(xscale="log", xlabel=label, yticks=range(len(recipes)), yticklabels=recipes)
+    ax.set_ylim(len(recipes) - 0.4, -0.6)
+    ax.xaxis.set_major_formatter("{x:g}")
+    ax.xaxis.set_minor_formatter(LogFormatter(minor_thresholds=(2, 1)))
+    ax.tick_params("y", length=0)
     return figure
 
 

@@ -28,7 +28,7 @@ PRESETS = {
     # For grey 32x32 images, on one GPU.
     "fashion_mnist": {
         "prediction": "edm",
-        "sigma_data": 0.6,
+        "sigma_data": 0.66,
         "image_size": 32,
         "image_channels": 1,
         "channels": 96,

@@ -13,7 +13,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
@@ -40,20 +40,24 @@ def complete(
     """
     folder = Path(folder)
     card = json.loads(json.dumps({"settings": asdict(settings), **card}))
-    _claim(folder, card)
+    claim(folder / "card.json", card)
     if (folder / "model.safetensors").is_file():
-        model, _ = load_model(folder)
         print(f"{folder.name}: finished before, read from {folder / 'model.safetensors'}")
-        return model
+        return load_model(folder, _device(state.ema))[0]
     checkpoint = folder / "checkpoint.safetensors"
     if checkpoint.is_file():
         load_state(checkpoint, state)
         print(f"{folder.name}: resuming after step {state.step} from {checkpoint}")
-    history = _trim_history(folder / "history.jsonl", state.step)
-    seconds_before = history[-1]["seconds"] if history else 0.0
+    past = _trim_history(folder / "history.jsonl", state.step)
+    seconds_before = past[-1]["seconds"] if past else 0.0
     start = saved = time.monotonic()
-    with (folder / "history.jsonl").open("a") as file, _interrupt_between_steps() as stop:
-        for record in _progress(records, folder.name, state.step, settings.num_steps):
+    steps = _progress(records, folder.name, state.step, settings.num_steps)
+    with (
+        (folder / "history.jsonl").open("a") as file,
+        _interrupt_between_steps() as stop,
+        closing(steps),
+    ):
+        for record in steps:
             now = time.monotonic()
             file.write(json.dumps(asdict(record) | {"seconds": seconds_before + now - start}))
             file.write("\n")
@@ -62,11 +66,13 @@ def complete(
                 save_state(checkpoint, state, card)
                 saved = time.monotonic()
             if stop.requested:
-                print(f"{folder.name}: saved at step {record.step}; run it again to go on")
-                raise KeyboardInterrupt
+                break
+    if stop.requested:
+        print(f"{folder.name}: saved at step {state.step}; run it again to go on")
+        raise KeyboardInterrupt
     save_model(folder / "model.safetensors", state.ema, card)
     checkpoint.unlink(missing_ok=True)
-    return load_model(folder)[0]
+    return load_model(folder, _device(state.ema))[0]
 
 
 def history(folder: str | Path) -> pd.DataFrame:
@@ -77,13 +83,40 @@ def history(folder: str | Path) -> pd.DataFrame:
 def append_results(path: str | Path, rows: Iterable[dict], key: Iterable[str]) -> pd.DataFrame:
     """Add rows to a CSV table, replacing those that agree in the key columns; returns the table."""
     path, key = Path(path), list(key)
-    table = pd.DataFrame(list(rows))
-    if path.is_file():
-        table = pd.concat([pd.read_csv(path), table], ignore_index=True)
-    same = table[key].astype(str).agg("|".join, axis=1).duplicated(keep="last")
-    table = table[~same].reset_index(drop=True)
+    before = pd.read_csv(path, keep_default_na=False).to_dict("records") if path.is_file() else []
+    # A dictionary keeps the place of the row that is replaced.
+    merged = {tuple(str(row[name]) for name in key): row for row in [*before, *rows]}
+    table = pd.DataFrame(list(merged.values()))
     write_atomically(path, table.to_csv(index=False).encode())
     return table
+
+
+def claim(path: Path, card: dict) -> None:
+    """Write the card of something new; refuse with their names values that an old one has not.
+
+    ValueError leaves everything as it is.
+    """
+    if not path.is_file():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        content = json.dumps(card | {"provenance": provenance()}, indent=1) + "\n"
+        write_atomically(path, content.encode())
+        return
+    before = read_card(path)
+    before.pop("provenance", None)
+    changed = sorted(_differences(before, card))
+    if changed:
+        raise ValueError(
+            f"{path.parent} was begun with other values of {', '.join(changed)}: give another "
+            "run_dir or seed, restore these values, or remove that folder"
+        )
+
+
+def read_card(path: Path) -> dict:
+    """A card as written by `claim`; ValueError if the file is damaged."""
+    try:
+        return json.loads(path.read_text())
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path} is damaged ({error}): restore or remove its folder") from error
 
 
 def provenance() -> dict:
@@ -107,27 +140,6 @@ def _commit() -> str | None:
     except OSError:
         return None
     return done.stdout.strip() or None
-
-
-def _claim(folder: Path, card: dict) -> None:
-    """Write the card of a new run; refuse a folder whose card says something else."""
-    path = folder / "card.json"
-    if not path.is_file():
-        folder.mkdir(parents=True, exist_ok=True)
-        content = json.dumps(card | {"provenance": provenance()}, indent=1) + "\n"
-        write_atomically(path, content.encode())
-        return
-    try:
-        before = json.loads(path.read_text())
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{path} is damaged ({error}): remove {folder} or restore it") from error
-    before.pop("provenance", None)
-    changed = sorted(_differences(before, card))
-    if changed:
-        raise ValueError(
-            f"{folder} holds a run with other values of {', '.join(changed)}: give another "
-            "run_dir, restore these values, or remove that folder"
-        )
 
 
 def _differences(before, now, name: str = "") -> Iterator[str]:
@@ -164,6 +176,10 @@ def _progress(records: Iterator[Record], name: str, step: int, num_steps: int) -
             yield record
             bar.set_postfix_str(f"{record.phase} loss {record.loss:.3g}", refresh=False)
             bar.update()
+
+
+def _device(module: torch.nn.Module) -> torch.device:
+    return next(module.parameters()).device
 
 
 class _Stop:

@@ -43,11 +43,12 @@ def read_tensors(path: str | Path) -> tuple[dict[str, Tensor], dict]:
         with safe_open(path, framework="pt") as file:
             card = (file.metadata() or {}).get("card")
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except SafetensorError as error:
+        card = None if card is None else json.loads(card)
+    except (SafetensorError, json.JSONDecodeError) as error:
         raise ValueError(f"{path} is damaged ({error}): restore or remove it") from error
-    if card is None:
+    if not isinstance(card, dict):
         raise ValueError(f"{path} has no card: it was not written by tract")
-    return tensors, json.loads(card)
+    return tensors, card
 
 
 def save_model(path: str | Path, denoiser: Denoiser, card: dict) -> None:
@@ -55,7 +56,7 @@ def save_model(path: str | Path, denoiser: Denoiser, card: dict) -> None:
     write_tensors(path, denoiser.state_dict(), {**card, "network": denoiser.config})
 
 
-def load_model(path: str | Path) -> tuple[Denoiser, dict]:
+def load_model(path: str | Path, device: torch.device | str = "cpu") -> tuple[Denoiser, dict]:
     """A denoiser in evaluation mode, and its card, from a file or the folder of a finished run."""
     path = Path(path)
     if path.is_dir():
@@ -63,9 +64,12 @@ def load_model(path: str | Path) -> tuple[Denoiser, dict]:
     if not path.is_file():
         raise FileNotFoundError(f"no model at {path}: finish the run that writes it, or correct it")
     tensors, card = read_tensors(path)
-    denoiser = build_denoiser(card["network"])
+    try:
+        denoiser = build_denoiser(card["network"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"{path} describes no network to build ({error!r}): restore it") from error
     _load_weights(denoiser, tensors, path)
-    return denoiser.eval().requires_grad_(False), card
+    return denoiser.to(device).eval().requires_grad_(False), card
 
 
 def save_state(path: str | Path, state, card: dict) -> None:
@@ -83,6 +87,8 @@ def save_state(path: str | Path, state, card: dict) -> None:
 def load_state(path: str | Path, state) -> None:
     """Bring a state at step 0 to where `save_state` wrote it; bit for bit on the same device."""
     tensors, card = read_tensors(path)
+    if "counters" not in card:
+        raise ValueError(f"{path} is no checkpoint: it holds {sorted(card)}")
     state.restore_counters(card["counters"])
     for role, module in state.modules().items():
         _load_weights(module, _under(role, tensors), path)

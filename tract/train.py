@@ -5,6 +5,7 @@ A loop is a generator that yields a small record after the optimizer and the ave
 
 import math
 from collections.abc import Iterator
+from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass
 
@@ -125,9 +126,16 @@ def train_teacher(
 ) -> Iterator[Record]:
     """Train a denoiser from data; yields one record per step, state.ema is the result.
 
-    Levels are drawn uniformly from the grid; the loss is weight(t) |D(x_t) - x0|^2.
+    Levels are drawn uniformly from the grid; the loss is weight(t) |D(x_t) - x0|^2. ValueError,
+    at once, if the data are less than a batch.
     """
     data.check_batch(settings.batch)
+    return _teacher_steps(state, data, levels, settings)
+
+
+def _teacher_steps(
+    state: TeacherState, data: Data, levels: Level, settings: Training
+) -> Iterator[Record]:
     device = data.samples.device
     levels, weight = levels.to(device), WEIGHTS[settings.weight]
     decay = decay_from_residual(settings.ema_residual, settings.num_steps)
@@ -137,7 +145,8 @@ def train_teacher(
         eps = torch.randn(x0.shape, generator=generator, device=device)
         i_t = torch.randint(1, len(levels), (settings.batch,), generator=generator, device=device)
         t = levels[i_t]
-        error = squared_error(state.student, add_noise(x0, eps, t), t, x0, labels)
+        with dropout_keyed(device, settings.seed, DROPOUT, state.step):
+            error = squared_error(state.student, add_noise(x0, eps, t), t, x0, labels)
         loss = (error * weight(t, state.student.sigma_data).to(error)).mean()
         descend(loss, state, settings)
         state.step += 1
@@ -180,7 +189,7 @@ def frozen(module: nn.Module) -> nn.Module:
 
 
 # What a random stream is for; part of its key, so that no two uses share numbers.
-TEACHER, DISTILLATION, SAMPLES, NETWORK = range(4)
+TEACHER, DISTILLATION, SAMPLES, DROPOUT = range(4)
 
 
 def generator_for(device: torch.device | str, *key: int) -> torch.Generator:
@@ -191,3 +200,11 @@ def generator_for(device: torch.device | str, *key: int) -> torch.Generator:
     """
     (seed,) = np.random.SeedSequence(key).generate_state(1)
     return torch.Generator(device).manual_seed(int(seed))
+
+
+@contextmanager
+def dropout_keyed(device: torch.device, *key: int) -> Iterator[None]:
+    """Let dropout, which takes no generator, depend on this key alone; restored afterwards."""
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        torch.manual_seed(generator_for("cpu", *key).initial_seed())
+        yield
