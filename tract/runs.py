@@ -38,6 +38,8 @@ def complete(
     unfinished one is resumed, and one with other settings is refused with their names. Ctrl-C,
     the notebook's stop button and SIGTERM end it after the current step, saved.
     """
+    if not hasattr(state.ema, "config"):  # found out before the run, not after it
+        raise ValueError("this denoiser cannot be saved: make it with presets.build_denoiser")
     folder = Path(folder)
     card = json.loads(json.dumps({"settings": asdict(settings), **card}))
     claim(folder / "card.json", card)

@@ -1,0 +1,150 @@
+"""A whole small experiment in one folder: teacher, students, measurements, and what is refused."""
+
+import json
+
+import pandas as pd
+import pytest
+import torch
+
+from tract.distill import Distillation
+from tract.experiment import TEACHER, Experiment, open_experiment, run_name
+from tract.levels import cosine, karras, levels_of
+from tract.metrics import fd_pixels
+from tract.presets import PRESETS
+from tract.state import load_model
+from tract.train import Training
+
+TRAINING = Training(images=8, batch=4)
+STUDENT = Distillation(images=8, batch=4, step_schedule=(8, 2, 1), seed=3)
+
+
+def experiment(folder, **more):
+    options = {"teacher_steps": 8, "reference_steps": 8, "num_samples": 4} | more
+    return Experiment(folder, "digits", **options)
+
+
+@pytest.fixture(scope="module")
+def done(tmp_path_factory):
+    """An experiment with a teacher and a student, both measured."""
+    begun = experiment(tmp_path_factory.mktemp("runs") / "quick")
+    begun.measure(begun.train_teacher("digits", TRAINING), TRAINING, [8, 1])
+    begun.measure(begun.distill(STUDENT), STUDENT, [1])
+    return begun
+
+
+def test_the_folder_tells_the_next_notebook_everything(done):
+    again = open_experiment(done.folder)
+    assert again == done
+    assert again.card() == done.card()
+
+
+def test_every_measurement_is_a_row(done):
+    table = pd.read_csv(done.folder / "results.csv", keep_default_na=False)
+    rows = table[["method", "phases", "nfe", "images", "seed"]].values.tolist()
+    assert rows == [
+        ["teacher", "", 8, 8, 0],
+        ["teacher", "", 1, 8, 0],
+        ["TRACT", "8>2>1", 1, 8, 3],
+    ]
+
+
+def test_rows_measure_the_samples_that_were_kept(done):
+    table = pd.read_csv(done.folder / "results.csv")
+    reference = done.samples(TEACHER)[8]
+    for row, name in zip(table.itertuples(), [TEACHER, TEACHER, run_name(STUDENT)], strict=True):
+        samples = done.samples(name)[row.nfe]
+        assert samples.shape == (4, 1, 8, 8)
+        # Rows are rounded to six digits after the point.
+        assert row.fd_pixels == pytest.approx(fd_pixels(samples, done.data), abs=1e-6)
+        distance = (samples - reference).square().mean().sqrt().item()
+        assert row.rmse_to_teacher == pytest.approx(distance, abs=1e-6)
+
+
+def test_measuring_again_replaces_the_row(done):
+    before = (done.folder / "results.csv").read_text()
+    student, _ = load_model(done.folder / run_name(STUDENT))
+    done.measure(student, STUDENT, [1])
+    assert (done.folder / "results.csv").read_text() == before
+
+
+def test_the_teacher_of_a_student_is_on_its_card(done):
+    card = json.loads((done.folder / run_name(STUDENT) / "card.json").read_text())
+    assert card["teacher"]["images"] == TRAINING.images
+    assert card["experiment"]["data_sha256"] == done.data.sha256
+    assert card["settings"]["step_schedule"] == [8, 2, 1]
+
+
+def test_the_comparison_has_data_and_every_measured_run(done):
+    rows = done.comparison(3)
+    assert list(rows) == ["data", "teacher, 8 steps", "teacher, 1 step", "TRACT 8>2>1, 1 step"]
+    assert torch.equal(rows["teacher, 1 step"], done.samples(TEACHER)[1][:3])
+    assert {len(images) for images in rows.values()} == {3}
+
+
+def test_an_experiment_of_other_levels_is_refused_in_the_same_folder(done):
+    before = (done.folder / "experiment.json").read_bytes()
+    with pytest.raises(ValueError, match=r"teacher_steps \(8 there, 16 here\).*run_dir"):
+        experiment(done.folder, teacher_steps=16).train_teacher("digits", TRAINING)
+    assert (done.folder / "experiment.json").read_bytes() == before
+
+
+def test_data_that_changed_are_refused(done, tmp_path):
+    card = json.loads((done.folder / "experiment.json").read_text())
+    (tmp_path / "experiment.json").write_text(json.dumps(card | {"data_sha256": "0"}))
+    with pytest.raises(ValueError, match="the data digits changed since .*: restore it, or begin"):
+        open_experiment(tmp_path)
+
+
+def test_a_folder_without_an_experiment_is_refused_with_what_to_do(tmp_path):
+    with pytest.raises(FileNotFoundError, match=f"no {tmp_path}/experiment.json: execute 01_"):
+        open_experiment(tmp_path)
+
+
+def test_samples_that_nobody_made_are_refused_with_what_to_do(done):
+    with pytest.raises(FileNotFoundError, match="no .*BTD-8.*: execute the notebook"):
+        done.samples("BTD-8")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"reference_steps": 3}, "num_steps is 3, .*choose a divisor of 8"),
+        ({"num_samples": 1}, "num_samples is 1: use 2 or more"),
+        ({"process": "linear"}, "process is 'linear': choose one of .*'cosine'"),
+        ({"teacher_steps": 0}, "num_steps is 0: give 1 or more"),
+    ],
+)
+def test_an_experiment_that_cannot_be_is_refused_when_it_is_made(tmp_path, options, message):
+    with pytest.raises(ValueError, match=message):
+        experiment(tmp_path / "never", **options)
+    assert not (tmp_path / "never").exists()
+
+
+def test_a_network_that_does_not_fit_the_data_is_refused_before_anything_is_written(tmp_path):
+    with pytest.raises(ValueError, match="choose another preset or other data"):
+        experiment(tmp_path / "never").train_teacher("cifar10", TRAINING)
+    assert not (tmp_path / "never").exists()
+
+
+def test_a_batch_that_was_refused_does_not_claim_the_folder(tmp_path):
+    with pytest.raises(ValueError, match="batch is 2000 but digits has 1797 samples"):
+        experiment(tmp_path).train_teacher("digits", Training(images=2000, batch=2000))
+    assert not (tmp_path / TEACHER).exists()
+
+
+def test_a_conditional_experiment_teaches_the_labels(tmp_path):
+    begun = experiment(tmp_path, conditional=True)
+    teacher = begun.train_teacher("digits", TRAINING)
+    assert teacher.config["options"]["num_classes"] == 10
+    assert "num_classes" not in PRESETS["digits"]
+    assert begun.measure(teacher, TRAINING, [8]).nfe.tolist() == [8]
+
+
+def test_levels_have_the_names_of_their_processes():
+    assert torch.equal(levels_of("karras", 5).sigma, karras(5).sigma)
+    assert torch.equal(levels_of("cosine", 5).sigma, cosine(5).sigma)
+
+
+def test_runs_are_named_by_what_tells_them_apart():
+    assert run_name(TRAINING) == "teacher"
+    assert run_name(STUDENT) == "TRACT-8-2-1-seed3"
