@@ -76,12 +76,13 @@ class Denoiser(nn.Module):
         """x0 for x_t (B, ...) at a level () or (B,); labels are (B,) integers or None."""
         c_skip, c_out, c_in = SCALINGS[self.prediction](level, self.sigma_data)
         logsnr = level.logsnr.clamp(-20, 20).to(x_t).expand(len(x_t))
-        F_x = self.net(broadcast(c_in, x_t) * x_t, logsnr, labels)
+        inputs = (broadcast(c_in, x_t) * x_t).to(next(self.net.parameters(), x_t).dtype)
+        F_x = self.net(inputs, logsnr, labels).to(x_t.dtype)
         if self.prediction == "x0_eps":
             x0, eps = F_x.chunk(2, dim=1)
             norm = (level.alpha**2 + level.sigma**2).sqrt()
             F_x = broadcast(level.alpha / norm, eps) * eps - broadcast(level.sigma / norm, x0) * x0
-        return broadcast(c_skip, x_t) * x_t + broadcast(c_out, x_t) * F_x.to(x_t.dtype)
+        return broadcast(c_skip, x_t) * x_t + broadcast(c_out, x_t) * F_x
 
 
 def clamped(denoise: Denoise) -> Denoise:

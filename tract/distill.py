@@ -229,6 +229,13 @@ def _distillation_steps(
     method, x0_estimate = METHODS[settings.method], X0_ESTIMATES[settings.teacher_step]
     limit = clamped if settings.clamp else (lambda denoise: denoise)
     decay = decay_from_residual(settings.ema_residual, settings.steps_per_phase)
+    done = state.step - state.phase * settings.steps_per_phase
+    if not 0 <= done <= settings.steps_per_phase or state.phase >= len(phases):
+        raise ValueError(
+            f"the state is in phase {state.phase + 1} after {state.step} steps, but these settings "
+            f"have {len(phases)} phases of {settings.steps_per_phase} steps: keep images, batch "
+            "and step_schedule"
+        )
     while state.step < settings.num_steps:
         if state.step == (state.phase + 1) * settings.steps_per_phase:
             start_next_phase(state, settings)

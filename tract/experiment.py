@@ -21,7 +21,7 @@ from tract.evaluate import fixed_noise, sample_batches
 from tract.levels import Level, levels_of
 from tract.metrics import fd_pixels, rmse
 from tract.presets import build_denoiser, check_fits, preset
-from tract.runs import append_results, claim, complete, history, read_card
+from tract.runs import Saving, append_results, claim, complete, history, read_card
 from tract.samplers import step_indices
 from tract.state import load_model, read_tensors, write_tensors
 from tract.train import Training, start_training, train_teacher
@@ -71,19 +71,21 @@ class Experiment:
         del card["folder"], card["data_dir"]
         return card | {"data_sha256": self.data.sha256}
 
-    def train_teacher(self, preset_name: str, settings: Training) -> Denoiser:
+    def train_teacher(
+        self, preset_name: str, settings: Training, saving: Saving | None = None
+    ) -> Denoiser:
         """Train, resume or read the teacher; ValueError if the network does not fit the data."""
         network = preset(preset_name)
         if self.conditional:
             network["options"]["num_classes"] = self.data.num_classes
         check_fits(network, self.data)
-        claim(self.folder / "experiment.json", self.card() | {"data_dir": self.data_dir})
+        claim(self.folder / "experiment.json", self.card(), note={"data_dir": self.data_dir})
         state = start_training(build_denoiser(network, settings.seed).to(device()), settings)
         records = train_teacher(state, self.data, self.levels, settings)
         card = {"experiment": self.card(), "network": network, "method": TEACHER}
-        return complete(self.folder / TEACHER, state, records, settings, card)
+        return complete(self.folder / TEACHER, state, records, settings, card, saving)
 
-    def distill(self, settings: Distillation) -> Denoiser:
+    def distill(self, settings: Distillation, saving: Saving | None = None) -> Denoiser:
         """Distil the teacher, resume that, or read the finished student."""
         teacher, teacher_card = load_model(self.folder / TEACHER, device())
         state = start_distillation(teacher, settings)
@@ -94,7 +96,7 @@ class Experiment:
             "method": settings.method,
             "teacher": teacher_card["settings"],
         }
-        return complete(self.folder / run_name(settings), state, records, settings, card)
+        return complete(self.folder / run_name(settings), state, records, settings, card, saving)
 
     def measure(self, denoiser: Denoiser, settings: Training, steps: Sequence[int]) -> pd.DataFrame:
         """Sample at each number of steps, keep the samples, add rows to results.csv; returns it.
@@ -159,8 +161,8 @@ def open_experiment(folder: str | Path) -> Experiment:
         raise FileNotFoundError(f"no {path}: execute 01_teacher first, or correct run_dir")
     card = read_card(path)
     sha256 = card.pop("data_sha256")
-    card.pop("provenance")
-    experiment = Experiment(Path(folder), **card)
+    data_dir = card.pop("provenance")["data_dir"]
+    experiment = Experiment(Path(folder), data_dir=data_dir, **card)
     if experiment.data.sha256 != sha256:
         raise ValueError(
             f"the data {experiment.data_name} changed since {path} was written: restore it, or "

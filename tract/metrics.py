@@ -14,7 +14,7 @@ def frechet_distance(features: np.ndarray, reference: np.ndarray) -> float:
     matrix, so that features which never vary, such as black corners, do no harm.
     """
     (mean_1, cov_1), (mean_2, cov_2) = (
-        (x.mean(0), np.cov(x, rowvar=False)) for x in (features, reference)
+        (x.mean(0), np.atleast_2d(np.cov(x, rowvar=False))) for x in (features, reference)
     )
     variance, basis = np.linalg.eigh(cov_1)
     root = basis * variance.clip(min=0) ** 0.5 @ basis.T

@@ -28,7 +28,7 @@ class MLP(nn.Module):
         h = self.dense_in(torch.cat([x, waves.sin(), waves.cos()], 1))  # (B, channels)
         for block in self.blocks:
             h = block(h, emb)
-        return self.dense_out(F.silu(h))
+        return self.dense_out(F.relu(h))
 
 
 class MLPBlock(nn.Module):
@@ -42,4 +42,4 @@ class MLPBlock(nn.Module):
 
     def forward(self, h: Tensor, emb: Tensor) -> Tensor:
         scale, shift = self.emb_proj(emb).chunk(2, dim=1)
-        return h + self.dense2(F.silu(self.dense1(F.silu(h)) * (1 + scale) + shift))
+        return h + self.dense2(F.relu(self.dense1(F.relu(h)) * (1 + scale) + shift))

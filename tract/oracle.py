@@ -65,6 +65,8 @@ class Mixture:
             if self.component_labels is None:
                 raise ValueError("labels given to a mixture that has no component_labels")
             mine = self.component_labels.to(labels)[None] == labels[:, None]  # (B, K)
+            if not bool(mine.any(1).all()):
+                raise ValueError("labels name components that this mixture does not have")
             logits = torch.where(mine, logits, -torch.inf)
         x0 = torch.softmax(logits, 1) @ means
         gain = alpha * self.std**2 / variance

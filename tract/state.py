@@ -4,6 +4,7 @@ Every file is written beside its final name, flushed to disk and renamed: a read
 is killed, finds the old file or the new one, never half of one. Nothing that is read is executed.
 """
 
+import hashlib
 import json
 import os
 from pathlib import Path
@@ -18,37 +19,60 @@ from tract.presets import build_denoiser
 
 
 def write_atomically(path: str | Path, content: bytes) -> None:
-    """Replace a file by new content, durably, or leave it as it was."""
+    """Replace a file by new content, durably, or leave it as it was.
+
+    OSError, with the remedy, where the disk is full or the folder cannot be written to.
+    """
     path = Path(path)
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        with temporary.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+        try:
+            with temporary.open("wb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+            temporary.replace(path)
+        finally:
+            temporary.unlink(missing_ok=True)
+    except OSError as error:
+        raise OSError(
+            error.errno,
+            f"cannot write {path} of {len(content):,} bytes ({error.strerror}); what was there "
+            "before is intact: free space or permissions, or use another folder, and run it again",
+        ) from error
 
 
 def write_tensors(path: str | Path, tensors: dict[str, Tensor], card: dict) -> None:
-    """Write named tensors and a JSON-able card to one safetensors file."""
+    """Write named tensors and a JSON-able card, with a checksum of both, to a safetensors file."""
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    write_atomically(path, to_bytes(tensors, {"card": json.dumps(card)}))
+    text = json.dumps(card)
+    metadata = {"card": text, "sha256": _checksum(tensors, text)}
+    write_atomically(path, to_bytes(tensors, metadata))
 
 
 def read_tensors(path: str | Path) -> tuple[dict[str, Tensor], dict]:
     """Tensors and card of a file of ours; ValueError if it is damaged or someone else's."""
     try:
         with safe_open(path, framework="pt") as file:
-            card = (file.metadata() or {}).get("card")
+            metadata = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        card = None if card is None else json.loads(card)
-    except (SafetensorError, json.JSONDecodeError) as error:
+    except SafetensorError as error:
         raise ValueError(f"{path} is damaged ({error}): restore or remove it") from error
-    if not isinstance(card, dict):
+    if not {"card", "sha256"} <= metadata.keys():
         raise ValueError(f"{path} has no card: it was not written by tract")
-    return tensors, card
+    if _checksum(tensors, metadata["card"]) != metadata["sha256"]:
+        raise ValueError(f"{path} is damaged (its checksum does not match): restore or remove it")
+    return tensors, json.loads(metadata["card"])
+
+
+def _checksum(tensors: dict[str, Tensor], card: str) -> str:
+    """SHA-256 of everything that a reader takes from a file: names, types, shapes, values, card."""
+    digest = hashlib.sha256(card.encode())
+    for name in sorted(tensors):
+        tensor = tensors[name]
+        digest.update(f"\n{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()
 
 
 def save_model(path: str | Path, denoiser: Denoiser, card: dict) -> None:
@@ -85,11 +109,20 @@ def save_state(path: str | Path, state, card: dict) -> None:
 
 
 def load_state(path: str | Path, state) -> None:
-    """Bring a state at step 0 to where `save_state` wrote it; bit for bit on the same device."""
+    """Bring a state at step 0 to where `save_state` wrote it; bit for bit on the same device.
+
+    ValueError, with the state's networks as they were, if the file is damaged or of another run.
+    """
     tensors, card = read_tensors(path)
-    if "counters" not in card:
-        raise ValueError(f"{path} is no checkpoint: it holds {sorted(card)}")
-    state.restore_counters(card["counters"])
+    counters = card.get("counters")
+    if (
+        not isinstance(counters, dict)
+        or counters.keys() != state.counters().keys()
+        or not all(type(count) is int and count >= 0 for count in counters.values())
+    ):
+        raise ValueError(f"{path} is no checkpoint of this kind of run: it holds {sorted(card)}")
+    state.restore_counters(counters)
+    _check_shapes(tensors, state, path)
     for role, module in state.modules().items():
         _load_weights(module, _under(role, tensors), path)
     moments: dict[int, dict[str, Tensor]] = {}
@@ -98,6 +131,31 @@ def load_state(path: str | Path, state) -> None:
         moments.setdefault(int(index), {})[moment] = value
     groups = state.optimizer.state_dict()["param_groups"]
     state.optimizer.load_state_dict({"state": moments, "param_groups": groups})
+
+
+def _check_shapes(tensors: dict[str, Tensor], state, path: str | Path) -> None:
+    """ValueError unless the tensors are the networks' and the moments of Adam, no more, no less."""
+    expected = {
+        f"{role}.{name}": tensor.shape
+        for role, module in state.modules().items()
+        for name, tensor in module.state_dict().items()
+    }
+    parameters = state.optimizer.param_groups[0]["params"] if state.step > 0 else []
+    for index, parameter in enumerate(parameters):
+        expected[f"optimizer.{index}.step"] = torch.Size()
+        for moment in ("exp_avg", "exp_avg_sq"):
+            expected[f"optimizer.{index}.{moment}"] = parameter.shape
+    found = {name: tensor.shape for name, tensor in tensors.items()}
+    if found != expected:
+        odd = sorted(n for n in found.keys() | expected if found.get(n) != expected.get(n))
+        raise ValueError(
+            f"{path} does not fit this run: {odd[0]} is {_shape(found.get(odd[0]))} there and "
+            f"{_shape(expected.get(odd[0]))} here ({len(odd)} such); use the network it came from"
+        )
+
+
+def _shape(shape: torch.Size | None) -> str:
+    return "missing" if shape is None else f"of shape {tuple(shape)}"
 
 
 def _under(role: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -83,6 +83,10 @@ class Training:
         """Optimizer steps of the whole run."""
         return self.images // self.batch
 
+    @property
+    def steps_per_phase(self) -> int:
+        return self.num_steps
+
 
 @dataclass(frozen=True)
 class Record:
