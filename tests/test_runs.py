@@ -9,6 +9,7 @@ import pytest
 import torch
 from helpers import weights
 
+from tract import runs
 from tract.data import Data
 from tract.denoiser import Denoiser
 from tract.distill import Distillation, distill, start_distillation
