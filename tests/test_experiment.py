@@ -111,7 +111,7 @@ def test_samples_that_nobody_made_are_refused_with_what_to_do(done):
         ({"reference_steps": 3}, "num_steps is 3, .*choose a divisor of 8"),
         ({"num_samples": 1}, "num_samples is 1: use 2 or more"),
         ({"process": "linear"}, "process is 'linear': choose one of .*'cosine'"),
-        ({"teacher_steps": 0}, "num_steps is 0: give 1 or more"),
+        ({"teacher_steps": 0}, "num_steps is 0: use 1 or more"),
     ],
 )
 def test_an_experiment_that_cannot_be_is_refused_when_it_is_made(tmp_path, options, message):

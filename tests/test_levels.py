@@ -119,6 +119,6 @@ def test_a_coefficient_multiplies_whole_samples_in_their_dtype():
 
 @pytest.mark.parametrize(("make", "least"), [(cosine, 1), (karras, 2), (ddpm_linear, 1)])
 def test_too_few_steps_are_refused_with_the_least_number(make, least):
-    with pytest.raises(ValueError, match=f"num_steps is {least - 1}: give {least} or more"):
+    with pytest.raises(ValueError, match=f"num_steps is {least - 1}: use {least} or more"):
         make(least - 1)
     assert make(least).num_steps == least

@@ -9,13 +9,15 @@ import pytest
 import torch
 from helpers import weights
 
-from tract import runs
+from tract import cards, runs
+from tract.cards import claim, read_card
 from tract.data import Data
 from tract.denoiser import Denoiser
 from tract.distill import Distillation, distill, start_distillation
 from tract.levels import karras
 from tract.presets import build_denoiser
-from tract.runs import Saving, append_results, claim, complete, history, read_card
+from tract.results import append_results
+from tract.runs import Saving, complete, history
 from tract.state import load_model
 from tract.train import Training, start_training, train_teacher
 
@@ -266,7 +268,7 @@ def test_a_damaged_card_is_refused_with_its_path(tmp_path):
 
 def test_provenance_may_differ_between_runs(tmp_path, monkeypatch):
     claim(tmp_path / "card.json", CARD)
-    monkeypatch.setattr(runs, "provenance", lambda: {"device": "another"})
+    monkeypatch.setattr(cards, "provenance", lambda: {"device": "another"})
     claim(tmp_path / "card.json", CARD)
     assert read_card(tmp_path / "card.json")["provenance"]["device"] != "another"
 

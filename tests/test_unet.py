@@ -162,13 +162,20 @@ def test_the_mlp_sees_coordinates_and_their_waves():
     assert seen[0][0].tolist() == pytest.approx(expected, rel=1e-6)
 
 
+def standardised(h):
+    """Every row with mean 0 and variance 1, up to the layers' 1e-5."""
+    centred = h - h.mean(1, keepdim=True)
+    return centred / (centred.square().mean(1, keepdim=True) + 1e-5).sqrt()
+
+
 def test_a_block_of_the_mlp_scales_and_shifts_by_the_embedding():
     torch.manual_seed(0)
     block = MLPBlock(4).double()
     h, emb = torch.randn(2, 3, 4, dtype=torch.float64)
     scale, shift = block.emb_proj(emb)[:, :4], block.emb_proj(emb)[:, 4:]
     silu = nn.functional.silu
-    expected = h + block.dense2(silu(block.dense1(silu(h)) * (1 + scale) + shift))
+    update = standardised(block.dense1(silu(standardised(h))))  # new norms only standardise
+    expected = h + block.dense2(silu(update * (1 + scale) + shift))
     torch.testing.assert_close(block(h, emb), expected, rtol=1e-12, atol=1e-12)
 
 

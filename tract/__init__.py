@@ -8,6 +8,7 @@ Three formulas carry the package, for x_t = alpha_t x0 + sigma_t eps (VP and VE 
 
 Files, each importing only from those above it:
 
+    checks      refusals of values that cannot be
     levels      noise levels: cosine, EDM's, DDPM's
     ddim        the step between levels, and the weight of the target
     denoiser    prediction types, and the contract of all models
@@ -22,6 +23,8 @@ Files, each importing only from those above it:
     train       settings, loss weights, randomness, and the teacher's loop
     distill     BTD, TRACT and consistency distillation as one loop
     state       weights and whole states as files
+    cards       what a run is, as JSON beside it, and refused if it should become another
+    results     the table of measured numbers
     runs        run directories: progress, history, checkpoints, resuming
     metrics     Frechet distance and rmse
     evaluate    samples from noise that is the same for every model

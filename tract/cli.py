@@ -13,7 +13,7 @@ def main(arguments: list[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     try:
         options.command(options)
-    except (ValueError, OSError, RuntimeError) as error:
+    except (ValueError, ArithmeticError, OSError, RuntimeError) as error:
         print(f"tract: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
@@ -42,6 +42,11 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("notebooks", type=Path, nargs="+")
     command.set_defaults(command=_execute)
 
+    command = commands.add_parser("branch", help="copy a run to go on with other settings")
+    command.add_argument("run_dir", type=Path, help="a run's folder, or a folder of runs")
+    command.add_argument("new", type=Path, help="where the copy goes")
+    command.set_defaults(command=_branch)
+
     command = commands.add_parser("models", help="list the preset networks")
     command.set_defaults(command=_models)
     return parser
@@ -60,7 +65,20 @@ def _read_yaml(text: str, where: str | Path) -> object:
     try:
         return yaml.load(text, _Loader)
     except yaml.YAMLError as error:
-        raise ValueError(f"{where} is no YAML: {error}") from error
+        raise ValueError(f"{where} is no YAML, correct it: {error}") from error
+
+
+def _read_parameters(file: Path) -> dict:
+    if not file.is_file():
+        raise FileNotFoundError(f"no file of parameters {file}: correct the path")
+    try:
+        text = file.read_text()
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{file} is no text ({error}): give parameters as YAML") from error
+    parameters = _read_yaml(text, file)
+    if not isinstance(parameters, dict):
+        raise ValueError(f"{file} is no list of `name: value` lines: write it so")
+    return parameters
 
 
 def _quickstart(options: argparse.Namespace) -> None:
@@ -72,9 +90,7 @@ def _quickstart(options: argparse.Namespace) -> None:
 def _run(options: argparse.Namespace) -> None:
     from tract.execute import execute
 
-    parameters = _read_yaml(options.file.read_text(), options.file) if options.file else {}
-    if not isinstance(parameters, dict):
-        raise ValueError(f"{options.file} is no list of `name: value` lines")
+    parameters = _read_parameters(options.file) if options.file else {}
     parameters |= {name: _read_yaml(value, name) for name, value in options.parameter}
     execute(options.notebook, options.output, parameters)
 
@@ -85,6 +101,13 @@ def _execute(options: argparse.Namespace) -> None:
     for notebook in options.notebooks:
         print(f"\n== {notebook} ==", flush=True)
         execute(notebook, notebook)
+
+
+def _branch(options: argparse.Namespace) -> None:
+    from tract.runs import branch
+
+    branch(options.run_dir, options.new)
+    print(f"{options.new}: finished runs stay so, unfinished ones take the settings given next")
 
 
 def _models(options: argparse.Namespace) -> None:

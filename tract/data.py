@@ -2,12 +2,16 @@
 
 import gzip
 import hashlib
+import math
+import struct
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import Tensor
+
+from tract.checks import check_choice, check_text
 
 
 @dataclass(frozen=True)
@@ -91,8 +95,8 @@ def load_data(name: str, data_dir: str | None = None) -> Data:
     for Fashion-MNIST, as Debian's package dataset-fashion-mnist installs them. ValueError for an
     unknown name, FileNotFoundError for a missing folder or file.
     """
-    if name not in LOADERS:
-        raise ValueError(f"data is {name!r}: choose one of {list(LOADERS)}")
+    check_choice("data", name, LOADERS)
+    check_text("data_dir", data_dir or "")
     return LOADERS[name](data_dir)
 
 
@@ -112,6 +116,11 @@ def _fashion_mnist(data_dir: str | None) -> Data:
     folder = _folder("fashion_mnist", data_dir)
     images = _read_idx(_existing(folder, "train-images-idx3-ubyte"))
     labels = _read_idx(_existing(folder, "train-labels-idx1-ubyte"))
+    if images.ndim != 3 or labels.shape != images.shape[:1]:
+        raise ValueError(
+            f"{folder} has images of shape {tuple(images.shape)} and labels of shape "
+            f"{tuple(labels.shape)}, which do not belong together: fetch both files again"
+        )
     images = torch.nn.functional.pad(images[:, None], (2, 2, 2, 2))
     return Data("fashion_mnist", images, labels.long(), flip=True)
 
@@ -155,11 +164,14 @@ def _read_idx(path: Path) -> Tensor:
     """Bytes of an IDX file, packed or not; torchvision reads only the unpacked ones."""
     content = path.read_bytes()
     if path.suffix == ".gz":
-        content = gzip.decompress(content)
+        try:
+            content = gzip.decompress(content)
+        except (OSError, EOFError, zlib.error) as error:
+            raise ValueError(f"{path} is damaged ({error}): fetch it again") from error
     if content[:3] != bytes([0, 0, 8]):  # 8: unsigned bytes
         raise ValueError(f"{path} is no IDX file of bytes: fetch it again")
     first = 4 + 4 * content[3]  # the number of dimensions, then their sizes
-    sizes = np.frombuffer(content[4:first], ">i4").tolist()
-    if len(content) != first + np.prod(sizes):
+    sizes = struct.unpack(f">{content[3]}I", content[4:first]) if len(content) >= first else ()
+    if len(content) != first + math.prod(sizes) or not math.prod(sizes):
         raise ValueError(f"{path} is cut short or damaged: fetch it again")
     return torch.frombuffer(bytearray(content[first:]), dtype=torch.uint8).reshape(sizes)

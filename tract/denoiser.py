@@ -8,6 +8,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
+from tract.checks import check_choice, check_positive
 from tract.levels import Level, broadcast
 
 Denoise = Callable[..., Tensor]  # denoise(x_t, level, labels=None) -> x0, shaped like x_t
@@ -66,8 +67,8 @@ class Denoiser(nn.Module):
 
     def __init__(self, net: nn.Module, prediction: str = "x0", sigma_data: float = 0.5):
         super().__init__()
-        if prediction not in SCALINGS:
-            raise ValueError(f"prediction is {prediction!r}: choose one of {list(SCALINGS)}")
+        check_choice("prediction", prediction, SCALINGS)
+        check_positive("sigma_data", sigma_data)
         self.net = net
         self.prediction = prediction
         self.sigma_data = sigma_data

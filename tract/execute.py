@@ -3,6 +3,8 @@
 import ast
 import asyncio
 import difflib
+import errno
+import os
 import signal
 import sys
 from collections.abc import Mapping, Sequence
@@ -46,8 +48,10 @@ def execute(
         raise FileNotFoundError(f"no notebook {notebook}: correct the path")
     parameters = dict(parameters or {})
     check_parameters(declared_parameters(notebook), parameters)
-    output.parent.mkdir(parents=True, exist_ok=True)
     try:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        if not os.access(output.parent, os.W_OK):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
         papermill.execute_notebook(
             str(notebook),
             str(output),
@@ -66,15 +70,25 @@ def execute(
             f"{notebook} failed in cell {error.exec_count} with {error.ename}: {error.evalue}; "
             f"the traceback is in {output}"
         ) from error
+    except OSError as error:
+        raise OSError(
+            error.errno,
+            f"cannot write {output} ({error.strerror or error}): free space, correct permissions "
+            "or use another folder",
+        ) from error
     keep_last_bar(output)
 
 
 def declared_parameters(notebook: str | Path) -> dict[str, object]:
     """Names and default values of a notebook's cell tagged `parameters`."""
-    for cell in nbformat.read(notebook, as_version=4).cells:
+    try:
+        content = nbformat.read(notebook, as_version=4)
+    except (ValueError, AttributeError, KeyError, TypeError) as error:  # no JSON, or of other form
+        raise ValueError(f"{notebook} is no notebook ({error}): restore it") from error
+    for cell in content.cells:
         if "parameters" in cell.metadata.get("tags", []):
             return _assignments(cell.source)
-    raise ValueError(f"{notebook} has no cell tagged 'parameters'")
+    raise ValueError(f"{notebook} has no cell tagged 'parameters': add it")
 
 
 def check_parameters(declared: Mapping[str, object], given: Mapping[str, object]) -> None:

@@ -14,6 +14,8 @@ import pandas as pd
 import torch
 from torch import Tensor
 
+from tract.cards import claim, read_card
+from tract.checks import check_flag, check_text, check_whole
 from tract.data import Data, load_data, to_unit
 from tract.denoiser import Denoiser
 from tract.distill import Distillation, distill, start_distillation
@@ -21,7 +23,8 @@ from tract.evaluate import fixed_noise, sample_batches
 from tract.levels import Level, levels_of
 from tract.metrics import fd_pixels, rmse
 from tract.presets import build_denoiser, check_fits, preset
-from tract.runs import Saving, append_results, claim, complete, history, read_card
+from tract.results import append_results, read_results
+from tract.runs import Saving, complete, history
 from tract.samplers import step_indices
 from tract.state import load_model, read_tensors, write_tensors
 from tract.train import Training, start_training, train_teacher
@@ -45,10 +48,13 @@ class Experiment:
     seed: int = 0  # of the noise that is sampled from
 
     def __post_init__(self):
+        check_text("run_dir", str(self.folder) if isinstance(self.folder, Path) else self.folder)
         object.__setattr__(self, "folder", Path(self.folder))
         step_indices(self.levels.num_steps, self.reference_steps)
-        if self.num_samples < 2:
-            raise ValueError(f"num_samples is {self.num_samples}: use 2 or more")
+        check_flag("conditional", self.conditional)
+        check_whole("num_samples", self.num_samples, 2)
+        check_flag("clamp", self.clamp)
+        check_whole("seed", self.seed, 0)
         _ = self.data
 
     @cached_property
@@ -79,9 +85,9 @@ class Experiment:
         if self.conditional:
             network["options"]["num_classes"] = self.data.num_classes
         check_fits(network, self.data)
-        claim(self.folder / "experiment.json", self.card(), note={"data_dir": self.data_dir})
         state = start_training(build_denoiser(network, settings.seed).to(device()), settings)
         records = train_teacher(state, self.data, self.levels, settings)
+        claim(self.folder / "experiment.json", self.card(), note={"data_dir": self.data_dir})
         card = {"experiment": self.card(), "network": network, "method": TEACHER}
         return complete(self.folder / TEACHER, state, records, settings, card, saving)
 
@@ -94,7 +100,7 @@ class Experiment:
             "experiment": self.card(),
             "network": teacher.config,
             "method": settings.method,
-            "teacher": teacher_card["settings"],
+            "teacher": teacher_card.get("settings"),
         }
         return complete(self.folder / run_name(settings), state, records, settings, card, saving)
 
@@ -103,7 +109,10 @@ class Experiment:
 
         The first of the teacher's steps must be reference_steps: the others are compared to it.
         """
-        name = run_name(settings)
+        name, key = run_name(settings), ("method", "phases", "nfe", "seed")
+        read_results(self.folder / "results.csv", key)  # found out before sampling, not after it
+        for n in steps:
+            step_indices(self.levels.num_steps, n)
         eps, labels = self.noise
         samples = {
             n: sample_batches(denoiser, eps, self.levels, n, labels=labels, clamp=self.clamp)
@@ -128,7 +137,6 @@ class Experiment:
             }
             for n, x in samples.items()
         ]
-        key = ("method", "phases", "nfe", "seed")
         return append_results(self.folder / "results.csv", rows, key)
 
     def samples(self, name: str) -> dict[int, Tensor]:
@@ -146,11 +154,12 @@ class Experiment:
     def comparison(self, count: int) -> dict[str, Tensor]:
         """Rows of images by label: data, then every measured run, all from the same noise."""
         rows = {"data": self.images(count)}
-        table = pd.read_csv(self.folder / "results.csv", keep_default_na=False)
+        table = read_results(self.folder / "results.csv", ("method", "phases", "nfe", "seed"))
         for row in table.itertuples():
             samples = self.samples(_run_name(row.method, row.phases, row.seed))[row.nfe]
-            steps = f"{row.nfe} step" if row.nfe == 1 else f"{row.nfe} steps"
-            rows[f"{row.method} {_shortened(row.phases)}".strip() + f", {steps}"] = samples[:count]
+            label = f"{row.method} {_shortened(row.phases)}".strip()
+            label += f", {row.nfe} step" + ("s" if row.nfe > 1 else "")
+            rows[label if label not in rows else f"{label}, seed {row.seed}"] = samples[:count]
         return rows
 
 
@@ -160,9 +169,14 @@ def open_experiment(folder: str | Path) -> Experiment:
     if not path.is_file():
         raise FileNotFoundError(f"no {path}: execute 01_teacher first, or correct run_dir")
     card = read_card(path)
-    sha256 = card.pop("data_sha256")
-    data_dir = card.pop("provenance")["data_dir"]
-    experiment = Experiment(Path(folder), data_dir=data_dir, **card)
+    try:
+        sha256 = card.pop("data_sha256")
+        data_dir = card.pop("provenance")["data_dir"]
+        experiment = Experiment(Path(folder), data_dir=data_dir, **card)
+    except (KeyError, TypeError) as error:  # an entry is missing, or is none of ours
+        raise ValueError(
+            f"{path} describes no experiment ({error}): restore it, or begin in another run_dir"
+        ) from error
     if experiment.data.sha256 != sha256:
         raise ValueError(
             f"the data {experiment.data_name} changed since {path} was written: restore it, or "
@@ -199,7 +213,6 @@ def use_threads(count: int) -> None:
     Threads wait for each other at every layer: with small layers two are hardly faster than one,
     and far slower as soon as another program wants one of their cores.
     """
-    if count < 0:
-        raise ValueError(f"threads is {count}: use 1 or more, or 0 to leave it to torch")
+    check_whole("threads", count, 0)  # 0 leaves it to torch
     if count:
         torch.set_num_threads(count)

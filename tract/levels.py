@@ -8,6 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from tract.checks import check_choice, check_whole
+
 
 @dataclass(frozen=True)
 class Level:
@@ -99,11 +101,9 @@ PROCESSES = {"cosine": cosine, "karras": karras, "ddpm_linear": ddpm_linear}
 
 def levels_of(process: str, num_steps: int) -> Level:
     """Levels by the name of their process; ValueError for an unknown one."""
-    if process not in PROCESSES:
-        raise ValueError(f"process is {process!r}: choose one of {list(PROCESSES)}")
+    check_choice("process", process, PROCESSES)
     return PROCESSES[process](num_steps)
 
 
 def _check_num_steps(num_steps: int, least: int) -> None:
-    if num_steps < least:
-        raise ValueError(f"num_steps is {num_steps}: give {least} or more")
+    check_whole("num_steps", num_steps, least)

@@ -28,18 +28,21 @@ class MLP(nn.Module):
         h = self.dense_in(torch.cat([x, waves.sin(), waves.cos()], 1))  # (B, channels)
         for block in self.blocks:
             h = block(h, emb)
-        return self.dense_out(F.relu(h))
+        return self.dense_out(F.silu(h))
 
 
 class MLPBlock(nn.Module):
-    """Two linear layers around a scale and shift by the embedding, as in the U-Net."""
+    """Two linear layers around a scale and shift by the embedding, as in the U-Net's ResBlock."""
 
     def __init__(self, channels: int):
         super().__init__()
+        self.norm1 = nn.LayerNorm(channels)
         self.dense1 = nn.Linear(channels, channels)
         self.emb_proj = nn.Linear(channels, 2 * channels)
+        self.norm2 = nn.LayerNorm(channels)
         self.dense2 = nn.Linear(channels, channels)
 
     def forward(self, h: Tensor, emb: Tensor) -> Tensor:
         scale, shift = self.emb_proj(emb).chunk(2, dim=1)
-        return h + self.dense2(F.relu(self.dense1(F.relu(h)) * (1 + scale) + shift))
+        update = self.norm2(self.dense1(F.silu(self.norm1(h))))
+        return h + self.dense2(F.silu(update * (1 + scale) + shift))

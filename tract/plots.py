@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import FancyArrowPatch, Rectangle
 from matplotlib.path import Path as BezierPath
-from matplotlib.ticker import LogFormatter
+from matplotlib.ticker import LogLocator, NullLocator
 from torch import Tensor
 
 from tract.data import Data, to_uint8, to_unit
@@ -230,8 +230,9 @@ def errors(table: pd.DataFrame, value: str, label: str, references: Mapping[str,
         ax.text(number, -0.65, name, color=TEACHER, ha="center", va="bottom")
     ax.set(xscale="log", xlabel=label, yticks=range(len(recipes)), yticklabels=recipes)
     ax.set_ylim(len(recipes) - 0.4, -0.6)
+    ax.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     ax.xaxis.set_major_formatter("{x:g}")
-    ax.xaxis.set_minor_formatter(LogFormatter(minor_thresholds=(2, 1)))
+    ax.xaxis.set_minor_locator(NullLocator())
     ax.tick_params("y", length=0)
     return figure
 

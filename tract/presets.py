@@ -2,6 +2,7 @@
 
 import torch
 
+from tract.checks import check_choice
 from tract.data import Data
 from tract.denoiser import Denoiser
 from tract.mlp import MLP
@@ -63,8 +64,7 @@ PRESETS = {
 
 def preset(name: str) -> dict:
     """Description of a named network, for `build_denoiser`. ValueError for an unknown name."""
-    if name not in PRESETS:
-        raise ValueError(f"preset is {name!r}: choose one of {list(PRESETS)}")
+    check_choice("preset", name, PRESETS)
     options = dict(PRESETS[name])
     return {
         "net": "unet",
@@ -75,13 +75,17 @@ def preset(name: str) -> dict:
 
 
 def check_fits(config: dict, data: Data) -> None:
-    """ValueError if images of this data, or their labels, do not fit the described network."""
+    """ValueError if samples of this data, or their labels, do not fit the described network."""
     options = config["options"]
-    size, channels = options["image_size"], options["image_channels"]
-    if data.shape != (channels, size, size):
+    if config["net"] == "mlp":
+        kind, shape = "points of shape", (options["point_dim"],)
+    else:
+        kind, size = "images (channels, height, width) of shape", options["image_size"]
+        shape = (options["image_channels"], size, size)
+    if data.shape != shape:
         raise ValueError(
-            f"{data.name} has images of shape {data.shape} (channels, height, width), the network "
-            f"takes {(channels, size, size)}: choose another preset or other data"
+            f"{data.name} has samples of shape {data.shape}, the network takes {kind} {shape}: "
+            "choose another preset or other data"
         )
     if data.num_classes != options.get("num_classes", 0):
         raise ValueError(
@@ -97,6 +101,7 @@ def build_denoiser(config: dict, seed: int = 0) -> Denoiser:
     arguments of UNet or MLP.
     """
     nets = {"unet": UNet, "mlp": MLP}
+    check_choice("net", config["net"], nets)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         net = nets[config["net"]](**config["options"])

@@ -8,16 +8,15 @@ model.safetensors               the inference average, once the run is finished
 """
 
 import json
-import platform
+import math
+import os
 import shutil
 import signal
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass
-from importlib.metadata import version
 from pathlib import Path
 
 import pandas as pd
@@ -25,8 +24,17 @@ import torch
 from filelock import FileLock, Timeout
 from tqdm import tqdm
 
+from tract.cards import claim
+from tract.checks import check_whole, is_number
 from tract.denoiser import Denoiser
-from tract.state import load_model, load_state, save_model, save_state, write_atomically
+from tract.state import (
+    TEMPORARY,
+    load_model,
+    load_state,
+    save_model,
+    save_state,
+    write_atomically,
+)
 from tract.train import Record, Training
 
 
@@ -41,13 +49,15 @@ class Saving:
     metric_steps: int = 0  # between measurements; 0 for none
 
     def __post_init__(self):
-        if not self.minutes > 0:
-            raise ValueError(f"minutes is {self.minutes}: use a number above 0")
-        if self.keep < 1:
-            raise ValueError(f"keep is {self.keep}: use 1 or more")
-        if min(self.steps, self.metric_steps) < 0:
+        if not (is_number(self.minutes) and self.minutes > 0):
+            raise ValueError(f"minutes is {self.minutes!r}: use a number above 0")
+        check_whole("keep", self.keep, 1)
+        check_whole("steps", self.steps, 0)
+        check_whole("metric_steps", self.metric_steps, 0)
+        if callable(self.metric) != (self.metric_steps > 0):
             raise ValueError(
-                f"steps is {self.steps}, metric_steps {self.metric_steps}: use 0 or more"
+                f"metric is {self.metric!r} and metric_steps {self.metric_steps}: give both, a "
+                "function of a denoiser and the steps between calls, or neither"
             )
 
 
@@ -71,19 +81,23 @@ def complete(
     folder, saving = Path(folder), saving or Saving()
     card = json.loads(json.dumps({"settings": asdict(settings), **card}))
     with _only_writer(folder):
+        for path in folder.glob(f".*{TEMPORARY}"):  # of a process killed while it wrote
+            path.unlink()
         unfinished = bool(_checkpoints(folder))
         finished = (folder / "model.safetensors").is_file()
         claim(folder / "card.json", card, binding=finished or unfinished)
         if finished:
+            denoiser = load_model(folder, _device(state.ema))[0]
+            _remove(_checkpoints(folder))  # of a process killed between its model and this
             print(f"{folder.name}: finished before, read from {folder / 'model.safetensors'}")
-            return load_model(folder, _device(state.ema))[0]
+            return denoiser
         if unfinished:
             _resume(folder, state, settings)
         _train(folder, state, records, settings, card, saving)
         save_model(folder / "model.safetensors", state.ema, card)
-        for path in _checkpoints(folder):
-            path.unlink()
-        return load_model(folder, _device(state.ema))[0]
+        denoiser = load_model(folder, _device(state.ema))[0]
+        _remove(_checkpoints(folder))
+        return denoiser
 
 
 def _train(
@@ -96,7 +110,8 @@ def _train(
 ) -> None:
     """Consume the records: write each one, save when it is time, stop when asked to."""
     past = _trim(folder / "history.jsonl", state.step)
-    best = min((r["metric"] for r in _trim(folder / "metric.jsonl", state.step)), default=None)
+    measured = [r["metric"] for r in _trim(folder / "metric.jsonl", state.step)]
+    best = min((value for value in measured if value < math.inf), default=math.inf)  # and no nan
     seconds_before = past[-1]["seconds"] if past else 0.0
     start = saved = time.monotonic()
     steps = _progress(records, folder.name, state.step, settings.num_steps)
@@ -123,30 +138,61 @@ def _train(
 
 
 def _save(folder: Path, state, card: dict, keep: int) -> None:
-    """Write a checkpoint, then remove all but the last few."""
-    save_state(folder / f"checkpoint-{state.step:09}.safetensors", state, card)
-    for path in _checkpoints(folder)[keep:]:
+    """Write a checkpoint, then remove all but the last few up to it.
+
+    Those beyond it were passed over when the run was resumed.
+    """
+    path = _checkpoint(folder, state.step)
+    save_state(path, state, card)
+    older = [other for other in _checkpoints(folder) if other.name < path.name]
+    _remove(p for p in _checkpoints(folder) if p.name > path.name)
+    _remove(older[keep - 1 :])
+
+
+def _remove(paths: Iterable[Path]) -> None:
+    for path in paths:
         path.unlink()
 
 
 def _resume(folder: Path, state, settings: Training) -> None:
     """Bring the state to the newest checkpoint that is whole; say which, and why not a newer."""
+    fresh, reasons = dict(vars(state)), []
     for path in _checkpoints(folder):
         try:
             load_state(path, state)
+            _check_place(path, state, settings)
         except ValueError as error:
+            vars(state).update(fresh)  # a first teacher that a later phase had replaced
             print(f"{folder.name}: passed over {path.name}: {error}")
+            reasons.append(str(error))
             continue
-        if state.step > settings.num_steps:
-            raise ValueError(
-                f"{path} is at step {state.step}, beyond the {settings.num_steps} of these "
-                "settings: use more images, or begin in another run_dir"
-            )
         print(f"{folder.name}: resuming after step {state.step} from {path.name}")
         return
     raise ValueError(
-        f"no checkpoint in {folder} is whole: remove that folder to begin again, or restore one"
+        f"no checkpoint in {folder} can be resumed: restore one, or remove that folder to begin "
+        f"again; of the newest, {reasons[0]}"
     )
+
+
+def _check_place(path: Path, state, settings: Training) -> None:
+    """ValueError unless a loaded state is where its file and these settings say it can be."""
+    if path != _checkpoint(path.parent, state.step):
+        raise ValueError(f"{path} holds step {state.step}, which is not its name: remove it")
+    if state.step > settings.num_steps:
+        raise ValueError(
+            f"{path} is at step {state.step}, beyond the {settings.num_steps} of these "
+            "settings: use more images, or begin in another run_dir"
+        )
+    phase, length = state.counters().get("phase", 0), settings.steps_per_phase
+    if not 0 <= state.step - phase * length <= length:
+        raise ValueError(
+            f"{path} is at step {state.step} in phase {phase + 1}, but phases have {length} steps: "
+            "keep images, batch and step_schedule"
+        )
+
+
+def _checkpoint(folder: Path, step: int) -> Path:
+    return folder / f"checkpoint-{step:09}.safetensors"
 
 
 def _checkpoints(folder: Path) -> list[Path]:
@@ -155,12 +201,12 @@ def _checkpoints(folder: Path) -> list[Path]:
 
 
 def _measure(
-    folder: Path, state, step: int, card: dict, metric: Callable[[Denoiser], float], best
+    folder: Path, state, step: int, card: dict, metric: Callable[[Denoiser], float], best: float
 ) -> float:
     """Measure the average, keep it if it is the best so far, and return the best value."""
-    value = metric(state.ema)
+    value = float(metric(state.ema))
     _append(folder / "metric.jsonl", {"step": step, "metric": value})
-    if best is not None and value >= best:
+    if not value < best:  # nor nan
         return best
     save_model(folder / "best.safetensors", state.ema, {**card, "step": step, "metric": value})
     return value
@@ -168,103 +214,39 @@ def _measure(
 
 def history(folder: str | Path) -> pd.DataFrame:
     """Loss and time of every step of a run, finished or not."""
-    return pd.read_json(Path(folder) / "history.jsonl", lines=True)
-
-
-def append_results(path: str | Path, rows: Iterable[dict], key: Iterable[str]) -> pd.DataFrame:
-    """Add rows to a CSV table, replacing those that agree in the key columns; returns the table."""
-    path, key = Path(path), list(key)
-    with FileLock(path.with_name(f".{path.name}.lock")):
-        before = (
-            pd.read_csv(path, keep_default_na=False).to_dict("records") if path.is_file() else []
-        )
-        # A dictionary keeps the place of the row that is replaced.
-        merged = {tuple(str(row[name]) for name in key): row for row in [*before, *rows]}
-        table = pd.DataFrame(list(merged.values()))
-        write_atomically(path, table.to_csv(index=False).encode())
-    return table
+    path = Path(folder) / "history.jsonl"
+    if not path.is_file():
+        raise FileNotFoundError(f"no {path}: begin that run first, or correct run_dir")
+    return pd.read_json(path, lines=True)
 
 
 def branch(folder: str | Path, new: str | Path) -> None:
     """Copy a run directory, or a folder of them, so that unfinished runs take other settings.
 
-    What is finished stays so. FileNotFoundError without a source, FileExistsError with a target.
+    What is finished stays so. FileNotFoundError without a source, FileExistsError with a target,
+    OSError if it cannot be written; nothing is left of it then.
     """
     folder, new = Path(folder), Path(new)
     if not folder.is_dir():
         raise FileNotFoundError(f"no run directory {folder}: correct the path")
     if new.exists():
         raise FileExistsError(f"{new} exists already: give a new name")
-    shutil.copytree(folder, new)
-    for card in new.rglob("card.json"):
-        if not (card.parent / "model.safetensors").is_file():
-            card.rename(card.with_name("branched_from.json"))
-
-
-def claim(path: Path, card: dict, *, binding: bool = True, note: dict | None = None) -> None:
-    """Write the card of something new; refuse with their names values that an old one has not.
-
-    An old card that is not binding is replaced. note: kept beside the card, and not compared.
-    ValueError leaves everything as it is.
-    """
-    before = read_card(path) if binding and path.is_file() else None
-    if before is not None:
-        provenance_before = before.pop("provenance", {})
-        changed = sorted(_differences(before, card))
-        if changed:
-            raise ValueError(
-                f"{path.parent} was begun with other values of {', '.join(changed)}: give another "
-                "run_dir or seed, restore these values, remove that folder, or `tract branch` "
-                "run_dir to go on from it under a new name"
-            )
-        if all(provenance_before.get(name) == value for name, value in (note or {}).items()):
-            return
-    path.parent.mkdir(parents=True, exist_ok=True)
-    content = json.dumps(card | {"provenance": provenance() | (note or {})}, indent=1) + "\n"
-    write_atomically(path, content.encode())
-
-
-def read_card(path: Path) -> dict:
-    """A card as written by `claim`; ValueError if the file is damaged."""
+    if new.resolve().is_relative_to(folder.resolve()):
+        raise ValueError(f"{new} lies inside {folder}, which would be copied into itself: move it")
+    copy = new.with_name(f".{new.name}.{os.getpid()}{TEMPORARY}")
     try:
-        card = json.loads(path.read_text())
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} is damaged ({error}): restore or remove its folder") from error
-    if not isinstance(card, dict):
-        raise ValueError(f"{path} is damaged (no object): restore or remove its folder")
-    return card
-
-
-def provenance() -> dict:
-    """Versions, device, commit and time, for the record; nothing depends on them."""
-    packages = {p: version(p) for p in ("numpy", "tract")}
-    return {
-        "versions": {"python": platform.python_version(), "torch": torch.__version__} | packages,
-        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
-        "threads": torch.get_num_threads(),
-        "commit": _commit(),
-        "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-    }
-
-
-def _commit() -> str | None:
-    """Commit of the source tree tract runs from, with a + if it was changed; None outside git."""
-    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty=+"]
-    command += ["--exclude=*", "--abbrev=12"]
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=False)
-    except OSError:
-        return None
-    return done.stdout.strip() or None
-
-
-def _differences(before, now, name: str = "") -> Iterator[str]:
-    """Names, with both values, of all that differs between two JSON-able cards."""
-    if isinstance(before, dict) and isinstance(now, dict):
-        for key in before.keys() | now.keys():
-            yield from _differences(before.get(key), now.get(key), f"{name}.{key}".lstrip("."))
-    elif before != now:
-        yield f"{name} ({before} there, {now} here)"
+        shutil.copytree(folder, copy, ignore=shutil.ignore_patterns(".lock", f".*{TEMPORARY}"))
+        for card in copy.rglob("card.json"):
+            if not (card.parent / "model.safetensors").is_file():
+                card.rename(card.with_name("branched_from.json"))
+        copy.rename(new)
+    except OSError as error:
+        raise OSError(
+            f"cannot copy {folder} to {new} ({error}): free space, correct permissions or use "
+            "another name"
+        ) from error
+    finally:
+        shutil.rmtree(copy, ignore_errors=True)
 
 
 def _append(path: Path, line: dict) -> None:
@@ -282,7 +264,7 @@ def _trim(path: Path, step: int) -> list[dict]:
         try:
             record = json.loads(line)
         except ValueError:
-            break  # the last line of a killed run
+            break  # the last line of a killed run, or of one without space
         if record["step"] <= step:
             kept.append(record)
     write_atomically(path, "".join(json.dumps(r) + "\n" for r in kept).encode())
@@ -327,16 +309,21 @@ def _only_writer(folder: Path) -> Iterator[None]:
 
 @contextmanager
 def _named_failures(folder: Path, settings: Training) -> Iterator[None]:
-    """Say what to do when memory or disk runs out; checkpoints before that are intact."""
+    """Say what to do when memory, disk or numbers run out; checkpoints before are intact."""
     intact = f"run {folder.name} can go on from its last checkpoint"
     try:
         yield
+    except FloatingPointError as error:
+        raise FloatingPointError(
+            f"{error}; {intact} with other settings: `tract branch` {folder} and a new name"
+        ) from error
     except (torch.OutOfMemoryError, MemoryError) as error:
         raise RuntimeError(
             f"out of memory with batch {settings.batch}: use a smaller batch; {intact}"
         ) from error
     except OSError as error:
-        raise OSError(error.errno, f"{error.strerror or error}; {intact}") from error
+        reason = error.strerror or error
+        raise OSError(error.errno, f"{reason}; {intact} once there is space") from error
 
 
 class _Stop:

@@ -43,7 +43,7 @@ X0_ESTIMATES: dict[str, X0Estimate] = {"ddim": ddim_x0, "heun": heun_x0}
 
 def step_indices(grid_steps: int, num_steps: int) -> list[int]:
     """Grid indices visited by num_steps equal steps: T, ..., 0. Refuses what does not divide T."""
-    if num_steps < 1 or grid_steps % num_steps:
+    if not isinstance(num_steps, int) or num_steps < 1 or grid_steps % num_steps:
         raise ValueError(
             f"num_steps is {num_steps}, which does not divide the grid of {grid_steps} steps: "
             f"choose a divisor of {grid_steps}"

@@ -17,6 +17,8 @@ from torch import Tensor
 from tract.denoiser import Denoiser
 from tract.presets import build_denoiser
 
+TEMPORARY = ".tmp"  # how names of files under way end; a killed process leaves one behind
+
 
 def write_atomically(path: str | Path, content: bytes) -> None:
     """Replace a file by new content, durably, or leave it as it was.
@@ -24,7 +26,7 @@ def write_atomically(path: str | Path, content: bytes) -> None:
     OSError, with the remedy, where the disk is full or the folder cannot be written to.
     """
     path = Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary = path.with_name(f".{path.name}.{os.getpid()}{TEMPORARY}")
     try:
         try:
             with temporary.open("wb") as file:
@@ -38,7 +40,8 @@ def write_atomically(path: str | Path, content: bytes) -> None:
         raise OSError(
             error.errno,
             f"cannot write {path} of {len(content):,} bytes ({error.strerror}); what was there "
-            "before is intact: free space or permissions, or use another folder, and run it again",
+            "before is intact: free space, correct permissions or use another folder, and run it "
+            "again",
         ) from error
 
 
@@ -52,17 +55,33 @@ def write_tensors(path: str | Path, tensors: dict[str, Tensor], card: dict) -> N
 
 def read_tensors(path: str | Path) -> tuple[dict[str, Tensor], dict]:
     """Tensors and card of a file of ours; ValueError if it is damaged or someone else's."""
+    if Path(path).is_dir():
+        raise ValueError(f"{path} is a folder where a file of weights was expected: remove it")
     try:
+        # The file is mapped, and sizes that it claims are checked against its own: it costs no
+        # more memory than its length.
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except SafetensorError as error:
+        if not {"card", "sha256"} <= metadata.keys():
+            raise ValueError(f"{path} has no card: it was not written by tract, fetch another")
+        intact = _checksum(tensors, metadata["card"]) == metadata["sha256"]
+    except (SafetensorError, RuntimeError, TypeError) as error:  # also of types torch has not
         raise ValueError(f"{path} is damaged ({error}): restore or remove it") from error
-    if not {"card", "sha256"} <= metadata.keys():
-        raise ValueError(f"{path} has no card: it was not written by tract")
-    if _checksum(tensors, metadata["card"]) != metadata["sha256"]:
+    if not intact:
         raise ValueError(f"{path} is damaged (its checksum does not match): restore or remove it")
-    return tensors, json.loads(metadata["card"])
+    return tensors, parse_object(metadata["card"], path)
+
+
+def parse_object(text: str, path: str | Path) -> dict:
+    """The JSON object in a file; ValueError, with the path, if it is none."""
+    try:
+        content = json.loads(text)
+    except (ValueError, RecursionError) as error:  # also a number, or a nesting, without end
+        raise ValueError(f"{path} is damaged ({error}): restore or remove it") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} is damaged (no object): restore or remove it")
+    return content
 
 
 def _checksum(tensors: dict[str, Tensor], card: str) -> str:
@@ -88,11 +107,19 @@ def load_model(path: str | Path, device: torch.device | str = "cpu") -> tuple[De
     if not path.is_file():
         raise FileNotFoundError(f"no model at {path}: finish the run that writes it, or correct it")
     tensors, card = read_tensors(path)
+    network = card.get("network")
     try:
-        denoiser = build_denoiser(card["network"])
-    except (KeyError, TypeError, ValueError) as error:
+        if network["options"].get("num_blocks", 0) > len(tensors):
+            raise ValueError("more blocks than weights")
+        with torch.device("meta"):  # shapes alone, so that no description can claim memory
+            described = build_denoiser(network)
+        _check_fit(tensors, described.state_dict(), path)
+        denoiser = build_denoiser(network)
+    except _Unfit:
+        raise
+    except Exception as error:  # a description from outside can be wrong in any way
         raise ValueError(f"{path} describes no network to build ({error!r}): restore it") from error
-    _load_weights(denoiser, tensors, path)
+    denoiser.load_state_dict(tensors)
     return denoiser.to(device).eval().requires_grad_(False), card
 
 
@@ -111,7 +138,7 @@ def save_state(path: str | Path, state, card: dict) -> None:
 def load_state(path: str | Path, state) -> None:
     """Bring a state at step 0 to where `save_state` wrote it; bit for bit on the same device.
 
-    ValueError, with the state's networks as they were, if the file is damaged or of another run.
+    ValueError, with the state as it was, if the file is damaged or of another run.
     """
     tensors, card = read_tensors(path)
     counters = card.get("counters")
@@ -120,11 +147,19 @@ def load_state(path: str | Path, state) -> None:
         or counters.keys() != state.counters().keys()
         or not all(type(count) is int and count >= 0 for count in counters.values())
     ):
-        raise ValueError(f"{path} is no checkpoint of this kind of run: it holds {sorted(card)}")
+        raise ValueError(
+            f"{path} is no checkpoint of this kind of run: it holds {sorted(card)} and counters "
+            f"{counters}; remove it"
+        )
+    before = dict(vars(state))
     state.restore_counters(counters)
-    _check_shapes(tensors, state, path)
+    try:
+        _check_fit(tensors, _expected(state), path)
+    except ValueError:
+        vars(state).update(before)
+        raise
     for role, module in state.modules().items():
-        _load_weights(module, _under(role, tensors), path)
+        module.load_state_dict(_under(role, tensors))
     moments: dict[int, dict[str, Tensor]] = {}
     for name, value in _under("optimizer", tensors).items():
         index, _, moment = name.partition(".")
@@ -133,38 +168,43 @@ def load_state(path: str | Path, state) -> None:
     state.optimizer.load_state_dict({"state": moments, "param_groups": groups})
 
 
-def _check_shapes(tensors: dict[str, Tensor], state, path: str | Path) -> None:
-    """ValueError unless the tensors are the networks' and the moments of Adam, no more, no less."""
+def _expected(state) -> dict[str, Tensor]:
+    """Tensors like those of a state's checkpoint: its networks', and the moments of Adam."""
     expected = {
-        f"{role}.{name}": tensor.shape
+        f"{role}.{name}": tensor
         for role, module in state.modules().items()
         for name, tensor in module.state_dict().items()
     }
     parameters = state.optimizer.param_groups[0]["params"] if state.step > 0 else []
     for index, parameter in enumerate(parameters):
-        expected[f"optimizer.{index}.step"] = torch.Size()
+        expected[f"optimizer.{index}.step"] = torch.tensor(0.0)
         for moment in ("exp_avg", "exp_avg_sq"):
-            expected[f"optimizer.{index}.{moment}"] = parameter.shape
-    found = {name: tensor.shape for name, tensor in tensors.items()}
-    if found != expected:
-        odd = sorted(n for n in found.keys() | expected if found.get(n) != expected.get(n))
-        raise ValueError(
-            f"{path} does not fit this run: {odd[0]} is {_shape(found.get(odd[0]))} there and "
-            f"{_shape(expected.get(odd[0]))} here ({len(odd)} such); use the network it came from"
+            expected[f"optimizer.{index}.{moment}"] = parameter
+    return expected
+
+
+class _Unfit(ValueError):
+    """Weights are not those of the network that is to take them."""
+
+
+def _check_fit(tensors: dict[str, Tensor], expected: dict[str, Tensor], path: str | Path) -> None:
+    """ValueError unless names, shapes and types are those expected, no more, no less."""
+    found = {name: (t.shape, t.dtype) for name, t in tensors.items()}
+    wanted = {name: (t.shape, t.dtype) for name, t in expected.items()}
+    if found != wanted:
+        odd = sorted(n for n in found.keys() | wanted if found.get(n) != wanted.get(n))
+        raise _Unfit(
+            f"{path} does not fit its network: {odd[0]} is {_kind(tensors.get(odd[0]))} there and "
+            f"{_kind(expected.get(odd[0]))} here ({len(odd)} such); use the network it came from"
         )
 
 
-def _shape(shape: torch.Size | None) -> str:
-    return "missing" if shape is None else f"of shape {tuple(shape)}"
+def _kind(tensor: Tensor | None) -> str:
+    if tensor is None:
+        return "missing"
+    return f"of shape {tuple(tensor.shape)} in {str(tensor.dtype).removeprefix('torch.')}"
 
 
 def _under(role: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     prefix = f"{role}."
     return {name[len(prefix) :]: t for name, t in tensors.items() if name.startswith(prefix)}
-
-
-def _load_weights(module: torch.nn.Module, tensors: dict[str, Tensor], path: str | Path) -> None:
-    try:
-        module.load_state_dict(tensors)
-    except RuntimeError as error:
-        raise ValueError(f"the weights in {path} do not fit their network: {error}") from error

@@ -3,7 +3,6 @@
 A loop is a generator that yields a small record after the optimizer and the averages stepped.
 """
 
-import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from copy import deepcopy
@@ -13,11 +12,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from tract.checks import check_choice, check_positive, check_whole, is_number
 from tract.data import Data
 from tract.ddim import add_noise
 from tract.denoiser import Denoise, Denoiser
 from tract.ema import bias_corrected, decay_from_residual, ema_update
 from tract.levels import Level
+from tract.presets import check_fits
 
 
 def truncated_snr(level: Level, sigma_data: float) -> Tensor:
@@ -64,19 +65,19 @@ class Training:
     seed: int = 0
 
     def __post_init__(self):
-        if self.batch < 1:
-            raise ValueError(f"batch is {self.batch}: use 1 or more")
+        check_whole("batch", self.batch, 1)
+        check_whole("images", self.images, 1)
         if self.images < self.batch:
-            raise ValueError(f"images is {self.images}, less than one batch of {self.batch}")
-        if self.weight not in WEIGHTS:
-            raise ValueError(f"weight is {self.weight!r}: choose one of {list(WEIGHTS)}")
-        for name in ("learning_rate", "clip_norm"):
-            if not 0 < getattr(self, name) < math.inf:
-                raise ValueError(f"{name} is {getattr(self, name)}: use a number above 0")
-        if not 0 < self.ema_residual < 1:
-            raise ValueError(f"ema_residual is {self.ema_residual}: use a share between 0 and 1")
-        if self.seed < 0:
-            raise ValueError(f"seed is {self.seed}: use 0 or more")
+            raise ValueError(
+                f"images is {self.images}, less than one batch of {self.batch}: use more images "
+                "or a smaller batch"
+            )
+        check_choice("weight", self.weight, WEIGHTS)
+        check_positive("learning_rate", self.learning_rate)
+        check_positive("clip_norm", self.clip_norm)
+        if not (is_number(self.ema_residual) and 0 < self.ema_residual < 1):
+            raise ValueError(f"ema_residual is {self.ema_residual!r}: use a share between 0 and 1")
+        check_whole("seed", self.seed, 0)
 
     @property
     def num_steps(self) -> int:
@@ -134,6 +135,7 @@ def train_teacher(
     at once, if the data are less than a batch.
     """
     data.check_batch(settings.batch)
+    check_student(state.student, data)
     return _teacher_steps(state, data, levels, settings)
 
 
@@ -164,6 +166,12 @@ def _teacher_steps(
         )
 
 
+def check_student(student: Denoiser, data: Data) -> None:
+    """ValueError if samples or labels do not fit a network whose description is known."""
+    if hasattr(student, "config"):
+        check_fits(student.config, data)
+
+
 def squared_error(
     denoise: Denoise, x_t: Tensor, t: Level, target: Tensor, labels: Tensor | None
 ) -> Tensor:
@@ -176,14 +184,16 @@ def squared_error(
 
 def descend(loss: Tensor, state, settings: Training) -> None:
     """One step of the optimizer on state.student; FloatingPointError before a loss spoils it."""
-    if not torch.isfinite(loss):
-        raise FloatingPointError(
-            f"the loss is {loss.item()} at step {state.step + 1}: lower learning_rate (now "
-            f"{settings.learning_rate}) or check the teacher and the data; weights are unchanged"
-        )
     state.optimizer.zero_grad(set_to_none=True)
     loss.backward()
-    nn.utils.clip_grad_norm_(state.student.parameters(), settings.clip_norm, foreach=True)
+    parameters = state.student.parameters()
+    norm = nn.utils.clip_grad_norm_(parameters, settings.clip_norm, foreach=True)
+    if not torch.isfinite(loss + norm):  # a finite loss can have a gradient that is not
+        raise FloatingPointError(
+            f"the loss is {loss.item()} at step {state.step + 1}, its gradient {norm.item()}: "
+            f"lower learning_rate (now {settings.learning_rate}) or check the teacher and the "
+            "data; weights are unchanged"
+        )
     state.optimizer.step()
 
 

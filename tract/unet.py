@@ -125,43 +125,37 @@ class UNet(nn.Module):
                 f"image_size is {image_size}, which cannot be halved {len(sizes) - 1} times: "
                 "pad the images or give fewer entries in channel_mult"
             )
-        widths = [channels * mult for mult in channel_mult]
-        block_options = {"groups": groups, "dropout": dropout}
-        emb = emb_channels
+        stages = [(size, channels * mult) for size, mult in zip(sizes, channel_mult, strict=True)]
 
-        def attend(size: int, width: int) -> list[nn.Module]:
-            if size not in attention:
-                return []
-            return [Attention(width, head_channels=head_channels or width, groups=groups)]
+        def res(c_in: int, c_out: int, kind: type[ResBlock] = ResBlock) -> ResBlock:
+            return kind(c_in, c_out, emb_channels, groups=groups, dropout=dropout)
+
+        def attend(width: int) -> Attention:
+            return Attention(width, head_channels=head_channels or width, groups=groups)
 
         self.emb = Embedding(channels, emb_channels, num_classes)
         self.conv_in = nn.Conv2d(image_channels, channels, 3, padding=1)
         self.down, self.up = nn.ModuleList(), nn.ModuleList()
         width, skips = channels, [channels]
-        for level, (size, w) in enumerate(zip(sizes, widths, strict=True)):
+        for size, stage_width in stages:
+            if size != image_size:
+                self.down.append(nn.ModuleList([res(width, width, DownBlock)]))
+                skips.append(width)
             for _ in range(num_blocks):
-                block = [ResBlock(width, w, emb, **block_options), *attend(size, w)]
+                block = [res(width, stage_width)]
+                width = stage_width
+                block += [attend(width)] if size in attention else []
                 self.down.append(nn.ModuleList(block))
-                width = w
                 skips.append(width)
-            if level < len(sizes) - 1:
-                self.down.append(nn.ModuleList([DownBlock(width, width, emb, **block_options)]))
-                skips.append(width)
-        self.middle = nn.ModuleList(
-            [
-                ResBlock(width, width, emb, **block_options),
-                Attention(width, head_channels=head_channels or width, groups=groups),
-                ResBlock(width, width, emb, **block_options),
-            ]
-        )
-        for level, (size, w) in reversed(list(enumerate(zip(sizes, widths, strict=True)))):
-            for i in range(num_blocks + 1):
-                c_in = width + skips.pop()
-                block = [ResBlock(c_in, w, emb, **block_options), *attend(size, w)]
-                width = w
-                if level > 0 and i == num_blocks:
-                    block.append(UpBlock(width, width, emb, **block_options))
+        self.middle = nn.ModuleList([res(width, width), attend(width), res(width, width)])
+        for size, stage_width in reversed(stages):
+            for _ in range(num_blocks + 1):
+                block = [res(width + skips.pop(), stage_width)]
+                width = stage_width
+                block += [attend(width)] if size in attention else []
                 self.up.append(nn.ModuleList(block))
+            if size != image_size:
+                self.up[-1].append(res(width, width, UpBlock))
         self.norm_out = nn.GroupNorm(groups, width, eps=1e-6)
         self.conv_out = zero_init(nn.Conv2d(width, out_channels or image_channels, 3, padding=1))
 

@@ -1,0 +1,114 @@
+"""A TRACT run on digits, small enough to be killed, damaged and repeated by the hundred."""
+
+import contextlib
+import os
+import signal
+import sys
+import time
+import traceback
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file
+
+from tract.data import load_data
+from tract.distill import Distillation, distill, start_distillation
+from tract.levels import cosine
+from tract.presets import build_denoiser
+from tract.runs import complete, history
+
+DIGITS = load_data("digits").unlabelled()
+LEVELS = cosine(16)
+OPTIONS = {"image_size": 8, "image_channels": 1, "channels": 8, "emb_channels": 8, "groups": 4}
+NETWORK = {
+    "net": "unet",
+    "prediction": "x0",
+    "sigma_data": 0.5,
+    "options": OPTIONS | {"channel_mult": [1], "num_blocks": 1},
+}
+CARD = {"data": "digits"}
+
+
+def recipe(steps_per_phase=6, **more):
+    images = 4 * 2 * steps_per_phase
+    return Distillation(
+        **{"images": images, "batch": 4, "step_schedule": (16, 4, 1), "clamp": True} | more
+    )
+
+
+def teacher():
+    """A teacher that says something: the last layer of a fresh network is zero."""
+    denoiser = build_denoiser(NETWORK)
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for parameter in denoiser.parameters():
+            parameter += 0.1 * torch.randn(parameter.shape, generator=generator)
+    return denoiser
+
+
+def start(settings):
+    return start_distillation(teacher(), settings)
+
+
+def tiny_run(folder, settings=None, saving=None, watch=iter):
+    """Distil in the folder; watch stands between the training loop and who consumes it."""
+    settings = settings or recipe()
+    state = start(settings)
+    records = watch(distill(state, DIGITS, LEVELS, settings))
+    return complete(folder, state, records, settings, CARD, saving)
+
+
+def stopping_at(step):
+    """A power cut, as far as the run's files are concerned, once this step is done."""
+
+    def watch(records):
+        for record in records:
+            yield record
+            if record.step == step:
+                raise KeyError("power cut")
+
+    return watch
+
+
+def begun(folder, step, settings=None, saving=None):
+    """Leave a run in the folder that ended after this step."""
+    with contextlib.suppress(KeyError):
+        tiny_run(folder, settings, saving, stopping_at(step))
+
+
+def files(folder):
+    """Contents of all files below a folder, by name."""
+    return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+
+
+def assert_same_run(folder, whole):
+    """Weights, history but for the seconds, and names of files are the uninterrupted run's."""
+    ours, theirs = (load_file(f / "model.safetensors") for f in (folder, whole))
+    assert ours.keys() == theirs.keys()
+    assert [name for name in ours if not torch.equal(ours[name], theirs[name])] == []
+    ours, theirs = (history(f).drop(columns="seconds") for f in (folder, whole))
+    assert ours.equals(theirs)
+    assert sorted(files(folder)) == sorted(files(whole))
+
+
+def forked(function, delay=None):
+    """Call a function in a forked process, perhaps kill that later; returns how it ended.
+
+    0 if it returned, 1 with its traceback on stderr if it raised, -9 if it was killed.
+    """
+    sys.stdout.flush()
+    pid = os.fork()
+    if pid == 0:
+        try:
+            sys.stdout = Path(os.devnull).open("w")  # noqa: SIM115
+            function()
+            os._exit(0)
+        except BaseException:
+            traceback.print_exc()
+            sys.stderr.flush()
+        finally:
+            os._exit(1)
+    if delay is not None:
+        time.sleep(delay)
+        os.kill(pid, signal.SIGKILL)  # of a process that nobody has waited for: it is still there
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
