@@ -3,6 +3,7 @@
 import os
 import random
 import signal
+import stat
 import subprocess
 import sys
 import time
@@ -43,7 +44,9 @@ def dying(function, count, when, within=None):
 
 def half_written(descriptor):
     """Leave half of what was written to a file, as a kill within the write does."""
-    os.ftruncate(descriptor, os.fstat(descriptor).st_size // 2)
+    status = os.fstat(descriptor)
+    if stat.S_ISREG(status.st_mode):  # no folder, which is synced after the rename
+        os.ftruncate(descriptor, status.st_size // 2)
 
 
 def half_a_line(path, line):

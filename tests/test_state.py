@@ -163,18 +163,18 @@ def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(path, monkeypat
     assert [p.name for p in path.parent.iterdir()] == [path.name]
 
 
-def test_content_is_on_the_disk_before_it_takes_the_name(path, monkeypatch):
+def test_content_is_on_the_disk_before_it_takes_the_name_and_the_name_after(path, monkeypatch):
     path.write_bytes(b"old")
-    seen = []
+    seen, folder = [], path.parent.stat()
     real = os.fsync
 
     def watching(descriptor):
-        seen.append((path.read_bytes(), os.fstat(descriptor).st_size))
+        seen.append((path.read_bytes(), os.path.samestat(os.fstat(descriptor), folder)))
         real(descriptor)
 
     monkeypatch.setattr(os, "fsync", watching)
     write_atomically(path, b"new content")
-    assert seen == [(b"old", len(b"new content"))]
+    assert seen == [(b"old", False), (b"new content", True)]
     assert path.read_bytes() == b"new content"
 
 

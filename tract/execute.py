@@ -119,10 +119,15 @@ def refuse_unknown_parameters(cells: Sequence[str]) -> None:
 
 
 def keep_last_bar(notebook: str | Path) -> None:
-    """Leave of every progress bar in a notebook's outputs only what was last to be seen."""
+    """Leave of every progress bar in a notebook's outputs only what was last to be seen.
+
+    Papermill's clock times go too: they would change a committed notebook at every execution.
+    """
     content = nbformat.read(notebook, as_version=4)
+    content.metadata.pop("papermill", None)
     coalesce = CoalesceStreamsPreprocessor()
     for i, cell in enumerate(content.cells):
+        cell.metadata.pop("papermill", None)
         coalesce.preprocess_cell(cell, {}, i)
         # What is left of a bar that cleared itself is blank.
         outputs = [o for o in cell.get("outputs", []) if o.get("text", "shown").strip()]

@@ -34,6 +34,7 @@ def write_atomically(path: str | Path, content: bytes) -> None:
                 file.flush()
                 os.fsync(file.fileno())
             temporary.replace(path)
+            _sync_folder(path.parent)
         finally:
             temporary.unlink(missing_ok=True)
     except OSError as error:
@@ -43,6 +44,16 @@ def write_atomically(path: str | Path, content: bytes) -> None:
             "before is intact: free space, correct permissions or use another folder, and run it "
             "again",
         ) from error
+
+
+def _sync_folder(folder: Path) -> None:
+    """Make a rename in a folder survive a power cut; other systems than POSIX cannot be asked."""
+    if os.name == "posix":
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
 
 
 def write_tensors(path: str | Path, tensors: dict[str, Tensor], card: dict) -> None:
