@@ -3,9 +3,13 @@
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
+import pytest
 import torch
 
 from tract import plots
+from tract.data import Data
+from tract.levels import cosine
+from tract.phases import parse_schedule
 
 
 def test_images_stand_in_rows_with_their_labels_and_pixels(generator):
@@ -40,3 +44,70 @@ def test_losses_are_drawn_over_images_seen_smoothed_over_a_hundredth():
 def test_figures_are_shown_by_the_caller_only():
     plots.image_rows({"a": torch.zeros(1, 1, 4, 4)})
     assert plt.get_fignums() == []
+
+
+def numbers(ax):
+    """The labels `t = 696` and so on of an axis, as numbers by name."""
+    labels = [text.get_text().split(" = ") for text in ax.texts if " = " in text.get_text()]
+    return {name: int(number) for name, number in labels}
+
+
+@pytest.mark.parametrize("schedule", [[1024, 32, 1], [1024, 512, 256], [1024, 1], [64, 16, 4, 1]])
+def test_a_schedule_shows_a_teachers_step_and_the_end_of_its_group(schedule):
+    phases = parse_schedule(schedule, schedule[0])
+    figure = plots.schedule_picture(phases, cosine(schedule[0]))
+    assert len(figure.axes) == len(phases)
+    for ax, phase in zip(figure.axes, phases, strict=True):
+        assert ax.get_title(loc="left").startswith(f"{phase}: ")
+        t, u, s = (numbers(ax)[name] for name in "tus")
+        assert t - u == phase.stride
+        width = phase.segment * phase.stride
+        assert s == (u // width) * width  # as the distiller draws them
+
+
+def test_a_schedule_of_btd_names_the_teacher_for_both_hops():
+    (phase,) = parse_schedule([8, 4], 8)
+    legends = [
+        plots.schedule_picture([phase], cosine(8), self_taught=own).legends[0].get_texts()
+        for own in (True, False)
+    ]
+    own, teachers = (" ".join(text.get_text() for text in texts) for texts in legends)
+    assert "self-teacher" in own
+    assert "self-teacher" not in teachers
+
+
+def test_errors_show_every_seed_and_their_mean():
+    table = pd.DataFrame({"recipe": ["a", "a", "b", "b"], "rmse": [1.0, 3.0, 4.0, 5.0]})
+    (ax,) = plots.errors(table, "rmse", "rmse", {"teacher": 2.0}).axes
+    seeds, mean = ax.lines[0].get_xdata(), ax.lines[1].get_xdata()
+    assert (list(seeds), list(mean)) == ([1.0, 3.0], [2.0, 2.0])
+    assert [label.get_text() for label in ax.get_yticklabels()] == ["a", "b"]
+
+
+def test_points_under_maps_stand_where_the_maps_take_them(generator):
+    origin = torch.randn(5, 2, generator=generator)
+    figure = plots.point_maps({"noise": origin, "twice": 2 * origin}, origin)
+    noise, twice = (ax.collections[0].get_offsets() for ax in figure.axes[:2])
+    assert np.allclose(twice, 2 * noise)
+    assert np.allclose(noise, origin)
+
+
+def test_paths_run_through_all_times(generator):
+    times = [torch.randn(4, 2, generator=generator) for _ in range(3)]
+    (ax,) = plots.paths({"walk": times}, times[0]).axes
+    segments = ax.collections[1].get_segments()
+    assert np.allclose(np.stack(segments, axis=1), torch.stack(times))
+
+
+def test_noise_grows_from_the_clean_image_on(generator):
+    pixels = torch.randint(256, (3, 1, 8, 8), generator=generator).to(torch.uint8)
+    figure = plots.noise_levels(Data("noise", pixels), cosine(16), count=3)
+    assert [label.get_text() for label in figure.axes[2].get_xticklabels()] == [
+        "0\n+20.0",
+        "8\n+0.0",
+        "16\n-20.0",
+    ]
+    strip = np.asarray(figure.axes[0].images[0].get_array())
+    clean = pixels[0, 0].numpy()
+    # Drawn at half contrast, since noise reaches beyond the range of pixels.
+    assert np.abs(strip[1:9, 1:9] - (clean / 2 + 255 / 4)).max() <= 1.5

@@ -59,7 +59,7 @@ def noise_levels(data: Data, levels: Level, count: int) -> Figure:
     for ax, images in zip(axes[:, 0], x.split(count), strict=True):
         _image_row(ax, images / 2)  # noise reaches beyond [-1, 1]
     centres = (np.arange(count) + 0.5) * (axes[2, 0].get_xlim()[1] + 0.5) / count
-    logsnr = levels.logsnr[indices].numpy()
+    logsnr = levels.logsnr[indices].numpy().round(1) + 0.0  # no -0.0
     labels = [f"{i}\n{value:+.1f}" for i, value in zip(indices, logsnr, strict=True)]
     axes[2, 0].set_xticks(centres, labels)
     axes[2, 0].set_xlabel("grid index, and log-SNR below it")
