@@ -1,6 +1,7 @@
 """A whole small experiment in one folder: teacher, students, measurements, and what is refused."""
 
 import json
+import shutil
 
 import pandas as pd
 import pytest
@@ -11,7 +12,7 @@ from tract.experiment import TEACHER, Experiment, open_experiment, run_name
 from tract.levels import cosine, karras, levels_of
 from tract.metrics import fd_pixels
 from tract.presets import PRESETS
-from tract.state import load_model
+from tract.state import load_model, save_model
 from tract.train import Training
 
 TRAINING = Training(images=8, batch=4)
@@ -148,3 +149,14 @@ def test_levels_have_the_names_of_their_processes():
 def test_runs_are_named_by_what_tells_them_apart():
     assert run_name(TRAINING) == "teacher"
     assert run_name(STUDENT) == "TRACT-8-2-1-seed3"
+
+
+def test_a_student_goes_on_from_its_own_teacher_alone(done, tmp_path):
+    folder = tmp_path / "copy"
+    shutil.copytree(done.folder, folder)
+    teacher, card = load_model(folder / TEACHER)
+    with torch.no_grad():
+        next(teacher.parameters())[0] += 1e-3
+    save_model(folder / TEACHER / "model.safetensors", teacher, card)
+    with pytest.raises(ValueError, match="other values of teacher_sha256"):
+        experiment(folder).distill(STUDENT)

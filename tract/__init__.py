@@ -25,6 +25,7 @@ Files, each importing only from those above it:
     state       weights and whole states as files
     cards       what a run is, as JSON beside it, and refused if it should become another
     results     the table of measured numbers
+    guards      one writer of a run, named failures, interrupts between steps
     runs        run directories: progress, history, checkpoints, resuming
     metrics     Frechet distance and rmse
     evaluate    samples from noise that is the same for every model

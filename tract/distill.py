@@ -29,6 +29,7 @@ from tract.train import (
     descend,
     frozen,
     generator_for,
+    report,
     squared_error,
 )
 
@@ -273,11 +274,4 @@ def _distillation_steps(
         update = state.step - state.phase * settings.steps_per_phase
         ema_update(state.self_teacher, state.student, bias_corrected(settings.self_ema, update))
         ema_update(state.ema, state.student, bias_corrected(decay, update))
-        yield Record(
-            step=state.step,
-            num_steps=settings.num_steps,
-            images_seen=state.step * settings.batch,
-            loss=loss.item(),
-            mse=error.mean().item(),
-            phase=str(phase),
-        )
+        yield report(state, settings, loss, error, str(phase))

@@ -26,7 +26,7 @@ from tract.presets import build_denoiser, check_fits, preset
 from tract.results import append_results, read_results
 from tract.runs import Saving, complete, history
 from tract.samplers import step_indices
-from tract.state import load_model, read_tensors, write_tensors
+from tract.state import fingerprint, load_model, read_tensors, write_tensors
 from tract.train import Training, start_training, train_teacher
 
 TEACHER = "teacher"  # name of the teacher's run
@@ -101,6 +101,7 @@ class Experiment:
             "network": teacher.config,
             "method": settings.method,
             "teacher": teacher_card.get("settings"),
+            "teacher_sha256": fingerprint(teacher),
         }
         return complete(self.folder / run_name(settings), state, records, settings, card, saving)
 

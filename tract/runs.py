@@ -11,22 +11,21 @@ import json
 import math
 import os
 import shutil
-import signal
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import pandas as pd
 import torch
-from filelock import FileLock, Timeout
 from tqdm import tqdm
 
 from tract.cards import claim
 from tract.checks import check_whole, is_number
 from tract.denoiser import Denoiser
+from tract.guards import interrupt_between_steps, named_failures, only_writer
 from tract.state import (
     TEMPORARY,
     load_model,
@@ -80,7 +79,7 @@ def complete(
         raise ValueError("this denoiser cannot be saved: make it with presets.build_denoiser")
     folder, saving = Path(folder), saving or Saving()
     card = json.loads(json.dumps({"settings": asdict(settings), **card}))
-    with _only_writer(folder):
+    with only_writer(folder):
         for path in folder.glob(f".*{TEMPORARY}"):  # of a process killed while it wrote
             path.unlink()
         unfinished = bool(_checkpoints(folder))
@@ -115,7 +114,7 @@ def _train(
     seconds_before = past[-1]["seconds"] if past else 0.0
     start = saved = time.monotonic()
     steps = _progress(records, folder.name, state.step, settings.num_steps)
-    with _interrupt_between_steps() as stop, _named_failures(folder, settings), closing(steps):
+    with interrupt_between_steps() as stop, named_failures(folder, settings), closing(steps):
         for record in steps:
             now = time.monotonic()
             line = asdict(record) | {"seconds": seconds_before + now - start}
@@ -284,69 +283,3 @@ def _progress(records: Iterator[Record], name: str, step: int, num_steps: int) -
 
 def _device(module: torch.nn.Module) -> torch.device:
     return next(module.parameters()).device
-
-
-@contextmanager
-def _only_writer(folder: Path) -> Iterator[None]:
-    """Hold the run's lock, which the system frees even when its holder is killed."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(folder / ".lock")
-        lock.acquire(timeout=0)
-    except Timeout as error:
-        raise RuntimeError(
-            f"another process is writing {folder}: wait for it, stop it, or use another run_dir"
-        ) from error
-    except OSError as error:
-        raise OSError(
-            error.errno, f"cannot write to {folder} ({error.strerror}): use another run_dir"
-        ) from error
-    try:
-        yield
-    finally:
-        lock.release()
-
-
-@contextmanager
-def _named_failures(folder: Path, settings: Training) -> Iterator[None]:
-    """Say what to do when memory, disk or numbers run out; checkpoints before are intact."""
-    intact = f"run {folder.name} can go on from its last checkpoint"
-    try:
-        yield
-    except FloatingPointError as error:
-        raise FloatingPointError(
-            f"{error}; {intact} with other settings: `tract branch` {folder} and a new name"
-        ) from error
-    except (torch.OutOfMemoryError, MemoryError) as error:
-        raise RuntimeError(
-            f"out of memory with batch {settings.batch}: use a smaller batch; {intact}"
-        ) from error
-    except OSError as error:
-        reason = error.strerror or error
-        raise OSError(error.errno, f"{reason}; {intact} once there is space") from error
-
-
-class _Stop:
-    requested = False
-
-
-@contextmanager
-def _interrupt_between_steps() -> Iterator[_Stop]:
-    """Turn SIGINT and SIGTERM into a request that the loop honours once a step is complete.
-
-    An interrupt inside a step would leave the optimizer ahead of the averages.
-    """
-    stop = _Stop()
-
-    def request(signum, frame):
-        stop.requested = True
-
-    try:
-        before = {s: signal.signal(s, request) for s in (signal.SIGINT, signal.SIGTERM)}
-    except ValueError:  # not the main thread: the caller has its own way to stop
-        before = {}
-    try:
-        yield stop
-    finally:
-        for signum, handler in before.items():
-            signal.signal(signum, handler)

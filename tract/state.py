@@ -95,6 +95,11 @@ def parse_object(text: str, path: str | Path) -> dict:
     return content
 
 
+def fingerprint(module: torch.nn.Module) -> str:
+    """SHA-256 of a network's weights with their names, types and shapes."""
+    return _checksum({n: t.cpu().contiguous() for n, t in module.state_dict().items()}, "")
+
+
 def _checksum(tensors: dict[str, Tensor], card: str) -> str:
     """SHA-256 of everything that a reader takes from a file: names, types, shapes, values, card."""
     digest = hashlib.sha256(card.encode())

@@ -101,6 +101,18 @@ class Record:
     phase: str = ""  # such as "1024>32", in distillation
 
 
+def report(state, settings: Training, loss: Tensor, error: Tensor, phase: str = "") -> Record:
+    """The record of a step that is complete, from its losses () and (B,)."""
+    return Record(
+        step=state.step,
+        num_steps=settings.num_steps,
+        images_seen=state.step * settings.batch,
+        loss=loss.item(),
+        mse=error.mean().item(),
+        phase=phase,
+    )
+
+
 @dataclass
 class TeacherState:
     """All that changes while a teacher is trained."""
@@ -157,13 +169,7 @@ def _teacher_steps(
         descend(loss, state, settings)
         state.step += 1
         ema_update(state.ema, state.student, bias_corrected(decay, state.step))
-        yield Record(
-            step=state.step,
-            num_steps=settings.num_steps,
-            images_seen=state.step * settings.batch,
-            loss=loss.item(),
-            mse=error.mean().item(),
-        )
+        yield report(state, settings, loss, error)
 
 
 def check_student(student: Denoiser, data: Data) -> None:
