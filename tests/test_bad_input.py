@@ -425,6 +425,14 @@ def test_a_packed_file_that_is_damaged_is_refused_with_its_path(tmp_path):
             load_data("fashion_mnist", str(tmp_path))
 
 
+def test_a_packed_file_that_would_fill_the_memory_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr("tract.data.IDX_LIMIT", 1000)
+    (tmp_path / f"{IMAGES}.gz").write_bytes(gzip.compress(idx((1, 28, 35))))  # 996 with its header
+    (tmp_path / f"{LABELS}.gz").write_bytes(gzip.compress(bytes(10_000)))
+    with pytest.raises(ValueError, match=rf"{LABELS}.gz holds more than 1,000 bytes: fetch"):
+        load_data("fashion_mnist", str(tmp_path))
+
+
 def test_a_finished_teacher_of_other_images_is_refused_before_the_student(tmp_path, monkeypatch):
     (tmp_path / TEACHER).mkdir()
     config = NETWORK | {"options": NETWORK["options"] | {"image_channels": 3}}

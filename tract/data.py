@@ -126,7 +126,10 @@ def _fashion_mnist(data_dir: str | None) -> Data:
 
 
 def _cifar10(data_dir: str | None) -> Data:
-    """50,000 photographs of 32x32 pixels in 10 classes, read by torchvision."""
+    """50,000 photographs of 32x32 pixels in 10 classes, read by torchvision.
+
+    Its files are pickles: torchvision compares their checksums before it opens them.
+    """
     from torchvision.datasets import CIFAR10
 
     folder = _folder("cifar10", data_dir)
@@ -142,6 +145,9 @@ def _cifar10(data_dir: str | None) -> Data:
 
 
 LOADERS = {"digits": _digits, "fashion_mnist": _fashion_mnist, "cifar10": _cifar10}
+
+
+IDX_LIMIT = 2**28  # bytes; the largest file of Fashion-MNIST has 47,040,016
 
 
 def _folder(name: str, data_dir: str | None) -> Path:
@@ -162,12 +168,14 @@ def _existing(folder: Path, name: str) -> Path:
 
 def _read_idx(path: Path) -> Tensor:
     """Bytes of an IDX file, packed or not; torchvision reads only the unpacked ones."""
-    content = path.read_bytes()
-    if path.suffix == ".gz":
-        try:
-            content = gzip.decompress(content)
-        except (OSError, EOFError, zlib.error) as error:
-            raise ValueError(f"{path} is damaged ({error}): fetch it again") from error
+    opened = gzip.open if path.suffix == ".gz" else open
+    try:
+        with opened(path, "rb") as file:
+            content = file.read(IDX_LIMIT + 1)
+    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
+        raise ValueError(f"{path} is damaged ({error}): fetch it again") from error
+    if len(content) > IDX_LIMIT:  # a few packed bytes could fill the memory
+        raise ValueError(f"{path} holds more than {IDX_LIMIT:,} bytes: fetch the right file")
     if content[:3] != bytes([0, 0, 8]):  # 8: unsigned bytes
         raise ValueError(f"{path} is no IDX file of bytes: fetch it again")
     first = 4 + 4 * content[3]  # the number of dimensions, then their sizes

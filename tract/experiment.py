@@ -43,7 +43,7 @@ class Experiment:
     process: str = "cosine"  # a name in levels.PROCESSES
     teacher_steps: int = 1024  # T, the length of the teacher's grid
     reference_steps: int = 256  # the teacher's own, that students are compared with
-    num_samples: int = 512
+    num_samples: int = 384
     clamp: bool = True  # predictions to [-1, 1], in targets and sampling
     seed: int = 0  # of the noise that is sampled from
 
