@@ -30,6 +30,7 @@ from tract.state import fingerprint, load_model, read_tensors, write_tensors
 from tract.train import Training, start_training, train_teacher
 
 TEACHER = "teacher"  # name of the teacher's run
+RESULT_KEY = ("method", "phases", "nfe", "seed")  # what tells two rows of results.csv apart
 
 
 @dataclass(frozen=True)
@@ -87,8 +88,9 @@ class Experiment:
         check_fits(network, self.data)
         state = start_training(build_denoiser(network, settings.seed).to(device()), settings)
         records = train_teacher(state, self.data, self.levels, settings)
-        claim(self.folder / "experiment.json", self.card(), note={"data_dir": self.data_dir})
-        card = {"experiment": self.card(), "network": network, "method": TEACHER}
+        about = self.card()  # hashes all data
+        claim(self.folder / "experiment.json", about, note={"data_dir": self.data_dir})
+        card = {"experiment": about, "network": network, "method": TEACHER}
         return complete(self.folder / TEACHER, state, records, settings, card, saving)
 
     def distill(self, settings: Distillation, saving: Saving | None = None) -> Denoiser:
@@ -110,8 +112,8 @@ class Experiment:
 
         The first of the teacher's steps must be reference_steps: the others are compared to it.
         """
-        name, key = run_name(settings), ("method", "phases", "nfe", "seed")
-        read_results(self.folder / "results.csv", key)  # found out before sampling, not after it
+        name = run_name(settings)
+        read_results(self.folder / "results.csv", RESULT_KEY)  # refused before sampling
         for n in steps:
             step_indices(self.levels.num_steps, n)
         eps, labels = self.noise
@@ -138,7 +140,7 @@ class Experiment:
             }
             for n, x in samples.items()
         ]
-        return append_results(self.folder / "results.csv", rows, key)
+        return append_results(self.folder / "results.csv", rows, RESULT_KEY)
 
     def samples(self, name: str) -> dict[int, Tensor]:
         """Samples of a measured run by number of steps; FileNotFoundError if there are none."""
@@ -155,7 +157,7 @@ class Experiment:
     def comparison(self, count: int) -> dict[str, Tensor]:
         """Rows of images by label: data, then every measured run, all from the same noise."""
         rows = {"data": self.images(count)}
-        table = read_results(self.folder / "results.csv", ("method", "phases", "nfe", "seed"))
+        table = read_results(self.folder / "results.csv", RESULT_KEY)
         for row in table.itertuples():
             samples = self.samples(_run_name(row.method, row.phases, row.seed))[row.nfe]
             label = f"{row.method} {_shortened(row.phases)}".strip()

@@ -141,11 +141,7 @@ def load_model(path: str | Path, device: torch.device | str = "cpu") -> tuple[De
 
 def save_state(path: str | Path, state, card: dict) -> None:
     """Write all that a training loop changes: networks, optimizer and counters."""
-    tensors = {
-        f"{role}.{name}": tensor
-        for role, module in state.modules().items()
-        for name, tensor in module.state_dict().items()
-    }
+    tensors = _weights(state)
     for index, moments in state.optimizer.state_dict()["state"].items():
         tensors |= {f"optimizer.{index}.{name}": value for name, value in moments.items()}
     write_tensors(path, tensors, {**card, "counters": state.counters()})
@@ -184,13 +180,18 @@ def load_state(path: str | Path, state) -> None:
     state.optimizer.load_state_dict({"state": moments, "param_groups": groups})
 
 
-def _expected(state) -> dict[str, Tensor]:
-    """Tensors like those of a state's checkpoint: its networks', and the moments of Adam."""
-    expected = {
+def _weights(state) -> dict[str, Tensor]:
+    """Weights of all of a state's networks, as ROLE.NAME."""
+    return {
         f"{role}.{name}": tensor
         for role, module in state.modules().items()
         for name, tensor in module.state_dict().items()
     }
+
+
+def _expected(state) -> dict[str, Tensor]:
+    """Tensors like those of a state's checkpoint: its networks', and the moments of Adam."""
+    expected = _weights(state)
     parameters = state.optimizer.param_groups[0]["params"] if state.step > 0 else []
     for index, parameter in enumerate(parameters):
         expected[f"optimizer.{index}.step"] = torch.tensor(0.0)
