@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 import torchvision
+from PIL import Image
 
 from tract.data import Data, load_data, to_uint8, to_unit
 
@@ -128,11 +129,11 @@ def test_an_unknown_data_set_is_refused_with_the_known_ones():
         load_data("mnist")
 
 
-@pytest.mark.parametrize("name", ["fashion_mnist", "cifar10"])
+@pytest.mark.parametrize("name", ["fashion_mnist", "cifar10", "imagenet64", "images"])
 @pytest.mark.parametrize("data_dir", [None, ""])
 def test_data_in_files_needs_their_folder(name, data_dir):
     with pytest.raises(ValueError, match=f"'{name}' is read from files: give .* data_dir"):
-        load_data(name, data_dir)
+        load_data(name, data_dir, image_size=8 * (name == "images"))
 
 
 @pytest.mark.parametrize("name", ["fashion_mnist", "cifar10"])
@@ -161,18 +162,20 @@ def idx(tensor):
 
 @pytest.fixture(params=["", ".gz"])
 def clothes(request, tmp_path, generator):
-    """A folder of two pictures of clothes, and what is in it."""
-    images = torch.randint(256, (2, 28, 28), generator=generator).to(torch.uint8)
+    """A folder of two pictures of clothes to train on and two to test, and what is in it."""
+    parts = torch.randint(256, (2, 2, 28, 28), generator=generator).to(torch.uint8)
     labels = torch.tensor([3, 9], dtype=torch.uint8)
-    for name, tensor in [("images-idx3", images), ("labels-idx1", labels)]:
-        content = gzip.compress(idx(tensor)) if request.param else idx(tensor)
-        (tmp_path / f"train-{name}-ubyte{request.param}").write_bytes(content)
-    return tmp_path, images
+    for part, images in zip(["train", "t10k"], parts, strict=True):
+        for name, tensor in [("images-idx3", images), ("labels-idx1", labels)]:
+            content = gzip.compress(idx(tensor)) if request.param else idx(tensor)
+            (tmp_path / f"{part}-{name}-ubyte{request.param}").write_bytes(content)
+    return tmp_path, dict(zip(["train", "test"], parts, strict=True))
 
 
-def test_fashion_mnist_is_read_plain_or_packed_and_padded_with_black(clothes):
-    folder, images = clothes
-    data = load_data("fashion_mnist", str(folder))
+@pytest.mark.parametrize("split", ["train", "test"])
+def test_fashion_mnist_is_read_plain_or_packed_and_padded_with_black(clothes, split):
+    folder, parts = clothes
+    data, images = load_data("fashion_mnist", str(folder), split=split), parts[split]
     assert data.samples.shape == (2, 1, 32, 32)
     assert torch.equal(data.samples[:, 0, 2:30, 2:30], images)
     assert data.samples.sum() == images.sum()
@@ -191,14 +194,97 @@ def test_a_damaged_file_is_refused_with_its_path(tmp_path, content, problem):
         load_data("fashion_mnist", str(tmp_path))
 
 
-def test_cifar10_is_read_as_torchvision_leaves_it(tmp_path, monkeypatch):
+@pytest.mark.parametrize("split", ["train", "test"])
+def test_cifar10_is_read_as_torchvision_leaves_it(tmp_path, monkeypatch, split):
     class Two:
         data = np.arange(2 * 32 * 32 * 3, dtype=np.uint8).reshape(2, 32, 32, 3)
         targets = (4, 9)
 
-    monkeypatch.setattr(torchvision.datasets, "CIFAR10", lambda *args, **options: Two)
-    data = load_data("cifar10", str(tmp_path))
+    def cifar10(root, *, train, download):
+        assert (root, train, download) == (str(tmp_path), split == "train", False)
+        return Two
+
+    monkeypatch.setattr(torchvision.datasets, "CIFAR10", cifar10)
+    data = load_data("cifar10", str(tmp_path), split=split)
     assert data.samples.shape == (2, 3, 32, 32)
     assert data.samples[1, 2, 5, 7].item() == Two.data[1, 5, 7, 2]
     assert data.labels.tolist() == [4, 9]
     assert data.flip
+
+
+@pytest.fixture
+def photographs(tmp_path, monkeypatch):
+    """A folder with three photographs of two of ImageNet's classes."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "home"))
+    names = ["n01440764/b.JPEG", "n01440764/a.JPEG", "n15075141/a.JPEG"]
+    for grey, name in enumerate(names):
+        path = tmp_path / "train" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (130, 128), (100 * grey,) * 3).save(path, quality=100)
+    return tmp_path / "train"
+
+
+def test_imagenet64_has_photographs_at_64_pixels_with_their_classes(photographs):
+    data = load_data("imagenet64", str(photographs))
+    assert (data.name, data.shape, data.num_classes) == ("imagenet64", (3, 64, 64), 2)
+    assert data.samples[:, 1, 5, 5].tolist() == [100, 0, 200]  # sorted by name
+    assert data.labels.tolist() == [0, 0, 1]
+    assert data.flip
+    # Labels, and hashes, as of the same data in memory.
+    plain = Data("d", data.samples.clone(), data.labels)
+    assert data.sha256 == plain.sha256
+    assert data.to("cpu").unlabelled().sha256 == plain.unlabelled().sha256
+
+
+def test_imagenet64_enlarges_what_is_smaller(photographs, capsys):
+    Image.new("RGB", (20, 30)).save(photographs / "n15075141" / "b.JPEG")
+    assert len(load_data("imagenet64", str(photographs))) == 4
+    assert "1 images of fewer than 64 pixels were enlarged" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("other", "odd"), [("val/n01440764/c.JPEG", "val"), ("c.JPEG", "no folders")]
+)
+def test_imagenet64_is_refused_without_its_class_folders(photographs, other, odd):
+    (photographs / other).parent.mkdir(parents=True, exist_ok=True)
+    Image.new("RGB", (64, 64)).save(photographs / other)
+    with pytest.raises(ValueError, match=f"train has no class folders .*, but {odd}: give the"):
+        load_data("imagenet64", str(photographs))
+
+
+def test_images_are_any_folder_at_any_size(photographs):
+    data = load_data("images", str(photographs), image_size=16)
+    assert (data.name, data.shape, data.labels.tolist()) == ("images", (3, 16, 16), [0, 0, 1])
+    assert not data.flip
+    data = load_data("images", str(photographs), image_size=16, grey=True, flip=True)
+    assert data.shape == (1, 16, 16)
+    assert data.flip
+    data = load_data("images", str(photographs / "n01440764"), image_size=128)
+    assert data.samples[:, 0, 7, 7].tolist() == [100, 0]
+    assert data.labels is None
+    assert data.sha256 == Data("d", data.samples.clone()).sha256
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "message"),
+    [
+        ("images", {}, "image_size is 0: data 'images' are reduced to one size, give it"),
+        ("images", {"image_size": 129}, "3 of the 3 .*a.JPEG .130x128 pixels: use a size of 128"),
+        ("images", {"image_size": -1}, "image_size is -1: use 0 or more"),
+        ("images", {"image_size": 8, "grey": "no"}, "grey is 'no': use True or False"),
+        ("images", {"image_size": 8, "flip": 1}, "flip is 1: use True or False"),
+        ("images", {"image_size": 8, "split": "test"},
+         "split is 'test', and images has no choice of it: leave it out, or use data "
+         "fashion_mnist or cifar10"),
+        ("imagenet64", {"split": "test"}, "split is 'test', and imagenet64 has no choice of it"),
+        ("imagenet64", {"grey": True}, "grey is True, and imagenet64 has no choice of it"),
+        ("digits", {"split": "test"}, "split is 'test', and digits has no choice of it"),
+        ("digits", {"image_size": 16},
+         "image_size is 16, and digits has no choice of it: leave it out, or use data images"),
+        ("cifar10", {"flip": True}, "flip is True, and cifar10 has no choice of it"),
+        ("cifar10", {"split": "val"}, r"split is 'val': choose one of \['train', 'test'\]"),
+    ],
+)  # fmt: skip
+def test_choices_that_a_data_set_has_not_are_refused(photographs, name, options, message):
+    with pytest.raises(ValueError, match=message):
+        load_data(name, str(photographs), **options)

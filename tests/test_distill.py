@@ -12,20 +12,13 @@ from torch import nn
 from tract.data import Data
 from tract.ddim import ddim_step
 from tract.denoiser import Denoiser
-from tract.distill import (
-    METHODS,
-    Distillation,
-    closure_target,
-    distill,
-    draw_any_level,
-    draw_group_start,
-    start_distillation,
-    start_next_phase,
-)
-from tract.levels import cosine, karras
+from tract.distill import closure_target, distill, start_distillation, start_next_phase
+from tract.levels import cosine, ddpm_linear, karras
+from tract.methods import METHODS, Distillation, draw_any_level, draw_group_start
 from tract.mlp import MLP
 from tract.oracle import Gaussian
 from tract.phases import Phase, parse_schedule
+from tract.presets import build_denoiser, new_student, preset
 from tract.samplers import heun_x0, sample
 from tract.state import load_state, save_state
 
@@ -116,6 +109,20 @@ def test_the_target_is_the_teachers_x0_where_there_is_no_second_hop(levels, gene
     assert torch.equal(closure_target(teacher, self_teacher, x_t, t, s, s), teacher(x_t, t))
 
 
+def test_the_second_hop_is_asked_only_where_there_is_one(levels, generator):
+    t, u, s = levels[torch.tensor([32, 9])], levels[torch.tensor([31, 8])], levels[[30, 8]]
+    x_t, asked = noisy(t, generator), []
+
+    def second(x_u, u, labels):
+        asked.append(u)
+        return self_teacher(x_u, u)
+
+    closure_target(teacher, second, x_t, t, u, u)
+    assert asked == []
+    closure_target(teacher, second, x_t, t, u, s)
+    assert len(asked) == 1
+
+
 @pytest.mark.parametrize(("i_t", "i_s"), [(32, 24), (24, 8), (9, 1), (8, 0), (32, 0)])
 def test_the_target_leads_to_the_end_of_the_teachers_rollout(levels, generator, i_t, i_s):
     t, s = levels[i_t], levels[i_s]
@@ -184,7 +191,9 @@ def test_the_target_carries_labels_to_both_and_no_gradient(levels):
 # ---- Where students are taught ------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("phase", [Phase(64, 64, 8), Phase(64, 8, 1), Phase(8, 2, 1)])
+@pytest.mark.parametrize(
+    "phase", [Phase(64, 64, 8), Phase(64, 8, 1), Phase(8, 2, 1), Phase(64, 8, 8)]
+)
 def test_tract_draws_all_teacher_steps_alike(phase, generator):
     drawn = draw_any_level(phase, 100 * phase.teacher_steps, generator)
     counts = drawn.bincount(minlength=phase.teacher_steps + 1).tolist()
@@ -194,7 +203,7 @@ def test_tract_draws_all_teacher_steps_alike(phase, generator):
     assert all(50 < count < 150 for count in counts[1:])
 
 
-@pytest.mark.parametrize("phase", [Phase(64, 64, 32), Phase(64, 2, 1)])
+@pytest.mark.parametrize("phase", [Phase(64, 64, 32), Phase(64, 2, 1), Phase(64, 8, 8)])
 def test_btd_draws_all_noisy_ends_of_groups_alike(phase, generator):
     drawn = draw_group_start(phase, 100 * phase.student_steps, generator)
     counts = drawn.bincount().tolist()
@@ -244,7 +253,7 @@ class Bend(nn.Module):
         return torch.sin(self.weight * (x + logsnr[:, None] / 10))
 
 
-def by_hand(teacher, self_teacher, student, levels, phase, settings):
+def by_hand(teacher, self_teacher, student, levels, phase, settings, heun=False):
     """Loss and error of the step that just showed the student its samples."""
     limit = (lambda x: x.clamp(-1, 1)) if settings.clamp else (lambda x: x)
     x_in, logsnr, _ = student.net.shown
@@ -260,7 +269,7 @@ def by_hand(teacher, self_teacher, student, levels, phase, settings):
             assert i_t % width == 0
         u, s = levels[i_u], levels[i_s]
         x0 = limit(teacher(x_t.float(), t).double())
-        if settings.teacher_step == "heun" and u.sigma > 0:
+        if heun and u.sigma > 0:
             euler = u.sigma / t.sigma * x_t + (u.alpha - u.sigma / t.sigma * t.alpha) * x0
             x0_u = limit(teacher(euler.float(), u).double())
             eps_t, eps_u = (x_t - t.alpha * x0) / t.sigma, (euler - u.alpha * x0_u) / u.sigma
@@ -295,7 +304,8 @@ def test_a_step_minimises_the_distance_to_the_solved_target(method, teacher_step
     record = next(records)
     student.net.shown = state.student.net.shown
     phase = parse_schedule(settings.step_schedule, 8)[step // 3]
-    loss, mse = by_hand(teacher, self_teacher, student, levels, phase, settings)
+    heun = teacher_step == "heun" and step < 3  # a student has no slopes, only its own steps
+    loss, mse = by_hand(teacher, self_teacher, student, levels, phase, settings, heun)
     # float32 through two or three networks and sines; SNR up to 100 weighs it alike.
     assert record.loss == pytest.approx(loss, rel=1e-4)
     assert record.mse == pytest.approx(mse, rel=1e-4)
@@ -361,7 +371,7 @@ def test_a_phase_starts_everything_from_the_average_before():
     run(state, settings, steps=3)
     average = weights(state.ema)
     assert not torch.equal(average, weights(state.student))
-    start_next_phase(state, settings)
+    start_next_phase(state)
     for network in (state.teacher, state.student, state.self_teacher, state.ema):
         assert torch.equal(weights(network), average)
     assert state.optimizer.state_dict()["state"] == {}
@@ -454,6 +464,143 @@ def test_labels_reach_teacher_self_teacher_and_student():
     assert state.student.net.shown[2] is labels
 
 
+# ---- Another network takes over -----------------------------------------------------------------
+
+TAKEOVER = {"TRACT": (8, 4, 4, 1), "BTD": (8, 4, 4, 2)}  # phases of two steps, the second equal
+
+
+def taking_over(method="TRACT", **more):
+    return settings_for(method, step_schedule=TAKEOVER[method], **more)
+
+
+def test_another_network_takes_over_in_the_phase_of_equal_steps():
+    settings, small = taking_over(), mlp(1, channels=8)
+    state = start_distillation(mlp(), settings, small)
+    shapes, teachers, averages = [], [], []
+    for _ in distill(state, POINTS, cosine(8), settings):
+        shapes.append([len(weights(n)) for n in (state.teacher, state.student, state.ema)])
+        teachers.append(weights(state.teacher))
+        averages.append(weights(state.ema))
+    big, little = len(weights(mlp())), len(weights(small))
+    assert shapes == [[big] * 3] * 2 + [[big, little, little]] * 2 + [[little] * 3] * 2
+    expected = [weights(mlp())] * 2 + [averages[1]] * 2 + [averages[3]] * 2
+    assert all(torch.equal(a, b) for a, b in zip(teachers, expected, strict=True))
+
+
+def test_the_newcomer_starts_from_its_own_weights_and_is_left_as_it_was():
+    settings, small = taking_over(), mlp(1, channels=8)
+    before = weights(small)
+    state = start_distillation(mlp(), settings, small)
+    run(state, settings, steps=2)
+    start_next_phase(state)
+    for network in (state.student, state.self_teacher, state.ema):
+        assert torch.equal(weights(network), before)
+    optimized = {id(p) for group in state.optimizer.param_groups for p in group["params"]}
+    assert optimized == {id(p) for p in state.student.parameters()}
+    run(state, settings)
+    assert torch.equal(weights(small), before)
+    assert torch.equal(weights(state.newcomer), before)
+
+
+@pytest.mark.parametrize("teacher_step", ["ddim", "heun"])
+@pytest.mark.parametrize("method", ["TRACT", "BTD"])
+def test_at_equal_steps_the_newcomer_learns_its_teachers_own_steps(method, teacher_step):
+    settings = taking_over(method, teacher_step=teacher_step)
+    levels = karras(8, sigma_min=0.1, sigma_max=5.0)
+    small = Denoiser(Bend(0.6), "x0")
+    state = start_distillation(Denoiser(Bend(0.8), "x0"), settings, small)
+    records = distill(state, POINTS, levels, settings)
+    (_, _, record) = itertools.islice(records, 3)
+    small.net.shown = state.student.net.shown
+    phase = parse_schedule(settings.step_schedule, 8)[1]
+    loss, mse = by_hand(state.teacher, None, small, levels, phase, settings)
+    assert record.phase == "4>4"
+    assert record.loss == pytest.approx(loss, rel=1e-4)  # float32, as above
+    assert record.mse == pytest.approx(mse, rel=1e-4)
+
+
+@pytest.mark.parametrize("steps", range(7))  # phases end at 2, 4 and 6
+@pytest.mark.parametrize("method", ["TRACT", "BTD"])
+def test_a_run_that_changes_its_network_resumes_bit_for_bit(tmp_path, steps, method):
+    settings = taking_over(method)
+
+    def start(newcomer):
+        return start_distillation(mlp(), settings, mlp(newcomer, channels=8))
+
+    whole = start(1)
+    records = run(whole, settings)
+    first = start(1)
+    run(first, settings, steps=steps)
+    save_state(tmp_path / "state", first, {})
+    second = start(1 if steps <= 2 else 2)  # once it is in, its start no longer matters
+    load_state(tmp_path / "state", second)
+    assert run(second, settings) == records[steps:]
+    assert_identical(everything(second), everything(whole))
+
+
+def test_an_average_over_all_phases_begins_with_the_network_that_is_averaged():
+    settings = taking_over(restart_ema=False)
+    state = start_distillation(mlp(), settings, mlp(1, channels=8))
+    slow = settings.ema_residual ** (1 / 2)  # a phase has two steps
+    students = []
+    for record in distill(state, POINTS, cosine(8), settings):
+        if record.step == 3:
+            students = []
+        students.append(weights(state.student).double())
+        shares = [slow ** (len(students) - i) for i in range(1, len(students) + 1)]
+        total = sum(a * w for a, w in zip(shares, students, strict=True))
+        torch.testing.assert_close(
+            weights(state.ema).double(), total / sum(shares), rtol=0, atol=1e-6
+        )
+
+
+def described(prediction, channels=8, seed=0):
+    options = {"point_dim": 2, "channels": channels, "num_blocks": 1}
+    network = {"net": "mlp", "prediction": prediction, "sigma_data": 1.0, "options": options}
+    return build_denoiser(network, seed)
+
+
+@pytest.mark.parametrize("name", ["v", "x0"])
+def test_the_teachers_own_network_can_be_a_student_with_another_output(name):
+    teacher = described("eps")
+    settings = settings_for(step_schedule=(8, 8, 1), student=name)
+    state = start_distillation(teacher, settings)
+    assert state.teacher.prediction == "eps"
+    for network in (state.student, state.self_teacher, state.ema):
+        assert network.prediction == network.config["prediction"] == name
+        assert torch.equal(weights(network), weights(teacher))
+    run(state, settings)
+
+
+def test_a_v_student_of_an_eps_teacher_is_right_at_once_where_there_is_little_noise(generator):
+    teacher, levels = described("eps"), cosine(1024)
+    x_t = torch.randn(1, 2, generator=generator)
+    for index, sigma in [(1, 0.0016), (8, 0.012), (64, 0.098)]:
+        level = levels[index]
+        assert level.sigma.item() == pytest.approx(sigma, rel=0.05)
+        gap = new_student(teacher, "v", 0)(x_t, level) - teacher(x_t, level)
+        # alpha x - sigma F of v, less (x - sigma F) / alpha of eps; F is below 1 here.
+        assert gap.abs().max() < sigma**2 * (x_t.abs().max() + 1)
+
+
+def test_a_named_student_is_the_preset_from_weights_of_the_seed():
+    teacher = build_denoiser(preset("digits") | {"prediction": "v"})
+    settings = settings_for(step_schedule=(8, 4, 4, 1), student="digits_small", seed=5)
+    state = start_distillation(teacher, settings)
+    expected = preset("digits_small")
+    expected["options"]["num_classes"] = 0
+    assert state.newcomer.config == expected
+    assert torch.equal(weights(state.newcomer), weights(build_denoiser(expected, 5)))
+    assert torch.equal(weights(state.student), weights(teacher))
+
+
+def test_a_named_student_of_a_teacher_with_classes_has_them_too():
+    config = preset("digits")
+    config["options"]["num_classes"] = 10
+    student = new_student(build_denoiser(config), "digits_small", 0)
+    assert student.config["options"]["num_classes"] == 10
+
+
 # ---- It works -----------------------------------------------------------------------------------
 
 
@@ -509,6 +656,18 @@ def test_a_student_learns_its_teachers_flow_in_one_step(method, schedule, steps)
             r"one phase, straight to 1 step: use step_schedule \[8, 1\], or method 'TRACT'",
         ),
         ({"step_schedule": (8, 2), "method": "consistency"}, r"use step_schedule \[8, 1\]"),
+        (
+            {"step_schedule": (8, 4, 4, 1), "method": "consistency"},
+            r"one phase, straight to 1 step: use step_schedule \[8, 1\]",
+        ),
+        ({"step_schedule": (8, 8), "method": "consistency"}, r"use step_schedule \[8, 1\]"),
+        ({"step_schedule": (8, 8, 1), "method": "BTD"}, "BTD halves .*8>1 does not"),
+        ({"student": "small"}, "student is 'small': choose one of .*'v', .*'digits_small'"),
+        (
+            {"student": "digits_small", "step_schedule": (8, 4, 1)},
+            r"student is 'digits_small', .*: repeat an entry .*, such as \[8, 4, 4, 1\]",
+        ),
+        ({"student": "v", "step_schedule": (8, 1)}, r"such as \[8, 8, 1\]"),
     ],
 )
 def test_a_setting_that_cannot_be_is_refused_with_its_value_and_what_can(setting, message):
@@ -527,6 +686,59 @@ def test_what_does_not_fit_together_is_refused_before_the_first_step(grid, count
     state = start_distillation(mlp(), settings_for())
     with pytest.raises(ValueError, match=message):
         distill(state, gaussian_points(count), cosine(grid), settings_for())
+
+
+@pytest.mark.parametrize("schedule", [(8, 1), (8, 4, 4, 1)])
+def test_an_eps_student_is_refused_for_few_steps_and_told_why(schedule):
+    settings = settings_for(step_schedule=schedule)
+    newcomer = described("v") if len(schedule) > 2 else None  # comes after eps was shortened
+    state = start_distillation(described("eps"), settings, newcomer)
+    message = (
+        "predicts eps.* multiplied by sigma / alpha, 157: give student 'v' .* repeat the first"
+    )
+    with pytest.raises(ValueError, match=message):
+        distill(state, POINTS, ddpm_linear(1000)[torch.arange(0, 1001, 125)], settings)
+
+
+def test_an_eps_newcomer_is_refused_as_well_unless_it_shortens_nothing():
+    settings = settings_for(step_schedule=(8, 4, 4, 1))
+    state = start_distillation(described("v"), settings, described("eps"))
+    with pytest.raises(ValueError, match="the student predicts eps"):
+        distill(state, POINTS, cosine(8), settings)
+    settings = settings_for(step_schedule=(8, 4, 4))
+    state = start_distillation(described("v"), settings, described("eps"))
+    assert len(run(state, settings)) == settings.num_steps
+
+
+def test_a_newcomer_that_does_not_fit_the_data_is_refused_before_the_first_step():
+    settings = settings_for(step_schedule=(8, 4, 4, 1), student="digits_small")
+    state = start_distillation(described("v"), settings)
+    with pytest.raises(ValueError, match="points has samples of shape .*choose another preset"):
+        distill(state, POINTS, cosine(8), settings)
+
+
+def test_equal_steps_need_a_network_to_take_over():
+    settings = settings_for(step_schedule=(8, 4, 4, 1))
+    with pytest.raises(ValueError, match="4>4 shortens nothing, .*: give a student, or leave out"):
+        start_distillation(mlp(), settings)
+
+
+def test_a_student_of_two_outputs_teachers_stays_like_them():
+    teacher = described("eps")
+    teacher.prediction = "x0_eps"
+    with pytest.raises(ValueError, match="student is 'v', and its teacher predicts both"):
+        new_student(teacher, "v", 0)
+
+
+def test_a_named_student_needs_a_teacher_with_a_description():
+    settings = settings_for(step_schedule=(8, 8, 1), student="v")
+    with pytest.raises(ValueError, match="student is 'v', .* has none: give start_distillation"):
+        start_distillation(mlp(), settings)
+
+
+def test_a_teacher_that_is_no_network_cannot_come_before_the_newcomer():
+    with pytest.raises(ValueError, match="no network to start from: .* in the first phase"):
+        start_distillation(ORACLE, settings_for(step_schedule=(8, 4, 4, 1)), mlp())
 
 
 def test_a_teacher_that_is_no_network_needs_a_student():

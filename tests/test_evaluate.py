@@ -5,7 +5,7 @@ import torch
 
 from tract import evaluate
 from tract.data import Data
-from tract.evaluate import fixed_noise, sample_batches
+from tract.evaluate import fixed_noise, labels_in_turn, noise, sample_batches
 from tract.levels import karras
 from tract.oracle import Mixture
 from tract.samplers import sample
@@ -69,3 +69,18 @@ def test_the_progress_bar_counts_calls_of_the_denoiser(monkeypatch):
 def test_steps_that_do_not_divide_the_grid_are_refused():
     with pytest.raises(ValueError, match="num_steps is 3, .*choose a divisor of 8"):
         sample_batches(ORACLE, torch.zeros(1, 3), karras(8), 3)
+
+
+def test_the_noise_of_a_sample_depends_on_its_index_and_the_seed_alone():
+    whole = noise((3,), 0, 600, seed=3)
+    for start, stop in [(0, 1), (255, 257), (256, 512), (590, 600)]:
+        assert torch.equal(noise((3,), start, stop, seed=3), whole[start:stop])
+    assert torch.equal(fixed_noise(DATA, 300, seed=3)[0], whole[:300])
+    assert len(whole.unique(dim=0)) == 600
+    assert whole.mean().abs() < 4 / 1800**0.5
+    assert not torch.equal(noise((3,), 0, 5, seed=4), whole[:5])
+
+
+def test_labels_in_turn_go_on_where_the_batch_before_ended():
+    assert labels_in_turn(3, 2, 7).tolist() == [2, 0, 1, 2, 0]
+    assert labels_in_turn(0, 2, 7) is None

@@ -1,17 +1,22 @@
 """A whole small experiment in one folder: teacher, students, measurements, and what is refused."""
 
+import dataclasses
 import json
 import shutil
 
 import pandas as pd
 import pytest
 import torch
+from PIL import Image
 
-from tract.distill import Distillation
+from tract.denoiser import clamped
 from tract.experiment import TEACHER, Experiment, open_experiment, run_name
 from tract.levels import cosine, karras, levels_of
+from tract.methods import Distillation
 from tract.metrics import fd_pixels
 from tract.presets import PRESETS
+from tract.results import read_results, wide
+from tract.samplers import sample
 from tract.state import load_model, save_model
 from tract.train import Training
 
@@ -39,18 +44,24 @@ def test_the_folder_tells_the_next_notebook_everything(done):
     assert again.card() == done.card()
 
 
-def test_every_measurement_is_a_row(done):
-    table = pd.read_csv(done.folder / "results.csv", keep_default_na=False)
-    rows = table[["method", "phases", "nfe", "images", "seed"]].values.tolist()
-    assert rows == [
-        ["teacher", "", 8, 8, 0],
-        ["teacher", "", 1, 8, 0],
-        ["TRACT", "8>2>1", 1, 8, 3],
-    ]
+def test_every_measured_number_is_a_row(done):
+    table = read_results(done.folder / "results.csv")
+    about = ["method", "phases", "nfe", "images", "seed", "student_params", "samples", "run"]
+    name = "TRACT-8-2-1-8images-batch4-seed3"
+    for metric in ("fd_pixels", "rmse_to_teacher"):
+        rows = table.loc[table["metric"] == metric, about].values.tolist()
+        assert rows == [
+            ["teacher", "", 8, 8, 0, 352801, 4, "teacher"],
+            ["teacher", "", 1, 8, 0, 352801, 4, "teacher"],
+            ["TRACT", "8>2>1", 1, 8, 3, 352801, 4, name],
+        ]
+    assert set(table["data"]) == {"digits"}
+    assert set(table["process"]) == {"cosine"}
+    assert len(set(table["teacher"])) == 1  # the student's teacher is the one that was measured
 
 
 def test_rows_measure_the_samples_that_were_kept(done):
-    table = pd.read_csv(done.folder / "results.csv")
+    table = wide(read_results(done.folder / "results.csv"))
     reference = done.samples(TEACHER)[8]
     for row, name in zip(table.itertuples(), [TEACHER, TEACHER, run_name(STUDENT)], strict=True):
         samples = done.samples(name)[row.nfe]
@@ -61,11 +72,51 @@ def test_rows_measure_the_samples_that_were_kept(done):
         assert row.rmse_to_teacher == pytest.approx(distance, abs=1e-6)
 
 
-def test_measuring_again_replaces_the_row(done):
-    before = (done.folder / "results.csv").read_text()
+def test_conditions_stand_beside_every_number(done):
+    table = read_results(done.folder / "results.csv").set_index("metric")
+    (conditions,) = set(table.loc["fd_pixels", "conditions"])
+    assert json.loads(conditions) == {"data_sha256": done.data.sha256[:12]}
+    (conditions,) = set(table.loc["rmse_to_teacher", "conditions"])
+    assert json.loads(conditions) == {"nfe": 8}
+
+
+def test_measuring_again_replaces_the_rows(done):
+    path = done.folder / "results.csv"
+    before = read_results(path)
     student, _ = load_model(done.folder / run_name(STUDENT))
     done.measure(student, STUDENT, [1])
-    assert (done.folder / "results.csv").read_text() == before
+    pd.testing.assert_frame_equal(read_results(path), before)
+
+
+def test_every_phase_is_compared_with_the_first_teachers_rollout(done, tmp_path):
+    folder = tmp_path / "copy"
+    shutil.copytree(done.folder, folder)
+    copy = dataclasses.replace(done, folder=folder)
+    copy.measure_phases(STUDENT, count=3)
+    table = read_results(folder / "results.csv")
+    rows = table[table["metric"] == "rmse_to_rollout"]
+    assert rows[["phases", "nfe", "samples"]].values.tolist() == [["8>2", 2, 3], ["8>2>1", 1, 3]]
+    teacher, _ = load_model(folder / TEACHER)
+    for value, steps, file in zip(rows["value"], (2, 1), ("phase-1", "model"), strict=True):
+        student, _ = load_model(folder / run_name(STUDENT) / f"{file}.safetensors")
+        ours, rollout = (
+            sample(clamped(model), copy.noise[0][:3], cosine(8), n)
+            for model, n in ((student, steps), (teacher, 8))
+        )
+        distance = (ours - rollout).square().mean().sqrt().item()
+        assert value == pytest.approx(distance, abs=1e-6)
+
+
+def test_a_schedule_decides_how_many_levels_its_run_steps_through(done):
+    longer = Distillation(images=8, batch=4, step_schedule=(16, 1))
+    assert torch.equal(done.grid(longer).sigma, cosine(16).sigma)
+    assert torch.equal(done.grid(TRAINING).sigma, cosine(8).sigma)
+
+
+def test_levels_that_only_their_own_number_of_steps_has_are_not_replaced(tmp_path):
+    begun = experiment(tmp_path, process="ddpm_linear")
+    with pytest.raises(ValueError, match="step_schedule starts with 16, .*the teacher's 8"):
+        begun.grid(Distillation(images=8, batch=4, step_schedule=(16, 1)))
 
 
 def test_the_teacher_of_a_student_is_on_its_card(done):
@@ -75,8 +126,8 @@ def test_the_teacher_of_a_student_is_on_its_card(done):
     assert card["settings"]["step_schedule"] == [8, 2, 1]
 
 
-def test_the_comparison_has_data_and_every_measured_run(done):
-    rows = done.comparison(3)
+def test_the_comparison_has_data_and_every_row_of_the_table(done):
+    rows = done.comparison(wide(read_results(done.folder / "results.csv")), 3)
     assert list(rows) == ["data", "teacher, 8 steps", "teacher, 1 step", "TRACT 8>2>1, 1 step"]
     assert torch.equal(rows["teacher, 1 step"], done.samples(TEACHER)[1][:3])
     assert {len(images) for images in rows.values()} == {3}
@@ -138,7 +189,7 @@ def test_a_conditional_experiment_teaches_the_labels(tmp_path):
     teacher = begun.train_teacher("digits", TRAINING)
     assert teacher.config["options"]["num_classes"] == 10
     assert "num_classes" not in PRESETS["digits"]
-    assert begun.measure(teacher, TRAINING, [8]).nfe.tolist() == [8]
+    assert begun.measure(teacher, TRAINING, [8])["nfe"].tolist() == [8]
 
 
 def test_levels_have_the_names_of_their_processes():
@@ -148,7 +199,34 @@ def test_levels_have_the_names_of_their_processes():
 
 def test_runs_are_named_by_what_tells_them_apart():
     assert run_name(TRAINING) == "teacher"
-    assert run_name(STUDENT) == "TRACT-8-2-1-seed3"
+    plain = Distillation(images=256, step_schedule=(8, 1))
+    assert run_name(plain) == "TRACT-8-1-256images-seed0"
+    changed = dataclasses.replace(plain, self_ema=0.9, learning_rate=2e-4, seed=1)
+    assert run_name(changed) == "TRACT-8-1-256images-learning_rate0.0002-self_ema0.9-seed1"
+
+
+OTHER = {
+    "images": 1024,
+    "batch": 64,
+    "learning_rate": 2e-4,
+    "weight": "uniform",
+    "ema_residual": 1e-4,
+    "clip_norm": 2.0,
+    "seed": 1,
+    "step_schedule": (8, 4, 4, 1),
+    "method": "BTD",
+    "teacher_step": "heun",
+    "self_ema": 0.9,
+    "restart_ema": False,
+    "clamp": False,
+    "student": "digits_small",
+}
+
+
+@pytest.mark.parametrize("name", [field.name for field in dataclasses.fields(Distillation)])
+def test_no_two_settings_share_a_run(name):
+    settings = Distillation(images=512, step_schedule=(8, 4, 4, 2))
+    assert run_name(dataclasses.replace(settings, **{name: OTHER[name]})) != run_name(settings)
 
 
 def test_a_student_goes_on_from_its_own_teacher_alone(done, tmp_path):
@@ -160,3 +238,34 @@ def test_a_student_goes_on_from_its_own_teacher_alone(done, tmp_path):
     save_model(folder / TEACHER / "model.safetensors", teacher, card)
     with pytest.raises(ValueError, match="other values of teacher_sha256"):
         experiment(folder).distill(STUDENT)
+
+
+@pytest.fixture
+def pictures(tmp_path, monkeypatch):
+    """A folder of pictures that the digits' network fits, once they are small and grey."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "home"))
+    (tmp_path / "pictures").mkdir()
+    for number in range(8):
+        Image.new("RGB", (32, 24), (30 * number,) * 3).save(tmp_path / f"pictures/{number}.png")
+    return str(tmp_path / "pictures")
+
+
+def test_an_experiment_on_any_pictures_is_opened_as_it_was_made(pictures, tmp_path):
+    options = {"teacher_steps": 8, "reference_steps": 8, "num_samples": 4}
+    options |= {"image_size": 8, "grey": True, "flip": True}
+    begun = Experiment(tmp_path / "runs", "images", pictures, **options)
+    begun.train_teacher("digits", TRAINING)
+    again = open_experiment(tmp_path / "runs")
+    assert again == begun
+    assert again.data.flip
+    assert again.data.samples[:, 0, 3, 3].tolist() == [30 * number for number in range(8)]
+
+
+def test_choices_that_data_have_not_stay_out_of_the_card(done):
+    card = json.loads((done.folder / "experiment.json").read_text())
+    assert not card.keys() & {"image_size", "grey", "flip"}
+
+
+def test_classes_that_the_data_have_not_are_refused(pictures, tmp_path):
+    with pytest.raises(ValueError, match="conditional is True, but not all images lie in folders"):
+        Experiment(tmp_path, "images", pictures, conditional=True, image_size=8)

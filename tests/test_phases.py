@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tract.phases import Phase, halving_schedule, parse_schedule
+from tract.phases import Phase, equal_steps, halving_schedule, parse_schedule
 
 
 def test_a_phase_counts_its_steps_on_the_first_grid():
@@ -18,12 +18,23 @@ def test_a_phase_counts_its_steps_on_the_first_grid():
     assert [str(first), str(second)] == ["1024>32", "32>1"]
 
 
+def test_in_a_phase_of_equal_steps_every_step_is_a_group():
+    phases = parse_schedule([1024, 32, 32, 1], 1024)
+    assert [str(phase) for phase in phases] == ["1024>32", "32>32", "32>1"]
+    assert [phase.segment for phase in phases] == [32, 1, 32]
+    assert [phase.stride for phase in phases] == [1, 32, 32]
+    assert equal_steps(phases) == 1
+    assert equal_steps(parse_schedule([1024, 1024, 32, 1], 1024)) == 0
+    assert equal_steps(parse_schedule([1024, 32, 1], 1024)) is None
+
+
 @pytest.mark.parametrize(
     ("schedule", "problem", "remedy"),
     [
         ([1024, 30, 1], "30 does not divide 1024", "near divisors of 1024 are 16 and 32"),
         ([1024, 33, 1], "33 does not divide 1024", "near divisors of 1024 are 16 and 32"),
-        ([1024, 32, 32, 1], "32 does not decrease from 32", "use a divisor"),
+        ([1024, 32, 32, 32, 1], "equal more than once", "leave out what repeats"),
+        ([1024, 1024, 32, 1, 1], "equal more than once", "leave out what repeats"),
         ([1024, 32, 64], "64 does not decrease from 32", "use a divisor"),
         ([512, 32, 1], "teacher's grid has 1024 steps", "start with 1024"),
         ([1024, 32, 0], "0 is no number of steps", "end at 1 or more"),
@@ -42,12 +53,13 @@ def test_an_impossible_schedule_is_refused_with_the_reason(schedule, problem, re
 
 
 @given(st.integers(1, 64), st.lists(st.integers(-1, 64), min_size=0, max_size=5), st.booleans())
-def test_exactly_the_decreasing_chains_of_divisors_are_accepted(grid, rest, divisors_only):
+def test_exactly_chains_of_divisors_with_one_repetition_are_accepted(grid, rest, divisors_only):
     if divisors_only:  # else hardly any example would be possible
         rest = [n for n in rest if n > 0 and grid % n == 0]
     schedule = [grid, *rest]
     pairs = list(itertools.pairwise(schedule))
-    possible = bool(rest) and all(b >= 1 and b < a and a % b == 0 for a, b in pairs)
+    possible = bool(rest) and all(b >= 1 and a % b == 0 for a, b in pairs)
+    possible = possible and sum(a == b for a, b in pairs) < 2
     try:
         phases = parse_schedule(schedule, grid)
     except ValueError:

@@ -4,7 +4,6 @@ import json
 import math
 import signal
 
-import pandas as pd
 import pytest
 import torch
 from helpers import weights
@@ -16,7 +15,6 @@ from tract.denoiser import Denoiser
 from tract.distill import Distillation, distill, start_distillation
 from tract.levels import karras
 from tract.presets import build_denoiser
-from tract.results import append_results
 from tract.runs import Saving, complete, history
 from tract.state import load_model
 from tract.train import Training, start_training, train_teacher
@@ -271,37 +269,3 @@ def test_provenance_may_differ_between_runs(tmp_path, monkeypatch):
     monkeypatch.setattr(cards, "provenance", lambda: {"device": "another"})
     claim(tmp_path / "card.json", CARD)
     assert read_card(tmp_path / "card.json")["provenance"]["device"] != "another"
-
-
-def row(method, nfe, value, phases=""):
-    return {"method": method, "phases": phases, "nfe": nfe, "value": value}
-
-
-KEY = ("method", "phases", "nfe")
-
-
-def test_results_with_equal_keys_replace_each_other_and_others_stay(tmp_path):
-    path = tmp_path / "deep.csv"
-    append_results(path, [row("teacher", 1, 0.1), row("teacher", 4, 0.2)], KEY)
-    append_results(path, [row("TRACT", 1, 0.3, "8>1"), row("TRACT", 1, 0.4, "8>2>1")], KEY)
-    table = append_results(path, [row("teacher", 1, 0.5), row("TRACT", 1, 0.6, "8>1")], KEY)
-    values = {tuple(r[k] for k in KEY): r["value"] for r in table.to_dict("records")}
-    assert len(table) == 4
-    assert values == {
-        ("teacher", "", 1): 0.5,
-        ("teacher", "", 4): 0.2,
-        ("TRACT", "8>1", 1): 0.6,
-        ("TRACT", "8>2>1", 1): 0.4,
-    }
-    assert pd.read_csv(path, keep_default_na=False).equals(table)
-
-
-def test_a_text_that_reads_as_a_number_is_still_the_same_key(tmp_path):
-    for value in (0.1, 0.2):
-        table = append_results(tmp_path / "r.csv", [row("BTD", 1, value, phases="8")], KEY)
-    assert list(table.value) == [0.2]
-
-
-def test_within_one_call_the_last_row_of_a_key_counts(tmp_path):
-    table = append_results(tmp_path / "r.csv", [row("BTD", 1, 0.1), row("BTD", 1, 0.2)], KEY)
-    assert list(table.value) == [0.2]

@@ -8,6 +8,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from tract.files import write_atomically
 from tract.presets import build_denoiser
 from tract.state import (
     load_model,
@@ -15,7 +16,6 @@ from tract.state import (
     read_tensors,
     save_model,
     save_state,
-    write_atomically,
     write_tensors,
 )
 from tract.train import Training, start_training

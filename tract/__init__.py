@@ -16,22 +16,40 @@ Files, each importing only from those above it:
     oracle      exact denoisers in closed form
     phases      phase schedules: lists of integers, checked
     ema         running averages of weights
-    data        data sets in memory
+    files       writing whole files or none
+    images      image files in folders and zips, decoded and reduced
+    cache       image files as one array, converted once
+    data        data sets by name
     unet        the paper's network for images
+    edm_blocks  blocks of EDM's networks
+    edm_unet    EDM's networks for images: DDPM++, NCSN++ and ADM
+    diffusers_unet  the network of diffusers' pixel-space pipelines
     mlp         a small network for points
     presets     networks by name, and from their description
     train       settings, loss weights, randomness, and the teacher's loop
+    methods     what tells BTD, TRACT and consistency distillation apart; settings of a run
     distill     BTD, TRACT and consistency distillation as one loop
     state       weights and whole states as files
     cards       what a run is, as JSON beside it, and refused if it should become another
     results     the table of measured numbers
     guards      one writer of a run, named failures, interrupts between steps
     runs        run directories: progress, history, checkpoints, resuming
-    metrics     Frechet distance and rmse
+    moments     mean and covariance, batch by batch
+    classifier  a small classifier of the data
+    features    what distances are measured in, by name
+    metrics     Frechet distance and its kin
     evaluate    samples from noise that is the same for every model
     experiment  what the notebooks of one run directory share
-    plots       pictures
+    ablations   the paper's ablations as data, and the runs they need
+    tables      published numbers beside measured ones
+    sources     images to measure: data, files, models
+    statistics  moments of the features of a source, resumed and kept
+    fid         FID and its kin, with their conditions
+    plots       pictures of data, schedules, samples and losses
+    charts      pictures of the tables
     execute     notebooks through papermill
     quickstart  the main job
+    cluster     clients of dask: a cluster that is there, or processes here
+    sweep       many executions of a notebook
     cli         the `tract` command
 """

@@ -10,7 +10,8 @@ from pathlib import Path
 
 import torch
 
-from tract.state import parse_object, write_atomically
+from tract.files import write_atomically
+from tract.state import parse_object
 
 
 def claim(path: Path, card: dict, *, binding: bool = True, note: dict | None = None) -> None:
@@ -58,14 +59,16 @@ def provenance() -> dict:
 
 
 def _commit() -> str | None:
-    """Commit of the source tree tract runs from, with a + if it was changed; None outside git."""
-    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty=+"]
-    command += ["--exclude=*", "--abbrev=12"]
+    """Commit of the source tree, with a + if this package was changed since; None outside git."""
+    git = ["git", "-C", str(Path(__file__).parent)]
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=False)
-    except OSError:
+        commit, changes = (
+            subprocess.run([*git, *command], capture_output=True, text=True, timeout=10, check=True)
+            for command in (["rev-parse", "--short=12", "HEAD"], ["status", "--porcelain", "."])
+        )
+    except (OSError, subprocess.SubprocessError):
         return None
-    return done.stdout.strip() or None
+    return commit.stdout.strip() + ("+" if changes.stdout else "")
 
 
 def _differences(before, now, name: str = "") -> Iterator[str]:

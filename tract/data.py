@@ -1,17 +1,19 @@
-"""Data sets, whole in memory, and the one place where pixels become numbers in [-1, 1]."""
+"""Data sets by name, and the one place where pixels become numbers in [-1, 1]."""
 
 import gzip
-import hashlib
 import math
+import re
 import struct
 import zlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from tract.checks import check_choice, check_text
+from tract.cache import cached_pixels, start_hash
+from tract.checks import check_choice, check_flag, check_text, check_whole
+from tract.images import Images, folder_labels
 
 
 @dataclass(frozen=True)
@@ -19,12 +21,14 @@ class Data:
     """Samples to train on: uint8 images (N, C, H, W), or float points (N, D) as they are.
 
     labels: (N,) integers below num_classes, or None. flip: mirror half of the images drawn.
+    hashes: the sha256 without and with labels, where known already.
     """
 
     name: str
     samples: Tensor
     labels: Tensor | None = None
     flip: bool = False
+    hashes: tuple[str, str] | None = None
 
     def __len__(self) -> int:
         return len(self.samples)
@@ -41,7 +45,9 @@ class Data:
     @property
     def sha256(self) -> str:
         """Hash of samples and labels, to tell one data set from another."""
-        digest = hashlib.sha256(str((self.shape, self.samples.dtype)).encode())
+        if self.hashes is not None:
+            return self.hashes[self.labels is not None]
+        digest = start_hash(self.shape, self.samples.dtype)
         for tensor in (self.samples, self.labels):
             if tensor is not None:
                 digest.update(tensor.cpu().contiguous().numpy().tobytes())
@@ -49,10 +55,10 @@ class Data:
 
     def to(self, device: torch.device | str) -> "Data":
         labels = None if self.labels is None else self.labels.to(device)
-        return Data(self.name, self.samples.to(device), labels, self.flip)
+        return replace(self, samples=self.samples.to(device), labels=labels)
 
     def unlabelled(self) -> "Data":
-        return Data(self.name, self.samples, None, self.flip)
+        return replace(self, labels=None)
 
     def batch(self, size: int, generator: torch.Generator) -> tuple[Tensor, Tensor | None]:
         """Draw size samples with replacement: x0 (size, ...) in [-1, 1], and their labels.
@@ -88,16 +94,43 @@ def to_uint8(x0: Tensor) -> Tensor:
     return ((x0 + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
 
 
-def load_data(name: str, data_dir: str | None = None) -> Data:
-    """A data set by name: "digits", "fashion_mnist" or "cifar10".
+def load_data(
+    name: str,
+    data_dir: str | None = None,
+    *,
+    split: str = "train",
+    image_size: int = 0,
+    grey: bool = False,
+    flip: bool = False,
+) -> Data:
+    """A data set by name, one of LOADERS.
 
-    digits needs no files. data_dir holds the files of the others, as torchvision names them or,
-    for Fashion-MNIST, as Debian's package dataset-fashion-mnist installs them. ValueError for an
-    unknown name, FileNotFoundError for a missing folder or file.
+    data_dir: nothing for digits; the folder of the files of fashion_mnist, as in Debian's package
+    dataset-fashion-mnist, or of cifar10, as torchvision names them; for images any folder or zip
+    of them, and for imagenet64 that of the training photographs. split: "train", or the "test" of
+    fashion_mnist and cifar10. For images: the size they are reduced to, whether in grey, and
+    whether mirroring them does no harm, as it would to text.
+
+    ValueError for an unknown name or what the data set has no choice of, FileNotFoundError for a
+    missing folder or file.
     """
     check_choice("data", name, LOADERS)
     check_text("data_dir", data_dir or "")
-    return LOADERS[name](data_dir)
+    check_choice("split", split, ("train", "test"))
+    check_whole("image_size", image_size, 0)
+    check_flag("grey", grey)
+    check_flag("flip", flip)
+    given = {"split": split, "image_size": image_size, "grey": grey, "flip": flip}
+    usual = {"split": "train", "image_size": 0, "grey": False, "flip": False}
+    options = {option: value for option, value in given.items() if value != usual[option]}
+    for option, value in options.items():
+        if option not in OPTIONS.get(name, ()):
+            others = [other for other in OPTIONS if option in OPTIONS[other]]
+            raise ValueError(
+                f"{option} is {value!r}, and {name} has no choice of it: leave it out, or use data "
+                f"{' or '.join(others)}"
+            )
+    return LOADERS[name](data_dir, **options)
 
 
 def _digits(data_dir: str | None) -> Data:
@@ -111,11 +144,11 @@ def _digits(data_dir: str | None) -> Data:
     )
 
 
-def _fashion_mnist(data_dir: str | None) -> Data:
-    """60,000 pictures of clothes, 28x28 grey pixels padded with black to 32x32."""
-    folder = _folder("fashion_mnist", data_dir)
-    images = _read_idx(_existing(folder, "train-images-idx3-ubyte"))
-    labels = _read_idx(_existing(folder, "train-labels-idx1-ubyte"))
+def _fashion_mnist(data_dir: str | None, split: str = "train") -> Data:
+    """60,000 pictures of clothes, 10,000 to test, 28x28 grey pixels padded with black to 32x32."""
+    folder, part = _folder("fashion_mnist", data_dir), {"train": "train", "test": "t10k"}[split]
+    images = _read_idx(_existing(folder, f"{part}-images-idx3-ubyte"))
+    labels = _read_idx(_existing(folder, f"{part}-labels-idx1-ubyte"))
     if images.ndim != 3 or labels.shape != images.shape[:1]:
         raise ValueError(
             f"{folder} has images of shape {tuple(images.shape)} and labels of shape "
@@ -125,8 +158,8 @@ def _fashion_mnist(data_dir: str | None) -> Data:
     return Data("fashion_mnist", images, labels.long(), flip=True)
 
 
-def _cifar10(data_dir: str | None) -> Data:
-    """50,000 photographs of 32x32 pixels in 10 classes, read by torchvision.
+def _cifar10(data_dir: str | None, split: str = "train") -> Data:
+    """50,000 photographs of 32x32 pixels in 10 classes, 10,000 to test, read by torchvision.
 
     Its files are pickles: torchvision compares their checksums before it opens them.
     """
@@ -134,7 +167,7 @@ def _cifar10(data_dir: str | None) -> Data:
 
     folder = _folder("cifar10", data_dir)
     try:
-        images = CIFAR10(str(folder), train=True, download=False)
+        images = CIFAR10(str(folder), train=split == "train", download=False)
     except RuntimeError as error:
         raise FileNotFoundError(
             f"no CIFAR-10 in {folder}: put the folder cifar-10-batches-py there, for example with "
@@ -144,16 +177,66 @@ def _cifar10(data_dir: str | None) -> Data:
     return Data("cifar10", pixels, torch.tensor(images.targets), flip=True)
 
 
-LOADERS = {"digits": _digits, "fashion_mnist": _fashion_mnist, "cifar10": _cifar10}
+def _imagenet64(data_dir: str | None) -> Data:
+    """ImageNet's training photographs, all 1,281,167 or some, at 64x64 pixels with their classes.
+
+    Those that are smaller are enlarged, as in the literature, and counted.
+    """
+    images = Images(_given("imagenet64", data_dir))
+    labels, classes = folder_labels(images.names) or ([], ["no folders"])
+    odd = [name for name in classes if not re.fullmatch(r"n\d{8}", name)]
+    if odd:
+        raise ValueError(
+            f"{images.source} has no class folders such as n01440764, but {odd[0]}: give the "
+            "folder or zip of the training photographs, or use data 'images'"
+        )
+    return _converted("imagenet64", images, labels, 64, enlarge=True, flip=True)
+
+
+def _images(
+    data_dir: str | None, image_size: int = 0, grey: bool = False, flip: bool = False
+) -> Data:
+    """Any images, with labels if they all lie in sub-folders."""
+    if not image_size:
+        raise ValueError("image_size is 0: data 'images' are reduced to one size, give it")
+    images = Images(_given("images", data_dir))
+    labels = (folder_labels(images.names) or (None, []))[0]
+    return _converted("images", images, labels, image_size, grey=grey, flip=flip)
+
+
+def _converted(
+    name: str, images: Images, labels: list[int] | None, size: int, *, flip: bool, **options: bool
+) -> Data:
+    labels = None if labels is None else torch.tensor(labels)
+    samples, hashes = cached_pixels(images, size, labels, **options)
+    return Data(name, samples, labels, flip, hashes)
+
+
+LOADERS = {
+    "digits": _digits,
+    "fashion_mnist": _fashion_mnist,
+    "cifar10": _cifar10,
+    "imagenet64": _imagenet64,
+    "images": _images,
+}
+OPTIONS = {  # of load_data, where there are any
+    "fashion_mnist": ("split",),
+    "cifar10": ("split",),
+    "images": ("image_size", "grey", "flip"),
+}
 
 
 IDX_LIMIT = 2**28  # bytes; the largest file of Fashion-MNIST has 47,040,016
 
 
-def _folder(name: str, data_dir: str | None) -> Path:
+def _given(name: str, data_dir: str | None) -> str:
     if not data_dir:
         raise ValueError(f"data {name!r} is read from files: give their folder as data_dir")
-    folder = Path(data_dir).expanduser()
+    return data_dir
+
+
+def _folder(name: str, data_dir: str | None) -> Path:
+    folder = Path(_given(name, data_dir)).expanduser()
     if not folder.is_dir():
         raise FileNotFoundError(f"data_dir {str(data_dir)!r} is no folder: correct the path")
     return folder

@@ -1,30 +1,29 @@
 """Distillation by phases: BTD, TRACT and consistency distillation as one loop.
 
-In a phase n>m the student learns to cross a group of n / m teacher steps in one. From a level t
-the teacher makes the first hop, one step to u; who makes the second hop, from u to the end s of
-the group, is all that the methods differ in.
+In a phase n>m the student learns to cross a group of n / m teacher steps in one. In a phase of
+equal steps, n>n, a student of another network learns the teacher's own steps and goes on from
+there in its place.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from tract.checks import check_choice, check_flag, is_number
 from tract.data import Data
 from tract.ddim import add_noise, closure_weight, ddim_step
 from tract.denoiser import Denoise, Denoiser, clamped
 from tract.ema import bias_corrected, decay_from_residual, ema_update
 from tract.levels import Level, broadcast
-from tract.phases import Phase, parse_schedule
+from tract.methods import METHODS, Distillation
+from tract.phases import Phase, equal_steps, parse_schedule
+from tract.presets import new_student
 from tract.samplers import X0_ESTIMATES, X0Estimate, ddim_x0
 from tract.train import (
     DISTILLATION,
     WEIGHTS,
     Record,
-    Training,
     check_student,
     descend,
     frozen,
@@ -33,111 +32,9 @@ from tract.train import (
     squared_error,
 )
 
-
-def draw_any_level(phase: Phase, batch: int, generator: torch.Generator) -> Tensor:
-    """Teacher steps 1..n (B,), uniformly: a self-teacher is asked inside every group."""
-    device = generator.device
-    return torch.randint(1, phase.teacher_steps + 1, (batch,), generator=generator, device=device)
-
-
-def draw_group_start(phase: Phase, batch: int, generator: torch.Generator) -> Tensor:
-    """Noisy ends of groups (B,), uniformly: all that is asked of a student of fixed teachers."""
-    device = generator.device
-    group = torch.randint(1, phase.student_steps + 1, (batch,), generator=generator, device=device)
-    return group * phase.segment
-
-
-class Method(NamedTuple):
-    """Who makes the second hop, and where the student must be taught for that."""
-
-    name: str
-    second_hop: Callable[[Denoise, Denoise], Denoise]  # of (teacher, self_teacher)
-    draw: Callable[[Phase, int, torch.Generator], Tensor]
-    check: Callable[[Sequence[Phase]], None]
-
-
-def _any_phases(phases: Sequence[Phase]) -> None:
-    pass
-
-
-def _halving_phases(phases: Sequence[Phase]) -> None:
-    for phase in phases:
-        if phase.segment != 2:
-            raise ValueError(
-                f"BTD halves the steps in every phase, and {phase} does not: use "
-                "halving_schedule(T), or method 'TRACT'"
-            )
-
-
-def _one_phase(phases: Sequence[Phase]) -> None:
-    if len(phases) != 1 or phases[0].student_steps != 1:
-        raise ValueError(
-            "consistency distillation has one phase, straight to 1 step: use step_schedule "
-            f"[{phases[0].grid_steps}, 1], or method 'TRACT'"
-        )
-
-
-# Salimans & Ho 2022, algorithm 2: the student matches two steps of the teacher.
-BTD = Method("BTD", lambda teacher, self_teacher: teacher, draw_group_start, _halving_phases)
-# Paper, algorithm 1: the student's own running average finishes the group, however long.
-TRACT = Method("TRACT", lambda teacher, self_teacher: self_teacher, draw_any_level, _any_phases)
-# Song et al. 2023, algorithm 2: that same thing in its corner, one group T > 1.
-CONSISTENCY = TRACT._replace(name="consistency", check=_one_phase)
-
-METHODS = {method.name: method for method in (BTD, TRACT, CONSISTENCY)}
-
-
 # Heun's x0 mixes in the second evaluation with half the ratio of sigma / alpha at both ends. From
 # the 22,026 of the cosine levels' noisiest that is useless; karras have 80, ddpm_linear 157.
 HEUN_LIMIT = 1000
-
-
-@dataclass(frozen=True, kw_only=True)
-class Distillation(Training):
-    """Settings of a distillation; images are divided equally among the phases."""
-
-    step_schedule: tuple[int, ...]  # such as (1024, 32, 1), from the teacher's grid
-    method: str = "TRACT"  # a name in METHODS
-    teacher_step: str = "ddim"  # or "heun", two evaluations a step
-    self_ema: float = 0.5  # mu_S, the decay of the self-teacher
-    clamp: bool = True  # clamp predictions to [-1, 1] in targets; for images
-
-    def __post_init__(self):
-        super().__post_init__()
-        if not isinstance(self.step_schedule, list | tuple):
-            raise ValueError(
-                f"step_schedule is {self.step_schedule!r}: use a list of steps, such as [1024, 1]"
-            )
-        object.__setattr__(self, "step_schedule", tuple(self.step_schedule))
-        check_choice("method", self.method, METHODS)
-        check_choice("teacher_step", self.teacher_step, X0_ESTIMATES)
-        if not (is_number(self.self_ema) and 0 <= self.self_ema < 1):
-            raise ValueError(f"self_ema is {self.self_ema!r}: use 0 or more and less than 1")
-        check_flag("clamp", self.clamp)
-        phases = parse_schedule(self.step_schedule, (self.step_schedule or (1024,))[0])
-        METHODS[self.method].check(phases)
-        if self.steps_per_phase < 1:
-            raise ValueError(
-                f"images is {self.images}, less than one batch of {self.batch} for each of "
-                f"{len(phases)} phases: use {self.batch * len(phases)} or more"
-            )
-
-    @property
-    def phases(self) -> str:
-        """The schedule as the paper writes it: 1024>32>1."""
-        return ">".join(map(str, self.step_schedule))
-
-    @property
-    def num_phases(self) -> int:
-        return len(self.step_schedule) - 1
-
-    @property
-    def steps_per_phase(self) -> int:
-        return self.images // (self.batch * self.num_phases)
-
-    @property
-    def num_steps(self) -> int:
-        return self.steps_per_phase * self.num_phases
 
 
 @dataclass
@@ -149,6 +46,8 @@ class DistillationState:
     self_teacher: Denoiser
     ema: Denoiser
     optimizer: torch.optim.Optimizer
+    newcomer: Denoiser | None = None  # what student and averages start from ...
+    takeover: int = 0  # ... in this phase, in place of the teacher; 0 if there is none
     phase: int = 0
     step: int = 0  # over all phases
 
@@ -161,9 +60,12 @@ class DistillationState:
         return {"phase": self.phase, "step": self.step}
 
     def restore_counters(self, counters: dict[str, int]) -> None:
-        self.phase, self.step = counters["phase"], counters["step"]
-        if self.phase > 0:
-            self.teacher = frozen(self.ema)  # a network to load the saved teacher into
+        """Take the networks that phase has, with weights that are still to be loaded."""
+        for phase in (self.takeover, counters["phase"]):  # the others change no network
+            if self.phase < phase <= counters["phase"]:
+                self.phase = phase - 1
+                start_next_phase(self)
+        self.step = counters["step"]
 
 
 def start_distillation(
@@ -171,25 +73,45 @@ def start_distillation(
 ) -> DistillationState:
     """State at step 0. Everything starts from the teacher, or from a student of another network.
 
-    A teacher that is no network, such as an exact oracle, needs a student to start from.
+    student: by default the one that settings.student names. It takes over in the phase of equal
+    steps, or without one at once: it should then know the data. ValueError where a student is
+    missing: for a teacher that is no network, such as an oracle, or for equal steps.
     """
-    if student is None and not isinstance(teacher, Denoiser):
-        raise ValueError("this teacher is no network to start from: give a student")
-    start = frozen(student or teacher)
+    phases = parse_schedule(settings.step_schedule, settings.step_schedule[0])
+    takeover = equal_steps(phases)
+    if student is None and settings.student:
+        student = new_student(teacher, settings.student, settings.seed)
+    if student is None and takeover is not None:
+        raise ValueError(
+            f"{phases[takeover]} shortens nothing, another network is to take over there: give a "
+            "student, or leave out what repeats"
+        )
+    start, newcomer = (teacher, frozen(student)) if takeover else (student or teacher, None)
+    if not isinstance(start, Denoiser):
+        raise ValueError(
+            "this teacher is no network to start from: give a student, and let it take over in "
+            "the first phase"
+        )
     if isinstance(teacher, nn.Module):
         teacher = frozen(teacher)
     learner = frozen(start).requires_grad_(True)
     optimizer = torch.optim.Adam(learner.parameters(), lr=settings.learning_rate)
-    return DistillationState(teacher, learner, frozen(start), start, optimizer)
+    networks = learner, frozen(start), frozen(start)
+    return DistillationState(teacher, *networks, optimizer, newcomer, takeover or 0)
 
 
-def start_next_phase(state: DistillationState, settings: Distillation) -> None:
-    """The inference average becomes the teacher, from which everything starts afresh."""
+def start_next_phase(state: DistillationState) -> None:
+    """The inference average becomes the teacher, from which everything starts afresh.
+
+    Everything but the teacher starts from the newcomer instead, where it takes over.
+    """
     state.phase += 1
     state.teacher = frozen(state.ema)
-    for network in (state.student, state.self_teacher):
-        network.load_state_dict(state.ema.state_dict())
-    state.optimizer = torch.optim.Adam(state.student.parameters(), lr=settings.learning_rate)
+    start = state.newcomer if state.phase == state.takeover else state.teacher
+    state.student = frozen(start).requires_grad_(True)
+    state.self_teacher, state.ema = frozen(start), frozen(start)
+    learning_rate = state.optimizer.defaults["lr"]
+    state.optimizer = torch.optim.Adam(state.student.parameters(), lr=learning_rate)
 
 
 @torch.no_grad()
@@ -206,11 +128,14 @@ def closure_target(
     """x0 (B, ...) that leads from t to s in one step, as the hops t -> u and u -> s do in two.
 
     Paper eq. 8 and 9 for VP, 14 and 15 for VE; with the teacher as `second` it is BTD's target.
-    Where u = s it is the teacher's x0.
+    Where u = s it is the teacher's x0, and where that is so for all the second is not asked.
     """
     x0_first = x0_estimate(teacher, x_t, t, u, labels)
+    weight = closure_weight(t, u, s)
+    if bool((weight == 1).all()):
+        return x0_first
     x0_second = second(ddim_step(x_t, x0_first, t, u), u, labels)
-    return torch.lerp(x0_second, x0_first, broadcast(closure_weight(t, u, s), x_t))
+    return torch.lerp(x0_second, x0_first, broadcast(weight, x_t))
 
 
 def distill(
@@ -219,12 +144,16 @@ def distill(
     """Distil through all phases; yields one record per step, state.ema is the result.
 
     data: samples to noise, as the teacher saw them. levels: the first teacher's grid. Paper,
-    algorithm 1. ValueError, at once, if schedule, grid, data and network do not fit.
+    algorithm 1. ValueError, at once, if schedule, grid, data and networks do not fit.
     """
     phases = parse_schedule(settings.step_schedule, levels.num_steps)
     data.check_batch(settings.batch)
-    check_student(state.student, data)
     noisiest = (levels.sigma[-1] / levels.alpha[-1]).item()
+    ahead = phases[state.phase :]
+    if state.phase < state.takeover:
+        _check_learner(state.newcomer, data, phases[state.takeover :], noisiest)
+        ahead = phases[state.phase : state.takeover]
+    _check_learner(state.student, data, ahead, noisiest)
     if settings.teacher_step == "heun" and noisiest > HEUN_LIMIT:
         raise ValueError(
             f"teacher_step is 'heun', and at the noisiest level sigma / alpha is {noisiest:,.0f}, "
@@ -232,6 +161,18 @@ def distill(
             "ddpm_linear levels, or teacher_step 'ddim'"
         )
     return _distillation_steps(state, data, levels, settings, phases)
+
+
+def _check_learner(student: Denoiser, data: Data, phases: Sequence[Phase], noisiest: float) -> None:
+    """ValueError if a student does not fit the data, or is none for few steps."""
+    check_student(student, data)
+    if student.prediction == "eps" and any(phase.segment > 1 for phase in phases):
+        raise ValueError(
+            "the student predicts eps, and fewer steps rely on the noisiest level, where an error "
+            f"in eps is multiplied by sigma / alpha, {noisiest:,.0f}: give student 'v' or 'x0', "
+            "and repeat the first entry of step_schedule, so that it learns the teacher's own "
+            "steps before it shortens them"
+        )
 
 
 def _distillation_steps(
@@ -243,7 +184,7 @@ def _distillation_steps(
 ) -> Iterator[Record]:
     device = data.samples.device
     levels, weight = levels.to(device), WEIGHTS[settings.weight]
-    method, x0_estimate = METHODS[settings.method], X0_ESTIMATES[settings.teacher_step]
+    method = METHODS[settings.method]
     limit = clamped if settings.clamp else (lambda denoise: denoise)
     decay = decay_from_residual(settings.ema_residual, settings.steps_per_phase)
     done = state.step - state.phase * settings.steps_per_phase
@@ -255,8 +196,11 @@ def _distillation_steps(
         )
     while state.step < settings.num_steps:
         if state.step == (state.phase + 1) * settings.steps_per_phase:
-            start_next_phase(state, settings)
+            start_next_phase(state)
         phase = phases[state.phase]
+        # A student, which later phases have for a teacher, knows where its own DDIM step is to
+        # lead; it has no slope that Heun's method could average.
+        x0_estimate = X0_ESTIMATES[settings.teacher_step] if state.phase == 0 else ddim_x0
         generator = generator_for(device, settings.seed, DISTILLATION, state.step)
         x0, labels = data.batch(settings.batch, generator)
         eps = torch.randn(x0.shape, generator=generator, device=device)
@@ -273,5 +217,8 @@ def _distillation_steps(
         state.step += 1
         update = state.step - state.phase * settings.steps_per_phase
         ema_update(state.self_teacher, state.student, bias_corrected(settings.self_ema, update))
+        if not settings.restart_ema:  # then from where this network began
+            begun = state.takeover if state.phase >= state.takeover else 0
+            update = state.step - begun * settings.steps_per_phase
         ema_update(state.ema, state.student, bias_corrected(decay, update))
         yield report(state, settings, loss, error, str(phase))

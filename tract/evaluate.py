@@ -9,16 +9,38 @@ from tqdm import tqdm
 from tract.data import Data
 from tract.denoiser import Denoise, clamped
 from tract.levels import Level
-from tract.samplers import step_indices, trajectory
+from tract.samplers import X0Estimate, ddim_x0, step_indices, trajectory
 from tract.train import SAMPLES, generator_for
+
+BLOCK = 256  # samples whose noise is drawn at once: a generator each would take longer to seed
+
+
+def noise(shape: tuple[int, ...], start: int, stop: int, seed: int) -> Tensor:
+    """Noise (stop - start, *shape) of the samples from start up to stop.
+
+    That of sample i depends on seed and i alone, however it is batched and how many there are.
+    """
+    first = start // BLOCK
+    blocks = [
+        torch.randn(BLOCK, *shape, generator=generator_for("cpu", seed, SAMPLES, block))
+        for block in range(first, (stop - 1) // BLOCK + 1)
+    ]
+    return torch.cat(blocks)[start - first * BLOCK : stop - first * BLOCK]
+
+
+def labels_in_turn(num_classes: int, start: int, stop: int) -> Tensor | None:
+    """Labels (stop - start,) of those samples, each class as often as the others, or None."""
+    return torch.arange(start, stop) % num_classes if num_classes else None
 
 
 def fixed_noise(data: Data, count: int, seed: int) -> tuple[Tensor, Tensor | None]:
     """Noise (count, ...) shaped like the data, and labels in turn, the same for every model."""
-    eps = torch.randn(count, *data.shape, generator=generator_for("cpu", seed, SAMPLES))
     device = data.samples.device
-    labels = torch.arange(count) % data.num_classes if data.num_classes else None
-    return eps.to(device), None if labels is None else labels.to(device)
+    labels = labels_in_turn(data.num_classes, 0, count)
+    return (
+        noise(data.shape, 0, count, seed).to(device),
+        None if labels is None else labels.to(device),
+    )
 
 
 def sample_batches(
@@ -30,8 +52,9 @@ def sample_batches(
     labels: Tensor | None = None,
     clamp: bool = True,
     batch: int = 256,
+    x0_estimate: X0Estimate = ddim_x0,
 ) -> Tensor:
-    """DDIM samples (N, ...) for noise of any N, a batch at a time, under a progress bar."""
+    """Samples (N, ...) for noise of any N, a batch at a time, under a progress bar."""
     step_indices(levels.num_steps, num_steps)
     limited = clamped(denoise) if clamp else denoise
     starts = range(0, len(eps), batch)
@@ -39,7 +62,7 @@ def sample_batches(
     with tqdm(
         desc=f"sampling at {num_steps} steps",
         total=len(starts) * num_steps,
-        unit="call",
+        unit="step",
         file=sys.stdout,
         mininterval=1,
         leave=False,
@@ -47,7 +70,8 @@ def sample_batches(
         for start in starts:
             part = slice(start, start + batch)
             mine = None if labels is None else labels[part]
-            for index, x in trajectory(limited, eps[part], levels, num_steps, labels=mine):
-                bar.update(index < levels.num_steps)  # the first is the noise, not a call
+            options = {"labels": mine, "x0_estimate": x0_estimate}
+            for index, x in trajectory(limited, eps[part], levels, num_steps, **options):
+                bar.update(index < levels.num_steps)  # the first is the noise, not a step
             done.append(x)
     return torch.cat(done)

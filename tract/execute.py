@@ -5,8 +5,11 @@ import asyncio
 import difflib
 import errno
 import os
+import shutil
 import signal
 import sys
+import tempfile
+import weakref
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -24,20 +27,33 @@ class LocalKernel(AsyncKernelManager):
     """
 
     def __init__(self, **options):
-        super().__init__(transport="tcp" if sys.platform == "win32" else "ipc", **options)
+        if sys.platform != "win32":
+            # By default the files are named alike and lie in the current folder.
+            folder = tempfile.mkdtemp(prefix="kernel-")
+            weakref.finalize(self, shutil.rmtree, folder, ignore_errors=True)
+            options |= {"transport": "ipc", "ip": f"{folder}/ipc"}
+        super().__init__(**options)
 
     async def _async_post_start_kernel(self, **options) -> None:
         await super()._async_post_start_kernel(**options)
         loop = asyncio.get_running_loop()
-        with suppress(NotImplementedError, RuntimeError):  # Windows; not the main thread
+        # Windows; not the main thread, where whoever has that must interrupt.
+        with suppress(NotImplementedError, RuntimeError):
             for signum in (signal.SIGINT, signal.SIGTERM):
                 loop.add_signal_handler(signum, lambda: loop.create_task(self.interrupt_kernel()))
 
 
 def execute(
-    notebook: str | Path, output: str | Path, parameters: Mapping[str, object] | None = None
+    notebook: str | Path,
+    output: str | Path,
+    parameters: Mapping[str, object] | None = None,
+    *,
+    shown: bool = True,
 ) -> None:
     """Execute a notebook in its own folder and write the result; what it prints is shown live.
+
+    shown: False keeps what it prints to the result alone. Any thread may call it. The kernel dies
+    with this process, about a second later even where that is killed.
 
     ValueError for a parameter the notebook does not declare or of another kind than its default,
     FileNotFoundError for a missing notebook; both before a kernel is started. RuntimeError if a
@@ -58,10 +74,11 @@ def execute(
             parameters,
             kernel_name="python3",
             kernel_manager_class=LocalKernel,
-            cwd=str(notebook.parent),
+            # Not papermill's cwd, which changes that of the whole process.
+            resources={"metadata": {"path": str(notebook.parent)}},
             progress_bar=False,
-            stdout_file=sys.stdout,
-            stderr_file=sys.stderr,
+            stdout_file=sys.stdout if shown else None,
+            stderr_file=sys.stderr if shown else None,
         )
     except papermill.PapermillExecutionError as error:
         if error.ename == "KeyboardInterrupt":

@@ -90,13 +90,34 @@ def ddpm_linear(num_steps: int = 1000, beta_start: float = 1e-4, beta_end: float
     alpha_i^2 = product of (1 - beta_j) for j <= i. Ho et al. 2020, section 4. T + 1 levels.
     """
     _check_num_steps(num_steps, 1)
-    beta = torch.linspace(beta_start, beta_end, num_steps, dtype=torch.float64)
+    return _from_betas(torch.linspace(beta_start, beta_end, num_steps, dtype=torch.float64))
+
+
+def ddpm_cosine(num_steps: int = 1000) -> Level:
+    """VP levels of improved DDPM, index as for `ddpm_linear`: betas to alpha = cos, capped.
+
+    alpha_i = cos(pi / 2 (i / T + 0.008) / 1.008) up to a factor, and no beta above 0.999. Nichol
+    & Dhariwal 2021, equation 17. Returns T + 1 levels.
+    """
+    _check_num_steps(num_steps, 1)
+    time = torch.linspace(0, 1, num_steps + 1, dtype=torch.float64)
+    alpha_squared = torch.cos((time + 0.008) / 1.008 * torch.pi / 2) ** 2
+    return _from_betas((1 - alpha_squared[1:] / alpha_squared[:-1]).clamp(max=0.999))
+
+
+def _from_betas(beta: Tensor) -> Level:
+    """VP levels with alpha_i^2 = product of (1 - beta_j) for j <= i."""
     log_alpha_squared = torch.cat([torch.zeros(1, dtype=torch.float64), torch.log1p(-beta)])
     log_alpha_squared = log_alpha_squared.cumsum(0)
     return Level((log_alpha_squared / 2).exp(), (-torch.expm1(log_alpha_squared)).sqrt())
 
 
-PROCESSES = {"cosine": cosine, "karras": karras, "ddpm_linear": ddpm_linear}
+PROCESSES = {
+    "cosine": cosine,
+    "karras": karras,
+    "ddpm_linear": ddpm_linear,
+    "ddpm_cosine": ddpm_cosine,
+}
 
 
 def levels_of(process: str, num_steps: int) -> Level:

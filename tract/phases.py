@@ -12,7 +12,8 @@ from dataclasses import dataclass
 class Phase:
     """One arrow of a schedule: a student of student_steps learns from a teacher of teacher_steps.
 
-    grid_steps is T, the length of the first teacher's grid; all indices count its levels.
+    grid_steps is T, the length of the first teacher's grid; all indices count its levels. With
+    equal steps (segment 1) nothing is shortened: another network learns what the teacher knows.
     """
 
     grid_steps: int
@@ -36,7 +37,8 @@ class Phase:
 def parse_schedule(step_schedule: Sequence[int], grid_steps: int) -> list[Phase]:
     """Phases of a schedule that starts at the teacher's grid; ValueError if it is impossible.
 
-    Each entry must divide the one before it and be smaller; the last must be at least 1.
+    Each entry must divide the one before it; the last must be at least 1. One may come twice, as
+    in 1024>32>32>1: in that phase of equal steps another network takes over.
     """
     steps = list(step_schedule)
     shown = f"step_schedule is {steps}"
@@ -51,14 +53,25 @@ def parse_schedule(step_schedule: Sequence[int], grid_steps: int) -> list[Phase]
     if min(steps) < 1:
         raise ValueError(f"{shown}: {min(steps)} is no number of steps; end at 1 or more")
     for before, after in itertools.pairwise(steps):
-        if after >= before:
+        if after > before:
             raise ValueError(f"{shown}: {after} does not decrease from {before}; use a divisor")
         if before % after:
             raise ValueError(
                 f"{shown}: {after} does not divide {before}, so the groups would not line up; "
                 f"near divisors of {before} are {_near_divisors(before, after)}"
             )
-    return [Phase(grid_steps, a, b) for a, b in itertools.pairwise(steps)]
+    phases = [Phase(grid_steps, a, b) for a, b in itertools.pairwise(steps)]
+    if sum(phase.segment == 1 for phase in phases) > 1:
+        raise ValueError(
+            f"{shown}: steps stay equal more than once, and the network changes only once; leave "
+            "out what repeats"
+        )
+    return phases
+
+
+def equal_steps(phases: Sequence[Phase]) -> int | None:
+    """Index of the phase of equal steps, in which another network takes over; None without one."""
+    return next((i for i, phase in enumerate(phases) if phase.segment == 1), None)
 
 
 def halving_schedule(grid_steps: int, last: int = 1) -> list[int]:

@@ -9,6 +9,7 @@ import pandas as pd
 import seaborn as sns
 import torch
 from matplotlib.axes import Axes
+from matplotlib.axis import Axis
 from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
@@ -31,7 +32,7 @@ CYCLE = sns.husl_palette(256, s=0.9, l=0.62, as_cmap=True)  # for angles: ends w
 def image_rows(rows: Mapping[str, Tensor], scale: float = 0.62) -> Figure:
     """One labelled row of images (N, C, H, W) in [-1, 1] for each entry, all of the same N."""
     count = min(len(images) for images in rows.values())
-    figure, axes = _figure(len(rows), 1, (count * scale + 2.4, len(rows) * scale))
+    figure, axes = new_figure(len(rows), 1, (count * scale + 2.4, len(rows) * scale))
     for ax, (label, images) in zip(axes[:, 0], rows.items(), strict=True):
         _image_row(ax, images[:count])
         ax.set_ylabel(label, rotation=0, ha="right", va="center")
@@ -55,7 +56,7 @@ def noise_levels(data: Data, levels: Level, count: int) -> Figure:
     eps = torch.randn(x0.shape, generator=generator_for("cpu", 0, SAMPLES))
     level = levels[torch.tensor(indices).repeat(3)]
     x = add_noise(x0, eps, level) / broadcast((level.alpha**2 + level.sigma**2).sqrt(), x0)
-    figure, axes = _figure(3, 1, (0.75 * count + 1, 2.6))
+    figure, axes = new_figure(3, 1, (0.75 * count + 1, 2.6))
     for ax, images in zip(axes[:, 0], x.split(count), strict=True):
         _image_row(ax, images / 2)  # noise reaches beyond [-1, 1]
     centres = (np.arange(count) + 0.5) * (axes[2, 0].get_xlim()[1] + 0.5) / count
@@ -68,7 +69,7 @@ def noise_levels(data: Data, levels: Level, count: int) -> Figure:
 
 def loss_curves(histories: Mapping[str, pd.DataFrame]) -> Figure:
     """Weighted loss and unweighted error of runs over images seen, smoothed over 1 % of a run."""
-    figure, axes = _figure(1, 2, (9, 3))
+    figure, axes = new_figure(1, 2, (9, 3))
     for label, table in histories.items():
         window = max(1, len(table) // 100)
         smooth = table[["loss", "mse"]].rolling(window, min_periods=1).mean()
@@ -86,7 +87,7 @@ def schedule_picture(phases: Sequence[Phase], levels: Level, self_taught: bool =
     self_taught: the self-teacher makes the second hop (TRACT), else the teacher does (BTD). Time
     runs from noise to data, darker where there is more noise; t, u and s are indices of levels.
     """
-    figure, axes = _figure(len(phases), 1, (9, 1.9 * len(phases) + 0.3))
+    figure, axes = new_figure(len(phases), 1, (9, 1.9 * len(phases) + 0.3))
     for ax, phase in zip(axes[:, 0], phases, strict=True):
         group = phase.student_steps // 3  # the one that is magnified, counted from the noise
         _whole_time(ax, phase, levels, group)
@@ -172,7 +173,7 @@ def paths(panels: Mapping[str, Sequence[Tensor]], data: Tensor, limit: float = 2
 
     Every path has the colour of the direction in which it starts.
     """
-    figure, axes = _figure(1, len(panels), (9, 9 / len(panels) + 0.25))
+    figure, axes = new_figure(1, len(panels), (9, 9 / len(panels) + 0.25))
     for ax, (title, points) in zip(axes[0], panels.items(), strict=True):
         colours = _colours(points[0])
         lines = np.stack([p.numpy() for p in points], axis=1)  # (B, times, 2)
@@ -192,7 +193,7 @@ def point_maps(
     """
     rows = -(-len(panels) // columns)
     size = 9 / columns
-    figure, axes = _figure(rows, columns, (9, (size + 0.25) * rows))
+    figure, axes = new_figure(rows, columns, (9, (size + 0.25) * rows))
     for ax in axes.flat[len(panels) :]:
         ax.set_visible(False)
     colours = _colours(origin)
@@ -219,7 +220,7 @@ def errors(table: pd.DataFrame, value: str, label: str, references: Mapping[str,
     table: columns "recipe" and the value, a row per seed. references: named lines to compare with.
     """
     recipes = list(table["recipe"].unique())
-    figure, axes = _figure(1, 1, (9, 0.45 * len(recipes) + 1.1))
+    figure, axes = new_figure(1, 1, (9, 0.45 * len(recipes) + 1.1))
     ax = axes[0, 0]
     for row, recipe in enumerate(recipes):
         values = table.loc[table["recipe"] == recipe, value]
@@ -230,15 +231,23 @@ def errors(table: pd.DataFrame, value: str, label: str, references: Mapping[str,
         ax.text(number, -0.65, name, color=TEACHER, ha="center", va="bottom")
     ax.set(xscale="log", xlabel=label, yticks=range(len(recipes)), yticklabels=recipes)
     ax.set_ylim(len(recipes) - 0.4, -0.6)
-    ax.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-    ax.xaxis.set_major_formatter("{x:g}")
-    ax.xaxis.set_minor_locator(NullLocator())
+    plain_ticks(ax.xaxis)
     ax.tick_params("y", length=0)
     return figure
 
 
-def _figure(rows: int, columns: int, size: tuple[float, float], **options):
-    """A figure that only the caller shows: pyplot forgets it, so that no cell draws it twice."""
+def plain_ticks(axis: Axis) -> None:
+    """Mark 1, 2, 5, 10, ... on a logarithmic axis, as plain numbers."""
+    axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axis.set_major_formatter("{x:g}")
+    axis.set_minor_locator(NullLocator())
+
+
+def new_figure(rows: int, columns: int, size: tuple[float, float], **options):
+    """A figure and its axes (rows, columns) that only the caller shows.
+
+    Pyplot forgets it, so that no cell draws it twice. size: inches. options: of plt.subplots.
+    """
     with sns.axes_style("ticks"), plt.rc_context({"font.size": 9, "axes.titlesize": 9}):
         figure, axes = plt.subplots(
             rows, columns, figsize=size, squeeze=False, layout="constrained", **options

@@ -5,13 +5,28 @@ import torch
 from tract.checks import check_choice
 from tract.data import Data
 from tract.denoiser import Denoiser
+from tract.diffusers_unet import DiffusersUNet
+from tract.edm_unet import ADMUNet, SongUNet
 from tract.mlp import MLP
 from tract.unet import UNet
 
 _PAPER = {"channel_mult": [1, 1, 1], "num_blocks": 3, "attention": [16, 8], "emb_channels": 1024}
 _CIFAR10 = {"image_size": 32, "image_channels": 3, **_PAPER}
+_EDM_CIFAR10 = {
+    "net": "song",
+    "prediction": "edm",
+    "image_size": 32,
+    "image_channels": 3,
+    "channels": 128,
+    "channel_mult": [2, 2, 2],
+    "num_blocks": 4,
+    "attention": [16],
+    "augment_dim": 9,
+    "dropout": 0.13,
+}
 
-# Each: what the network predicts, the standard deviation of its data, and the options of UNet.
+# Each: the kind of network if it is not UNet, what it predicts, the standard deviation of its data
+# if it is not 0.5, and the network's options.
 PRESETS = {
     # Trains on the 8x8 digits in about a minute on two cores.
     "digits": {
@@ -21,6 +36,19 @@ PRESETS = {
         "image_channels": 1,
         "channels": 32,
         "emb_channels": 128,
+        "channel_mult": [1, 1],
+        "num_blocks": 1,
+        "attention": [4],
+        "groups": 8,
+    },
+    # A smaller student for it.
+    "digits_small": {
+        "prediction": "edm",
+        "sigma_data": 0.75,
+        "image_size": 8,
+        "image_channels": 1,
+        "channels": 16,
+        "emb_channels": 64,
         "channel_mult": [1, 1],
         "num_blocks": 1,
         "attention": [4],
@@ -59,7 +87,28 @@ PRESETS = {
         "out_channels": 6,
         "dropout": 0.1,
     },
+    # EDM's networks for CIFAR-10: 55,733,891 parameters (with 10 classes 55,735,299), and
+    # 56,397,827.
+    "edm_cifar10_ddpmpp": {**_EDM_CIFAR10, "variant": "ddpm++"},
+    "edm_cifar10_ncsnpp": {**_EDM_CIFAR10, "variant": "ncsn++"},
+    # EDM's network for ImageNet-64, class-conditional: 295,899,267 parameters.
+    "edm_imagenet64_adm": {
+        "net": "adm",
+        "prediction": "edm",
+        "image_size": 64,
+        "image_channels": 3,
+        "channels": 192,
+        "channel_mult": [1, 2, 3, 4],
+        "num_blocks": 3,
+        "attention": [32, 16, 8],
+        "num_classes": 1000,
+        "dropout": 0.1,
+    },
 }
+
+
+OWN_NETWORK = ("v", "x0")  # a student that is its teacher's network with another output
+STUDENTS = ("", *OWN_NETWORK, *PRESETS)  # "" keeps the teacher's network as it is
 
 
 def preset(name: str) -> dict:
@@ -67,7 +116,7 @@ def preset(name: str) -> dict:
     check_choice("preset", name, PRESETS)
     options = dict(PRESETS[name])
     return {
-        "net": "unet",
+        "net": options.pop("net", "unet"),
         "prediction": options.pop("prediction"),
         "sigma_data": options.pop("sigma_data", 0.5),
         "options": options,
@@ -97,10 +146,16 @@ def check_fits(config: dict, data: Data) -> None:
 def build_denoiser(config: dict, seed: int = 0) -> Denoiser:
     """A freshly initialised denoiser from its description, which it carries as `config`.
 
-    config: {"net": "unet" or "mlp", "prediction", "sigma_data", "options"}; options are the
-    arguments of UNet or MLP.
+    config: {"net": "unet", "song", "adm", "diffusers" or "mlp", "prediction", "sigma_data",
+    "options"}; options are the arguments of UNet, SongUNet, ADMUNet, DiffusersUNet or MLP.
     """
-    nets = {"unet": UNet, "mlp": MLP}
+    nets = {
+        "unet": UNet,
+        "song": SongUNet,
+        "adm": ADMUNet,
+        "diffusers": DiffusersUNet,
+        "mlp": MLP,
+    }
     check_choice("net", config["net"], nets)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -108,6 +163,33 @@ def build_denoiser(config: dict, seed: int = 0) -> Denoiser:
     denoiser = Denoiser(net, config["prediction"], config["sigma_data"])
     denoiser.config = config
     return denoiser
+
+
+def new_student(teacher: Denoiser, name: str, seed: int) -> Denoiser:
+    """A student of another network than its teacher's, by a name in STUDENTS other than "".
+
+    A preset starts from random weights, "v" and "x0" from the teacher's own, whose output is then
+    to mean something else. Of an eps network v is the nearer: v = (alpha eps - sigma x0) / n is
+    eps where there is little noise. ValueError for a teacher that this cannot be done with.
+    """
+    if not hasattr(teacher, "config"):
+        raise ValueError(
+            f"student is {name!r}, which is made from its teacher's description, and this teacher "
+            "has none: give start_distillation a network"
+        )
+    if name not in OWN_NETWORK:
+        config = preset(name)
+        config["options"]["num_classes"] = teacher.config["options"].get("num_classes", 0)
+        student = build_denoiser(config, seed)
+    elif teacher.prediction == "x0_eps":
+        raise ValueError(
+            f"student is {name!r}, and its teacher predicts both x0 and eps: give no student, few "
+            "steps are no harm to that form"
+        )
+    else:
+        student = build_denoiser(teacher.config | {"prediction": name})
+        student.load_state_dict(teacher.state_dict())
+    return student.to(next(teacher.parameters()).device)
 
 
 def count_parameters(config: dict) -> int:

@@ -5,6 +5,7 @@ from pathlib import Path
 import pandas as pd
 
 from tract.execute import execute
+from tract.results import RESULTS, read_results, wide
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -12,10 +13,10 @@ ROOT = Path(__file__).resolve().parent.parent
 def quickstart(run_dir: Path = ROOT / "runs" / "quickstart") -> pd.DataFrame:
     """Execute the three notebooks into run_dir, which they share, and return their table.
 
-    Leaves run_dir/results.csv and figures/quickstart.png. What was finished before is not
+    Leaves run_dir/results.csv and figures/quickstart. What was finished before is not
     repeated. FileNotFoundError where the notebooks are not beside the package.
     """
-    figure = ROOT / "figures" / "quickstart.png"
+    figure = ROOT / "figures" / "quickstart"
     for name, more in [("01_teacher", {}), ("02_btd", {}), ("03_tract", {"figure": str(figure)})]:
         print(f"\n== {name} ==", flush=True)
         execute(
@@ -23,4 +24,4 @@ def quickstart(run_dir: Path = ROOT / "runs" / "quickstart") -> pd.DataFrame:
             run_dir / f"{name}.ipynb",
             {"run_dir": str(run_dir), **more},
         )
-    return pd.read_csv(run_dir / "results.csv")
+    return wide(read_results(run_dir / RESULTS)).drop(columns="run")

@@ -4,6 +4,7 @@ card.json                       settings, network, data, levels; where and with 
 history.jsonl                   one line per optimizer step
 checkpoint-STEP.safetensors     the whole state, the last two, while the run is unfinished
 best.safetensors, metric.jsonl  the best average so far by a metric, if one was asked for
+phase-N.safetensors             the average at the end of the N-th phase of a distillation
 model.safetensors               the inference average, once the run is finished
 """
 
@@ -25,15 +26,9 @@ from tqdm import tqdm
 from tract.cards import claim
 from tract.checks import check_whole, is_number
 from tract.denoiser import Denoiser
+from tract.files import TEMPORARY, write_atomically
 from tract.guards import interrupt_between_steps, named_failures, only_writer
-from tract.state import (
-    TEMPORARY,
-    load_model,
-    load_state,
-    save_model,
-    save_state,
-    write_atomically,
-)
+from tract.state import load_model, load_state, save_model, save_state
 from tract.train import Record, Training
 
 
@@ -127,6 +122,10 @@ def _train(
                 or (saving.steps and record.step % saving.steps == 0)
                 or record.step % settings.steps_per_phase == 0
             ):
+                # What a phase led to comes first: killed in between, a run makes it again.
+                if record.step % settings.steps_per_phase == 0 and record.step < settings.num_steps:
+                    result = folder / f"phase-{state.phase + 1}.safetensors"
+                    save_model(result, state.ema, {**card, "phase": record.phase})
                 _save(folder, state, card, saving.keep)
                 saved = time.monotonic()
             if stop.requested:

@@ -1,12 +1,10 @@
 """Reading and writing weights and whole training states, as safetensors with JSON inside.
 
-Every file is written beside its final name, flushed to disk and renamed: a reader, or a run that
-is killed, finds the old file or the new one, never half of one. Nothing that is read is executed.
+Every file is written whole or not at all. Nothing that is read is executed.
 """
 
 import hashlib
 import json
-import os
 from pathlib import Path
 
 import torch
@@ -15,45 +13,8 @@ from safetensors.torch import save as to_bytes
 from torch import Tensor
 
 from tract.denoiser import Denoiser
+from tract.files import write_atomically
 from tract.presets import build_denoiser
-
-TEMPORARY = ".tmp"  # how names of files under way end; a killed process leaves one behind
-
-
-def write_atomically(path: str | Path, content: bytes) -> None:
-    """Replace a file by new content, durably, or leave it as it was.
-
-    OSError, with the remedy, where the disk is full or the folder cannot be written to.
-    """
-    path = Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}{TEMPORARY}")
-    try:
-        try:
-            with temporary.open("wb") as file:
-                file.write(content)
-                file.flush()
-                os.fsync(file.fileno())
-            temporary.replace(path)
-            _sync_folder(path.parent)
-        finally:
-            temporary.unlink(missing_ok=True)
-    except OSError as error:
-        raise OSError(
-            error.errno,
-            f"cannot write {path} of {len(content):,} bytes ({error.strerror}); what was there "
-            "before is intact: free space, correct permissions or use another folder, and run it "
-            "again",
-        ) from error
-
-
-def _sync_folder(folder: Path) -> None:
-    """Make a rename in a folder survive a power cut; other systems than POSIX cannot be asked."""
-    if os.name == "posix":
-        descriptor = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
 
 
 def write_tensors(path: str | Path, tensors: dict[str, Tensor], card: dict) -> None:

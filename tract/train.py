@@ -209,7 +209,7 @@ def frozen(module: nn.Module) -> nn.Module:
 
 
 # What a random stream is for; part of its key, so that no two uses share numbers.
-TEACHER, DISTILLATION, SAMPLES, DROPOUT = range(4)
+TEACHER, DISTILLATION, SAMPLES, DROPOUT, CLASSIFIER, SUBSET = range(6)
 
 
 def generator_for(device: torch.device | str, *key: int) -> torch.Generator:

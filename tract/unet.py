@@ -41,12 +41,21 @@ class Embedding(nn.Module):
 class ResBlock(nn.Module):
     """Two convolutions around a scale and shift by the embedding; may halve or double the size."""
 
-    def __init__(self, c_in: int, c_out: int, emb_channels: int, *, groups: int, dropout: float):
+    def __init__(
+        self,
+        c_in: int,
+        c_out: int,
+        emb_channels: int,
+        *,
+        groups: int,
+        norm_eps: float,
+        dropout: float,
+    ):
         super().__init__()
-        self.norm1 = nn.GroupNorm(groups, c_in, eps=1e-6)
+        self.norm1 = nn.GroupNorm(groups, c_in, eps=norm_eps)
         self.conv1 = nn.Conv2d(c_in, c_out, 3, padding=1)
         self.emb_proj = nn.Linear(emb_channels, 2 * c_out)
-        self.norm2 = nn.GroupNorm(groups, c_out, eps=1e-6)
+        self.norm2 = nn.GroupNorm(groups, c_out, eps=norm_eps)
         self.dropout = nn.Dropout(dropout)
         self.conv2 = zero_init(nn.Conv2d(c_out, c_out, 3, padding=1))
         self.shortcut = nn.Conv2d(c_in, c_out, 1) if c_in != c_out else nn.Identity()
@@ -79,10 +88,10 @@ class UpBlock(ResBlock):
 class Attention(nn.Module):
     """Self-attention over all pixels, added to its input; the embedding is not used."""
 
-    def __init__(self, channels: int, *, head_channels: int, groups: int):
+    def __init__(self, channels: int, *, head_channels: int, groups: int, norm_eps: float):
         super().__init__()
         self.num_heads = channels // head_channels
-        self.norm = nn.GroupNorm(groups, channels, eps=1e-6)
+        self.norm = nn.GroupNorm(groups, channels, eps=norm_eps)
         self.qkv = nn.Conv2d(channels, 3 * channels, 1)
         self.proj_out = zero_init(nn.Conv2d(channels, channels, 1))
 
@@ -114,24 +123,21 @@ class UNet(nn.Module):
         attention: Sequence[int] = (),
         head_channels: int | None = None,
         groups: int = 32,
+        norm_eps: float = 1e-6,
         num_classes: int = 0,
         dropout: float = 0.0,
         out_channels: int | None = None,
     ):
         super().__init__()
-        sizes = [image_size // 2**i for i in range(len(channel_mult))]
-        if sizes[-1] * 2 ** (len(sizes) - 1) != image_size:
-            raise ValueError(
-                f"image_size is {image_size}, which cannot be halved {len(sizes) - 1} times: "
-                "pad the images or give fewer entries in channel_mult"
-            )
+        sizes = halved_sizes(image_size, len(channel_mult))
+        norms = {"groups": groups, "norm_eps": norm_eps}
         stages = [(size, channels * mult) for size, mult in zip(sizes, channel_mult, strict=True)]
 
         def res(c_in: int, c_out: int, kind: type[ResBlock] = ResBlock) -> ResBlock:
-            return kind(c_in, c_out, emb_channels, groups=groups, dropout=dropout)
+            return kind(c_in, c_out, emb_channels, **norms, dropout=dropout)
 
         def attend(width: int) -> Attention:
-            return Attention(width, head_channels=head_channels or width, groups=groups)
+            return Attention(width, head_channels=head_channels or width, **norms)
 
         self.emb = Embedding(channels, emb_channels, num_classes)
         self.conv_in = nn.Conv2d(image_channels, channels, 3, padding=1)
@@ -156,7 +162,7 @@ class UNet(nn.Module):
                 self.up.append(nn.ModuleList(block))
             if size != image_size:
                 self.up[-1].append(res(width, width, UpBlock))
-        self.norm_out = nn.GroupNorm(groups, width, eps=1e-6)
+        self.norm_out = nn.GroupNorm(groups, width, eps=norm_eps)
         self.conv_out = zero_init(nn.Conv2d(width, out_channels or image_channels, 3, padding=1))
 
     def forward(self, x: Tensor, logsnr: Tensor, labels: Tensor | None = None) -> Tensor:
@@ -174,6 +180,17 @@ class UNet(nn.Module):
             for layer in block:
                 h = layer(h, emb)
         return self.conv_out(F.silu(self.norm_out(h)))
+
+
+def halved_sizes(image_size: int, count: int) -> list[int]:
+    """image_size, image_size / 2, ...; ValueError if it cannot be halved so often."""
+    sizes = [image_size // 2**i for i in range(count)]
+    if sizes[-1] * 2 ** (count - 1) != image_size:
+        raise ValueError(
+            f"image_size is {image_size}, which cannot be halved {count - 1} times: "
+            "pad the images or give fewer entries in channel_mult"
+        )
+    return sizes
 
 
 def zero_init(layer: nn.Conv2d) -> nn.Conv2d:

@@ -1,0 +1,237 @@
+"""Ablations as data, the runs they need, and their tables and charts."""
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from tract import ablations, charts
+from tract.ablations import CHANGES, CLAIMS, Study, run_missing
+from tract.experiment import Experiment, run_name
+from tract.methods import Distillation
+from tract.results import COLUMNS, read_results
+from tract.runs import Saving
+from tract.tables import ablation_table, claims_table, paper_table, read_published, save_table
+from tract.train import Training
+
+PUBLISHED = "figures/published.csv"
+STUDY = Study("digits", seeds=[0, 1, 2], images=30720)
+
+
+@pytest.fixture(scope="module")
+def paper(request):
+    return read_published(request.config.rootpath / PUBLISHED)
+
+
+def results(values, study=STUDY, group="phases", **more):
+    """Rows for recipes of an ablation: a list of values by seed for each label."""
+    rows = []
+    for label, numbers in values.items():
+        for seed, value in zip(study.seeds, numbers, strict=False):
+            settings = study.recipes(group, seed)[label]
+            row = dict.fromkeys(COLUMNS, "") | {
+                "data": study.data,
+                "process": study.process,
+                "method": settings.method,
+                "phases": settings.phases,
+                "nfe": settings.step_schedule[-1],
+                "images": settings.images,
+                "seed": seed,
+                "metric": study.metric,
+                "value": value,
+                "run": run_name(settings),
+            }
+            rows.append(row | more)
+    return pd.DataFrame(rows, columns=COLUMNS)
+
+
+@pytest.mark.parametrize("group", CHANGES)
+def test_every_ablation_contains_the_papers_recipe_or_compares_what_it_names(group):
+    base = Distillation(step_schedule=[1024, 32, 1], images=30720)
+    recipes = STUDY.recipes(group, 0)
+    assert base in recipes.values()
+    assert len({run_name(settings) for settings in recipes.values()}) == len(recipes)
+
+
+@pytest.mark.parametrize("claim", CLAIMS, ids=lambda claim: claim.finding)
+def test_a_claim_names_recipes_that_the_paper_orders_so(claim, paper):
+    assert {claim.worse, claim.better} <= set(CHANGES[claim.group])
+    numbers = paper[paper["table"] == claim.group].set_index("recipe")["value"]
+    assert numbers[claim.worse] > numbers[claim.better]
+
+
+def test_residuals_are_those_of_the_papers_decays():
+    steps = 96_000_000 // 256 // 2  # of each of two phases
+    for decay, label in ((0.9999, "1e-8"), (0.99995, "1e-4"), (0.99999, "0.15")):
+        assert decay**steps == pytest.approx(float(label), rel=0.3)
+
+
+def test_recipes_have_the_studys_settings_and_its_smaller_student():
+    study = Study("digits", [7], 5120, smaller="cifar10_small", base={"batch": 64, "clip_norm": 2})
+    recipes = study.recipes("student", 7)
+    assert {(s.batch, s.clip_norm, s.seed, s.images) for s in recipes.values()} == {
+        (64, 2, 7, 5120)
+    }
+    assert [s.student for s in recipes.values()] == ["", "cifar10_small"]
+    assert [s.images for s in study.recipes("images", 7).values()] == [2560, 5120, 10240] * 2
+
+
+def test_recipes_that_ablations_share_are_planned_once():
+    plan = STUDY.plan(["self_ema", "restart_ema", "weight"])
+    assert len(plan) == 3 * (4 + 1 + 2)
+
+
+def test_an_ablation_that_does_not_exist_is_refused_by_name():
+    with pytest.raises(ValueError, match="ablation is 'phase': choose one of .*'phases'"):
+        STUDY.plan(["phase"])
+
+
+SMALL = Study("digits", [0], 512, base={"batch": 16})
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    """A folder with a small teacher, and ablations of two recipes of few steps."""
+    monkeypatch.setattr(
+        ablations, "CHANGES", {"steps": {f"{n}": {"step_schedule": [8, 2, n]} for n in (1, 2)}}
+    )
+    begun = Experiment(
+        tmp_path / "run", "digits", teacher_steps=8, reference_steps=8, num_samples=4
+    )
+    settings = Training(images=16, batch=16)
+    begun.measure(begun.train_teacher("digits", settings), settings, [8])
+    return tmp_path
+
+
+def test_only_what_was_not_measured_is_run_and_its_rows_are_added(folder, monkeypatch, capsys):
+    monkeypatch.setitem(ablations.CHANGES["steps"], "2", {"step_schedule": [8, 4, 2]})
+    table = folder / "all.csv"
+    run_missing(SMALL, ["steps"], folder / "run", table, Saving())
+    assert "2 runs, 0 of them measured before" in capsys.readouterr().out
+    rows = read_results(table)
+    students = rows[rows["method"] == "TRACT"]
+    assert set(students["run"]) == set(SMALL.plan(["steps"]))
+    assert set(students["metric"]) == {"fd_pixels", "rmse_to_teacher", "rmse_to_rollout"}
+    assert list(SMALL.rows(rows, "steps")["recipe"]) == ["1", "2"]
+    monkeypatch.setattr(ablations, "open_experiment", None)  # not even looked at
+    run_missing(SMALL, ["steps"], folder / "run", table, Saving())
+    assert "2 runs, 2 of them measured before" in capsys.readouterr().out
+
+
+def test_a_teacher_of_other_data_is_refused_before_anything_is_run(folder):
+    other = Study("digits", [0], 512, process="karras")
+    before = sorted(folder.rglob("*"))
+    with pytest.raises(ValueError, match="has a teacher of digits with cosine levels, not of"):
+        run_missing(other, ["steps"], folder / "run", folder / "all.csv", Saving())
+    assert sorted(folder.rglob("*")) == before
+
+
+def test_tables_show_mean_deviation_and_number_and_leave_blank_what_nobody_ran(paper):
+    table = results({"TRACT 1024>1": [10.0, 12.0, 14.0], "TRACT 1024>32>1": [5.0]})
+    shown = ablation_table(paper, table, "phases", [STUDY]).set_index("phases")
+    ours = shown[STUDY.title]
+    assert ours["TRACT 1024>1"] == "12 ± 2 (3)"
+    assert ours["TRACT 1024>32>1"] == "5 (1)"
+    assert (ours.drop(["TRACT 1024>1", "TRACT 1024>32>1"]) == "").all()
+    assert shown["FID, published (CIFAR-10)"]["TRACT 1024>1"] == "14.4"
+
+
+@pytest.mark.parametrize("other", [{"data": "cifar10"}, {"process": "karras"}, {"metric": "fid"}])
+def test_numbers_of_other_data_levels_or_metrics_are_not_ours(paper, other):
+    table = results({"TRACT 1024>1": [10.0, 12.0]}, **other)
+    shown = ablation_table(paper, table, "phases", [STUDY])
+    assert (shown[STUDY.title] == "").all()
+
+
+@pytest.mark.parametrize(
+    ("one", "two", "verdict"),
+    [
+        ([10.0, 11.0, 12.0], [1.0, 2.0, 3.0], "holds"),
+        ([1.0, 2.0, 3.0], [10.0, 11.0, 12.0], "is contradicted"),
+        ([3.7, 4.7, 5.7], [1.0, 2.0, 3.0], "is undecided"),  # 2.7 is not twice sqrt(2)
+        ([3.9, 4.9, 5.9], [1.0, 2.0, 3.0], "holds"),  # 2.9 is
+        ([10.0], [1.0, 2.0, 3.0], ""),  # one seed has no deviation
+        ([], [1.0, 2.0, 3.0], ""),
+    ],
+)
+def test_an_ordering_holds_beyond_two_standard_deviations_only(paper, one, two, verdict):
+    table = results({"TRACT 1024>1": one, "TRACT 1024>32>1": two})
+    shown = claims_table(paper, table, STUDY).set_index("finding")["here it"]
+    assert shown["one phase is worse than two"] == verdict
+    assert (shown.drop("one phase is worse than two") == "").all()
+
+
+def test_a_measured_fid_stands_beside_the_published_one_of_its_row_alone(paper):
+    settings = {"data": "cifar10", "metric": "fid", "images": 96_000_000}
+    table = results({"TRACT 1024>32>1": [5.1, 5.3]}, **settings)
+    shown = paper_table(paper, table, "cifar10").set_index(["method", "NFE"])
+    measured = shown["FID, measured by us"]
+    assert measured["TRACT-96M", 1] == "5.2 ± 0.14 (2)"
+    assert (measured.drop(("TRACT-96M", 1)) == "").all()
+    assert shown["FID, published"]["TRACT-EDM-256M", 1] == "3.78 ± 0.01"
+    nothing = paper_table(paper, table.iloc[:0], "imagenet64")
+    assert (nothing["FID, measured by us"] == "").all()
+
+
+def test_every_published_number_has_its_source(paper):
+    assert len(paper) == 9 + 4 + 6 + 4 + 4 + 2
+    assert paper["source"].str.startswith("Berthelot et al. 2023").all()
+    assert paper["value"].between(3, 20).all()
+
+
+def test_tables_are_written_as_csv_and_markdown(tmp_path):
+    save_table(pd.DataFrame({"a": [1, 2], "b": ["x", ""]}), tmp_path / "t")
+    assert (tmp_path / "t.csv").read_text() == "a,b\n1,x\n2,\n"
+    assert (tmp_path / "t.md").read_text() == "| a | b |\n| --- | --- |\n| 1 | x |\n| 2 |  |\n"
+
+
+def values_in(axes):
+    """Horizontal positions of all points that an axes shows."""
+    return sorted(x for line in axes.lines if line.get_marker() == "o" for x in line.get_xdata())
+
+
+def test_a_chart_shows_every_number_on_the_axis_of_its_kind(paper):
+    table = results({"TRACT 1024>1": [10.0, 12.0], "BTD 1024>512>...>1": [3.0]})
+    theirs, ours = charts.ablation_chart(paper, table, "phases", STUDY).axes
+    assert values_in(theirs) == [5.24, 5.95, 6.06, 6.8, 7.27, 14.4]
+    assert values_in(ours) == [3.0, 10.0, 12.0]
+
+
+def test_lines_go_through_the_means_of_the_seeds(paper):
+    table = results({"TRACT, 1 times": [1.0, 4.0], "TRACT, 2 times": [2.0]}, group="images")
+    _, ours = charts.quality_by_images(paper, table, STUDY).axes
+    (line,) = [line for line in ours.lines if line.get_marker() == "None"]
+    assert line.get_xydata().tolist() == [[30720, 2.5], [61440, 2.0]]
+
+
+def test_charts_of_nothing_measured_are_drawn(paper, tmp_path):
+    nothing = pd.DataFrame(columns=COLUMNS)
+    for chart in (
+        charts.ablation_chart(paper, nothing, "steps", STUDY),
+        charts.quality_by_steps(paper, nothing, STUDY),
+        charts.quality_by_images(paper, nothing, STUDY),
+        charts.drift(nothing, STUDY),
+    ):
+        charts.save_figure(chart, tmp_path / "chart")
+
+
+def test_the_same_figure_is_the_same_bytes(paper, tmp_path):
+    for stem in ("a", "b"):
+        chart = charts.quality_by_images(paper, pd.DataFrame(columns=COLUMNS), STUDY)
+        charts.save_figure(chart, tmp_path / stem)
+    for suffix in (".png", ".pdf"):
+        first, second = ((tmp_path / stem).with_suffix(suffix).read_bytes() for stem in "ab")
+        assert first == second
+    assert np.ptp(plt.imread(tmp_path / "a.png")) > 0.5
+
+
+def test_a_grid_is_drawn_again_from_the_pixels_that_were_kept(tmp_path):
+    rows = {"data": torch.linspace(-1, 1, 128).reshape(2, 1, 8, 8), "b": torch.zeros(2, 1, 8, 8)}
+    charts.save_grid(rows, tmp_path / "deep" / "grid")
+    first = (tmp_path / "deep" / "grid.png").read_bytes()
+    again = charts.read_grid(tmp_path / "deep" / "grid")
+    assert list(again) == ["data", "b"]
+    assert (again["data"] - rows["data"]).abs().max() <= 1 / 255 + 1e-6
+    charts.save_figure(charts.image_rows(again), tmp_path / "deep" / "grid")
+    assert (tmp_path / "deep" / "grid.png").read_bytes() == first

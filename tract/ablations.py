@@ -1,0 +1,171 @@
+"""The paper's ablations as data: which recipes they compare, and what is claimed of them.
+
+A recipe is what it changes in the paper's main one, TRACT 1024>32>1.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import NamedTuple
+
+import pandas as pd
+
+from tract.checks import check_choice
+from tract.experiment import open_experiment, run_name
+from tract.methods import Distillation
+from tract.phases import halving_schedule
+from tract.results import publish, read_results
+from tract.runs import Saving
+
+_BTD = {"method": "BTD", "step_schedule": halving_schedule(1024)}
+
+# By ablation and recipe, what differs from TRACT 1024>32>1. Phases and decays are the paper's.
+CHANGES: dict[str, dict[str, dict]] = {
+    "phases": {
+        "TRACT 1024>1": {"step_schedule": [1024, 1]},
+        "TRACT 1024>32>1": {},
+        "TRACT 4096>256>16>1": {"step_schedule": [4096, 256, 16, 1]},
+        "TRACT 4096>512>64>8>1": {"step_schedule": [4096, 512, 64, 8, 1]},
+        "TRACT 1024>512>...>1": {"step_schedule": halving_schedule(1024)},
+        "BTD 1024>512>...>1": _BTD,
+    },
+    "self_ema": {f"{mu:g}": {"self_ema": mu} for mu in (0, 0.5, 0.9, 0.99)},
+    # The paper's mu_I of 0.9999, 0.99995, 0.99999 leaves 1e-8, 1e-4, 0.15 of a phase's start.
+    "ema_residual": {
+        name: {"ema_residual": float(name)} for name in ("1e-8", "1e-4", "1e-3", "1e-2", "0.15")
+    },
+    "restart_ema": {"in each phase": {}, "never": {"restart_ema": False}},
+    "weight": {name: {"weight": name} for name in ("truncated_snr", "snr_plus_one", "uniform")},
+    "student": {
+        "as its teacher": {},
+        "smaller": {"step_schedule": [1024, 32, 32, 1], "student": "digits_small"},
+    },
+    "steps": {f"{n}": {"step_schedule": [1024, 32, n]} for n in (1, 2, 4, 8)},
+    "images": {
+        f"{name}, {factor:g} times": more | {"factor": factor}
+        for name, more in (("TRACT", {}), ("BTD", _BTD))
+        for factor in (0.5, 1, 2)
+    },
+}
+
+
+class Claim(NamedTuple):
+    """An ordering that the paper reports: the first recipe is worse than the second."""
+
+    finding: str
+    group: str
+    worse: str
+    better: str
+
+
+CLAIMS = (
+    Claim("one phase is worse than two", "phases", "TRACT 1024>1", "TRACT 1024>32>1"),
+    Claim("three phases are worse than two", "phases", "TRACT 4096>256>16>1", "TRACT 1024>32>1"),
+    Claim(
+        "four phases are worse than three",
+        "phases",
+        "TRACT 4096>512>64>8>1",
+        "TRACT 4096>256>16>1",
+    ),
+    Claim(
+        "on BTD's ten phases TRACT is worse than BTD",
+        "phases",
+        "TRACT 1024>512>...>1",
+        "BTD 1024>512>...>1",
+    ),
+    Claim(
+        "BTD is worse than TRACT in two phases", "phases", "BTD 1024>512>...>1", "TRACT 1024>32>1"
+    ),
+    Claim("mu_S = 0 is worse than 0.5", "self_ema", "0", "0.5"),
+    Claim("mu_S = 0.9 is worse than 0.5", "self_ema", "0.9", "0.5"),
+    Claim("mu_S = 0.99 is worse than 0.9", "self_ema", "0.99", "0.9"),
+    Claim("averaging too short is worse", "ema_residual", "1e-8", "1e-4"),
+    Claim("averaging too long is worse", "ema_residual", "0.15", "1e-4"),
+    Claim("a smaller student is worse", "student", "smaller", "as its teacher"),
+)
+
+
+@dataclass(frozen=True)
+class Study:
+    """Ablations on one data set: what all its recipes have in common, and what is measured.
+
+    Attributes data and process choose rows of results; base are settings of `Distillation`.
+    """
+
+    data: str
+    seeds: Sequence[int]
+    images: int
+    process: str = "cosine"
+    metric: str = "fd_pixels"
+    smaller: str = "digits_small"  # preset of the smaller student
+    base: Mapping[str, object] = field(default_factory=dict)
+
+    @property
+    def title(self) -> str:
+        """What a column of its numbers is headed."""
+        return f"{self.metric}, measured ({self.data})"
+
+    def recipes(self, group: str, seed: int) -> dict[str, Distillation]:
+        """Settings of every recipe of an ablation, by label. ValueError for an unknown one."""
+        check_choice("ablation", group, CHANGES)
+        settings = {}
+        for label, changes in CHANGES[group].items():
+            made = {"step_schedule": [1024, 32, 1], "seed": seed} | dict(self.base) | changes
+            made["images"] = int(self.images * made.pop("factor", 1))
+            if "student" in made:
+                made["student"] = self.smaller
+            settings[label] = Distillation(**made)
+        return settings
+
+    def plan(self, groups: Sequence[str]) -> dict[str, Distillation]:
+        """Settings of all recipes of some ablations with all seeds, by the name of their run."""
+        return {
+            run_name(settings): settings
+            for group in groups
+            for seed in self.seeds
+            for settings in self.recipes(group, seed).values()
+        }
+
+    def mine(self, results: pd.DataFrame) -> pd.DataFrame:
+        """Rows of results on this data set and process."""
+        return results[(results["data"] == self.data) & (results["process"] == self.process)]
+
+    def rows(self, results: pd.DataFrame, group: str, metric: str = "") -> pd.DataFrame:
+        """Rows of an ablation with the column `recipe`, in its order; metric "" for the study's."""
+        mine = self.mine(results)
+        mine = mine[mine["metric"] == (metric or self.metric)]
+        order = list(CHANGES[group]).index
+        parts = [
+            mine[mine["run"] == run_name(settings)].assign(recipe=label)
+            for seed in self.seeds
+            for label, settings in self.recipes(group, seed).items()
+        ]
+        return pd.concat(parts).sort_values("recipe", key=lambda r: r.map(order), kind="stable")
+
+
+def run_missing(
+    study: Study, groups: Sequence[str], run_dir: str | Path, results: str | Path, saving: Saving
+) -> None:
+    """Distil and measure in run_dir what results has no row of, and add the rows there at once.
+
+    Measured are samples with the last number of steps of a schedule, and how far the student of
+    each phase is from the first teacher's rollout. Finished runs are read, unfinished ones resumed.
+    FileNotFoundError without a teacher, ValueError for one of other data; nothing is run then.
+    """
+    measured = set(study.mine(read_results(results))["run"])
+    plan = study.plan(groups)
+    wanted = [settings for name, settings in plan.items() if name not in measured]
+    print(f"{len(plan)} runs, {len(plan) - len(wanted)} of them measured before")
+    if not wanted:
+        return
+    experiment = open_experiment(run_dir)
+    if (experiment.data_name, experiment.process) != (study.data, study.process):
+        raise ValueError(
+            f"{run_dir} has a teacher of {experiment.data_name} with {experiment.process} levels, "
+            f"not of {study.data} with {study.process}: correct run_dir, data or process"
+        )
+    for settings in wanted:
+        student = experiment.distill(settings, saving)
+        experiment.measure(student, settings, [settings.step_schedule[-1]])
+        experiment.measure_phases(settings)
+        publish(run_dir, results)

@@ -1,0 +1,117 @@
+"""Charts of results: published numbers beside measured ones, seeds as points, means as bars.
+
+Published and measured numbers never share an axis: they are of other data and other metrics.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import pandas as pd
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from tract.ablations import CHANGES, Study
+from tract.data import to_uint8, to_unit
+from tract.plots import STUDENT, image_rows, new_figure, plain_ticks
+from tract.state import read_tensors, write_tensors
+
+PUBLISHED = "published, CIFAR-10 (FID)"
+
+
+def ablation_chart(
+    published: pd.DataFrame, results: pd.DataFrame, group: str, study: Study
+) -> Figure:
+    """An ablation's recipes from top to bottom: the published numbers, and beside them ours."""
+    theirs = published[published["table"] == group]
+    ours = study.rows(results, group)
+    recipes = list(dict.fromkeys([*CHANGES[group], *theirs["recipe"]]))
+    figure, axes = new_figure(1, 2, (9, 0.26 * len(recipes) + 0.9), sharey=True)
+    for ax, title, table in zip(axes[0], (PUBLISHED, study.title), (theirs, ours), strict=True):
+        for row, recipe in enumerate(recipes):
+            values = table.loc[table["recipe"] == recipe, "value"].astype(float)
+            ax.plot(values, [row] * len(values), "o", color=STUDENT, markersize=5, alpha=0.7)
+            if len(values) > 1:
+                ax.plot([values.mean()] * 2, [row - 0.3, row + 0.3], color=STUDENT, linewidth=2)
+        ax.set(xscale="log", yticks=range(len(recipes)), yticklabels=recipes)
+        ax.set_ylim(len(recipes) - 0.4, -0.6)
+        ax.set_title(title, fontsize=9)
+        ax.tick_params("y", length=0)
+        ax.grid(axis="y", color="#eeeeee")
+        plain_ticks(ax.xaxis)
+    return figure
+
+
+def quality_by_steps(published: pd.DataFrame, results: pd.DataFrame, study: Study) -> Figure:
+    """Distance against network evaluations: published on both data sets, and ours."""
+    panels = {
+        f"published, {name} (FID)": _by(published[published["table"] == table], "recipe")
+        for table, name in (("cifar10", "CIFAR-10"), ("imagenet64", "ImageNet-64"))
+    }
+    mine = study.mine(results)
+    teacher = mine[(mine["method"] == "teacher") & (mine["metric"] == study.metric)]
+    baseline = study.rows(results, "phases").query("method == 'BTD'")
+    measured = pd.concat([teacher, study.rows(results, "steps"), baseline])
+    return _lines(panels | {study.title: _by(measured, "method")}, "nfe", "network evaluations")
+
+
+def quality_by_images(published: pd.DataFrame, results: pd.DataFrame, study: Study) -> Figure:
+    """Distance in one step against images that a student was trained on, published and ours."""
+    theirs = published[(published["table"] == "cifar10") & (published["nfe"] == 1)]
+    theirs = theirs.assign(network=theirs["recipe"].str.rsplit("-", n=1).str[0])
+    ours = study.rows(results, "images")
+    panels = {PUBLISHED: _by(theirs, "network"), study.title: _by(ours, "method")}
+    return _lines(panels, "images", "images seen in distillation")
+
+
+def drift(results: pd.DataFrame, study: Study) -> Figure:
+    """How far each phase's student is from the first teacher's rollout, against its steps."""
+    rows = study.rows(results, "phases", "rmse_to_rollout")
+    panels = {f"rmse to the first teacher's rollout ({study.data})": _by(rows, "recipe")}
+    return _lines(panels, "nfe", "steps of the phase's student, from the first phase to the last")
+
+
+def _by(table: pd.DataFrame, column: str) -> pd.DataFrame:
+    """A table with the column after which its lines are named."""
+    return table.assign(line=table[column])
+
+
+def _lines(panels: Mapping[str, pd.DataFrame], x: str, label: str) -> Figure:
+    """Panels of lines through means, with every value a point, on logarithmic axes."""
+    figure, axes = new_figure(1, len(panels), (9, 3))
+    for ax, (title, table) in zip(axes[0], panels.items(), strict=True):
+        for name, rows in table.astype({x: float, "value": float}).groupby("line", sort=False):
+            means = rows.groupby(x)["value"].mean()
+            (line,) = ax.plot(means, linewidth=1.2, label=name)
+            ax.plot(rows[x], rows["value"], "o", color=line.get_color(), markersize=4, alpha=0.7)
+        ax.set(xscale="log", yscale="log", xlabel=label)
+        ax.set_title(title, fontsize=9)
+        plain_ticks(ax.yaxis)
+        if ax.lines:
+            ax.legend(frameon=False, fontsize=7)
+    for ax in axes[0] if x == "nfe" else ():
+        plain_ticks(ax.xaxis)
+        ax.invert_xaxis()  # fewer steps to the right: the way that distillation goes
+    return figure
+
+
+def save_figure(figure: Figure, stem: str | Path) -> None:
+    """Write a figure as PNG and PDF, the same bytes for the same picture."""
+    stem = Path(stem)
+    stem.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(stem.with_suffix(".png"), dpi=150, bbox_inches="tight")
+    # The time of day would be in every PDF otherwise.
+    figure.savefig(stem.with_suffix(".pdf"), bbox_inches="tight", metadata={"CreationDate": None})
+
+
+def save_grid(rows: Mapping[str, Tensor], stem: str | Path) -> None:
+    """Write labelled rows of images in [-1, 1] as a figure, and the images to draw it again."""
+    Path(stem).parent.mkdir(parents=True, exist_ok=True)
+    images = {f"{i}": to_uint8(images) for i, images in enumerate(rows.values())}
+    write_tensors(Path(stem).with_suffix(".safetensors"), images, {"rows": list(rows)})
+    save_figure(image_rows(rows), stem)
+
+
+def read_grid(stem: str | Path) -> dict[str, Tensor]:
+    """Labelled rows of images in [-1, 1] that `save_grid` wrote."""
+    images, card = read_tensors(Path(stem).with_suffix(".safetensors"))
+    return {label: to_unit(images[f"{i}"]) for i, label in enumerate(card["rows"])}

@@ -1,0 +1,113 @@
+"""Tables of results: published numbers beside measured ones, blank where nobody measured."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import pandas as pd
+
+from tract.ablations import CHANGES, CLAIMS, Study
+from tract.files import write_atomically
+
+# What a measured number must share with a published one to stand beside it.
+SAME = ["data", "process", "method", "phases", "nfe", "images", "metric"]
+
+
+def read_published(path: str | Path) -> pd.DataFrame:
+    """Numbers of publications, with their source. FileNotFoundError if there is no such file."""
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"no {path}: restore it, it is part of the repository")
+    return pd.read_csv(path, dtype={"recipe": str})
+
+
+def paper_table(published: pd.DataFrame, results: pd.DataFrame, name: str) -> pd.DataFrame:
+    """A table of the paper by its name in the published numbers, ours beside it."""
+    theirs = published[published["table"] == name]
+    images = theirs["images"].astype("Int64")
+    measured = over_seeds(results, SAME).astype({"images": "Int64", "nfe": "Int64"})
+    both = theirs.assign(images=images).merge(measured, "left", SAME, suffixes=("", "_ours"))
+    return pd.DataFrame(
+        {
+            "method": both["recipe"],
+            "schedule": both["phases"],
+            "NFE": both["nfe"],
+            "parameters": [f"{n / 1e6:.1f}M" for n in both["student_params"]],
+            "images": ["" if pd.isna(n) else f"{n / 1e6:.0f}M" for n in both["images"]],
+            "FID, published": _spread(both["value"], both["std"]),
+            "FID, measured by us": _spread(both["mean"], both["std_ours"], both["count"]),
+            "source": both["source"],
+        }
+    )
+
+
+def ablation_table(
+    published: pd.DataFrame, results: pd.DataFrame, group: str, studies: Sequence[Study]
+) -> pd.DataFrame:
+    """An ablation: a row a recipe, the published FID, and a column for each of our studies."""
+    theirs = published[published["table"] == group].set_index("recipe")["value"]
+    labels = list(dict.fromkeys([*CHANGES[group], *theirs.index]))
+    columns = {group: labels, "FID, published (CIFAR-10)": _spread(theirs.reindex(labels))}
+    for study in studies:
+        ours = over_seeds(study.rows(results, group), ["recipe"]).set_index("recipe")
+        ours = ours.reindex(labels)
+        columns[study.title] = _spread(ours["mean"], ours["std"], ours["count"])
+    return pd.DataFrame(columns)
+
+
+def claims_table(published: pd.DataFrame, results: pd.DataFrame, study: Study) -> pd.DataFrame:
+    """The paper's orderings, its numbers, ours, and whether ours agree.
+
+    "holds": the difference is more than two standard deviations of it; "contradicted": so, the
+    other way round; else "undecided".
+    """
+    rows = []
+    for claim in CLAIMS:
+        theirs = published[published["table"] == claim.group].set_index("recipe")["value"]
+        ours = over_seeds(study.rows(results, claim.group), ["recipe"]).set_index("recipe")
+        pair = [claim.worse, claim.better]
+        ours, theirs = ours.reindex(pair), theirs.reindex(pair)
+        (worse, better), spread = ours["mean"], (ours["std"] ** 2).sum(skipna=False) ** 0.5
+        rows.append(
+            {
+                "finding": claim.finding,
+                "FID, published (CIFAR-10)": " against ".join(_spread(theirs)),
+                study.title: " against ".join(_spread(ours["mean"], ours["std"], ours["count"])),
+                "here it": _verdict(worse - better, spread),
+            }
+        )
+    return pd.DataFrame(rows)
+
+
+def over_seeds(rows: pd.DataFrame, by: Sequence[str]) -> pd.DataFrame:
+    """Mean, standard deviation (n - 1, none of one) and count of the values of each `by`."""
+    grouped = rows.astype({"value": float}).groupby(list(by), sort=False)["value"]
+    return grouped.agg(["mean", "std", "count"]).reset_index()
+
+
+def save_table(table: pd.DataFrame, stem: str | Path) -> None:
+    """Write a table as CSV and as Markdown."""
+    stem = Path(stem)
+    lines = [list(table.columns), ["---"] * len(table.columns), *table.values.tolist()]
+    text = "".join(f"| {' | '.join(map(str, line))} |\n" for line in lines)
+    write_atomically(stem.with_suffix(".csv"), table.to_csv(index=False).encode())
+    write_atomically(stem.with_suffix(".md"), text.encode())
+
+
+def _verdict(difference: float, spread: float) -> str:
+    if pd.isna(difference) or pd.isna(spread):
+        return ""
+    if abs(difference) <= 2 * spread:
+        return "is undecided"
+    return "holds" if difference > 0 else "is contradicted"
+
+
+def _spread(mean: pd.Series, std: pd.Series | None = None, count: pd.Series | None = None) -> list:
+    """Texts such as "5.02 ± 0.04 (3)": mean, standard deviation, number; blank without a mean."""
+    texts = []
+    for i, value in enumerate(mean):
+        text = "" if pd.isna(value) else f"{value:.3g}"
+        if text and std is not None and not pd.isna(std.iloc[i]):
+            text += f" ± {std.iloc[i]:.2g}"
+        if text and count is not None:
+            text += f" ({count.iloc[i]:.0f})"
+        texts.append(text)
+    return texts

@@ -1,0 +1,1 @@
+"""Readers of published teachers, one file for each format."""

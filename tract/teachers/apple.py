@@ -1,0 +1,112 @@
+"""The paper's authors' own checkpoints, as torch.save wrote them.
+
+Their network is Google's with norms that add 1e-5, not 1e-6, to the variance. A file holds its
+weights, or all networks of a training run, of which the average that is sampled from is taken.
+"""
+
+import itertools
+from collections.abc import Iterator
+from pathlib import Path
+
+from torch import Tensor, nn
+
+from tract.denoiser import Denoiser
+from tract.teachers.containers import read_torch
+from tract.teachers.fill import Take, fill
+from tract.teachers.paper_unet import describe, layers
+from tract.unet import Attention, DownBlock, UNet, UpBlock
+
+TEACHER_STEPS = 1024  # of the paper, on the cosine levels
+NORM_EPS = 1e-5
+HEAD_CHANNELS = 64  # of their networks with classes; the others have one head
+
+INNER = {"emb_proj": "time.1", "shortcut": "skip", "proj_out": "out"}
+WRAPPINGS = ("ema", "state_dict", "model_state_dict", "model")  # of those that others put around it
+ROLES = ("model_eval.module.", "module.", "")  # before the names: a run's average, or DDP's
+
+
+def read_apple(path: str | Path) -> Denoiser:
+    """The network of a file of the authors'; ValueError, with the name, for any other content."""
+    path = Path(path)
+    tensors = _tensors(read_torch(path), path)
+    return fill(path, tensors, describe(path, tensors, _options), _weights)
+
+
+def _tensors(content: object, path: Path) -> dict[str, Tensor]:
+    """Named tensors of the one network that is wanted."""
+    for name in WRAPPINGS:
+        if isinstance(content, dict) and isinstance(content.get(name), dict):
+            content = content[name]
+    if not isinstance(content, dict) or not all(isinstance(n, str) for n in content):
+        raise ValueError(f"{path} holds no named weights: use a state_dict as the authors save it")
+    role = next((r for r in ROLES if f"{r}down.0.weight" in content), None)
+    if role is None:
+        raise ValueError(
+            f"{path} lacks down.0.weight: use a network of the authors', or of a format named in "
+            "tract.teachers.load"
+        )
+    return {n.removeprefix(role): t for n, t in content.items() if n.startswith(role)}
+
+
+def _options(tensors: dict[str, Tensor]) -> dict:
+    """Options for `describe`."""
+    channels, image_channels = tensors["down.0.weight"].shape[:2]
+    stages = [[]]  # of blocks of one resolution
+    for i in itertools.count(1):
+        if f"down.{i}.resblocks.conv1.bias" in tensors:
+            stages[-1].append(f"down.{i}")
+        elif f"down.{i}.conv1.bias" in tensors:  # a block that halves
+            stages.append([])
+        else:
+            break
+    first = [blocks[0] for blocks in stages]
+    widths = [len(tensors[f"{block}.resblocks.conv1.bias"]) for block in first]
+    num_classes = tensors["class_emb.weight"].shape[1] if "class_emb.weight" in tensors else 0
+    return {
+        "image_channels": image_channels,
+        "out_channels": len(tensors["out.2.bias"]),
+        "channels": channels,
+        "emb_channels": len(tensors["time.0.bias"]),
+        "channel_mult": [width // channels for width in widths],
+        "num_blocks": len(stages[0]),
+        "attentive": [i for i, b in enumerate(first) if f"{b}.attention.qkv.weight" in tensors],
+        "head_channels": HEAD_CHANNELS if num_classes else None,
+        "norm_eps": NORM_EPS,
+        "num_classes": num_classes,
+    }
+
+
+def _names(net: UNet) -> dict[str, str]:
+    """The authors' names of our blocks, and of our layers that are in none."""
+    names = {"emb.dense0": "time.0", "emb.dense1": "time.2", "emb.class_emb": "class_emb"}
+    names |= {"conv_in": "down.0", "norm_out": "out.0", "conv_out": "out.2"}
+    names |= {"middle.0": "mid.0/resblocks", "middle.1": "mid.0/attention"}
+    names |= {"middle.2": "mid.1/resblocks"}
+    for i, block in enumerate(net.down, start=1):
+        for j, layer in enumerate(block):
+            names[f"down.{i - 1}.{j}"] = f"down.{i}{_part(layer)}"
+    index = 0  # theirs count a block that doubles as one of its own
+    for i, block in enumerate(net.up):
+        for j, layer in enumerate(block):
+            index += isinstance(layer, UpBlock)
+            names[f"up.{i}.{j}"] = f"up.{index}{_part(layer)}"
+        index += 1
+    return names
+
+
+def _part(layer: nn.Module) -> str:
+    if isinstance(layer, DownBlock | UpBlock):
+        return ""
+    return "/attention" if isinstance(layer, Attention) else "/resblocks"
+
+
+def _weights(net: UNet, take: Take) -> Iterator[tuple[str, Tensor]]:
+    """Our weights from the authors' tensors."""
+    for ours, layer, theirs in layers(net, _names(net), INNER):
+        theirs = theirs.replace("/", ".")
+        for name, parameter in layer.named_parameters():
+            tensor = take(f"{theirs}.{name}", tuple(parameter.shape))
+            if theirs.endswith(".qkv"):  # rows of q, k and v, head by head
+                heads = net.get_submodule(ours.removesuffix(".qkv")).num_heads
+                tensor = tensor.unflatten(0, (heads, 3, -1)).transpose(0, 1).flatten(0, 2)
+            yield f"{ours}.{name}", tensor

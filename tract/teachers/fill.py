@@ -1,0 +1,55 @@
+"""A network filled with the tensors of a file: with all of them, or there is no network."""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from tract.denoiser import Denoiser
+from tract.presets import build_denoiser
+
+EXACT = (torch.float32, torch.float16, torch.bfloat16)  # types that float32 holds bit for bit
+
+Take = Callable[[str, tuple[int, ...]], Tensor]  # take(name, shape) -> that tensor of the file
+Weights = Callable[[nn.Module, Take], Iterator[tuple[str, Tensor]]]
+
+
+def fill(path: Path, tensors: dict[str, Tensor], config: dict, weights: Weights) -> Denoiser:
+    """The described denoiser, in evaluation mode, with the tensors of a file.
+
+    weights(net, take): pairs of our name and tensor for all of a network, each taken once.
+    ValueError names a tensor that is missing, left over, of another shape, or not exact in float32.
+    """
+    left = dict(tensors)
+
+    def take(name: str, shape: tuple[int, ...]) -> Tensor:
+        if name not in left:
+            raise ValueError(f"{path} lacks {name}: fetch it again")
+        tensor = left.pop(name)
+        if not isinstance(tensor, Tensor) or tensor.dtype not in EXACT:
+            kind = getattr(tensor, "dtype", type(tensor).__name__)
+            raise ValueError(f"{path} has {name} as {kind}: use a file of float32")
+        if tensor.shape != shape:
+            raise ValueError(
+                f"{path} has {name} of shape {tuple(tensor.shape)} where its network needs "
+                f"{shape}: fetch it again"
+            )
+        return tensor
+
+    try:
+        with torch.device("meta"):  # shapes alone, until all of them fit
+            described = build_denoiser(config).net
+    except Exception as error:  # a description from outside can be wrong in any way
+        raise ValueError(
+            f"{path} describes no network to build ({error!r}): use another"
+        ) from error
+    state = dict(weights(described, take))
+    if left:
+        raise ValueError(
+            f"{path} has {min(left)}, which is no part of its network ({len(left)} such): use the "
+            "file as published"
+        )
+    denoiser = build_denoiser(config)
+    denoiser.net.load_state_dict(state)
+    return denoiser.eval().requires_grad_(False)

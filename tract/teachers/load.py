@@ -1,0 +1,109 @@
+"""Teachers from files, folders and hub names: `load_teacher` recognises the format by content."""
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from tract.denoiser import Denoiser
+from tract.state import load_model
+from tract.teachers.apple import read_apple
+from tract.teachers.diffusers_read import fetch, read_pipeline
+from tract.teachers.google import read_google
+
+HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
+FORMATS = (
+    "tract's safetensors, EDM's pickle, Google's msgpack, the TRACT authors' .pt, or a folder or "
+    "hub name of a diffusers pipeline"
+)
+
+
+@dataclass(frozen=True)
+class Teacher:
+    """A denoiser to distil, in evaluation mode, and the levels that it was trained for."""
+
+    denoiser: Denoiser
+    process: str  # a name in levels.PROCESSES
+    teacher_steps: int  # of that process; T of its grid
+    origin: str  # whose it is
+
+    @property
+    def num_classes(self) -> int:
+        """Number of classes of its labels, 0 for none."""
+        return self.denoiser.config["options"].get("num_classes", 0)
+
+    @property
+    def description(self) -> str:
+        """One line for people: network, parameters, prediction type, levels, classes."""
+        config = self.denoiser.config
+        count = sum(parameter.numel() for parameter in self.denoiser.parameters())
+        return (
+            f"{self.origin}: network {config['net']} of {count:,} parameters, predicts "
+            f"{config['prediction']}, {self.teacher_steps} steps of {self.process} levels, "
+            f"{self.num_classes or 'no'} classes"
+        )
+
+
+def load_teacher(path_or_name: str | Path, device: str = "cpu") -> Teacher:
+    """Read a published teacher, or a model of ours, and print what it was recognised as.
+
+    path_or_name: a file or folder in any of FORMATS, or a pipeline's hub name. FileNotFoundError
+    if there is none, ValueError if it is damaged, of another format or does not fit.
+    """
+    path = Path(path_or_name)
+    if path.is_dir():
+        teacher = _read_folder(path)
+    elif path.is_file():
+        teacher = _read_file(path)
+    elif HUB_NAME.fullmatch(str(path_or_name)):
+        teacher = _pipeline(fetch(str(path_or_name)))
+    else:
+        raise FileNotFoundError(
+            f"no file or folder {path_or_name}: correct the path, or copy it here first"
+        )
+    teacher.denoiser.to(device)
+    print(f"{path_or_name}: {teacher.description}")
+    return teacher
+
+
+def _read_folder(path: Path) -> Teacher:
+    if (path / "model.safetensors").is_file():
+        return _ours(path)
+    if any(path.glob("*.json")) or (path / "unet").is_dir():
+        return _pipeline(path)
+    raise ValueError(f"{path} is a folder of no known format: give a file or folder of {FORMATS}")
+
+
+def _read_file(path: Path) -> Teacher:
+    """A teacher from a file whose first bytes tell its format."""
+    with path.open("rb") as file:
+        start = file.read(9)
+    if start[8:] == b"{":  # after eight bytes of length
+        return _ours(path)
+    if start.startswith((b"PK\x03\x04", b"\x80\x02\x8a\x0a")):  # torch's zip; before 1.6
+        return Teacher(read_apple(path), "cosine", 1024, "a network of TRACT's authors")
+    if start.startswith(b"\x80"):  # PROTO, which pickles of protocol 2 and later begin with
+        from tract.teachers.edm import read_edm
+
+        return Teacher(read_edm(path), "karras", 40, "a network of EDM")
+    if start and (0x81 <= start[0] <= 0x8F or start[0] in (0xDE, 0xDF)):  # a map
+        denoiser, steps = read_google(path)
+        return Teacher(denoiser, "cosine", steps, "a network of progressive distillation")
+    raise ValueError(f"{path} begins with {start!r}, which is none of {FORMATS}: give another file")
+
+
+def _pipeline(folder: Path) -> Teacher:
+    denoiser = read_pipeline(folder)
+    options = denoiser.config["options"]
+    return Teacher(denoiser, options["process"], options["num_steps"], "a pipeline of diffusers")
+
+
+def _ours(path: Path) -> Teacher:
+    """A model of a run that `experiment` made."""
+    denoiser, card = load_model(path)
+    try:
+        process, steps = (card["experiment"][name] for name in ("process", "teacher_steps"))
+    except (KeyError, TypeError) as error:
+        raise ValueError(
+            f"{path} does not say for which levels it was trained: read it by state.load_model"
+        ) from error
+    return Teacher(denoiser, process, steps, f"a {card.get('method')} network of tract")

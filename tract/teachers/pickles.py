@@ -1,0 +1,156 @@
+"""EDM's pickles read as data: nothing that a file names is called.
+
+A pickle is a program for a small machine that can import and call anything. Here the standard
+library's machine runs, but a file may use only the instructions and the ten names that EDM's own
+files use, and what it gets for a name is a harmless stand-in from this file. The source code
+that EDM's files carry remains a text.
+"""
+
+import io
+import mmap
+import pickle
+import struct
+from collections.abc import Callable
+from pathlib import Path
+from pickletools import genops
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+# What Python's pickler writes as protocol 4, for objects such as EDM's. Not among them: what
+# reaches objects by other ways than a name, and what makes a few bytes claim much memory.
+OPCODES = frozenset(
+    "PROTO FRAME STOP MEMOIZE BINGET LONG_BINGET MARK NONE NEWTRUE NEWFALSE BININT BININT1 BININT2 "
+    "LONG1 BINFLOAT BINUNICODE SHORT_BINUNICODE BINBYTES SHORT_BINBYTES BINBYTES8 EMPTY_LIST "
+    "APPEND APPENDS EMPTY_TUPLE TUPLE TUPLE1 TUPLE2 TUPLE3 EMPTY_DICT SETITEM SETITEMS EMPTY_SET "
+    "STACK_GLOBAL REDUCE NEWOBJ BUILD".split()
+)
+MAX_OPCODES = 100_000
+PERSISTENCE_VERSION = 6  # of EDM's records of objects
+# How torch.save begins a file in the format of before 1.6, which cannot be compressed.
+LEGACY_MAGIC = pickle.dumps(0x1950A86A20F9469CFC6C, protocol=2)
+
+
+class Refused(Exception):
+    """The file wants something that no file of EDM's wants."""
+
+
+class Node:
+    """Stands for an object: the name of its class and, as `state`, its attributes."""
+
+    class_name = "ModuleDict"  # of those that are made without arguments
+    state: object = None
+
+    def __setstate__(self, state: object) -> None:
+        self.state = state
+
+
+# What stands for functions, storages and tensors are tuples: to a pickle that wants to set
+# attributes, a function or a tensor would give way, also for all files read later.
+
+
+class Function(NamedTuple):
+    """Stands for a function."""
+
+    make: Callable
+
+    def __call__(self, *arguments: object) -> object:
+        return self.make(*arguments)
+
+
+class Storage(NamedTuple):
+    """Stands for a torch storage; numbers is all of it in one row."""
+
+    numbers: Tensor
+
+
+class Weight(NamedTuple):
+    """Stands for a tensor or parameter."""
+
+    tensor: Tensor
+
+
+def _storage(content: bytes) -> Storage:
+    if not content.startswith(LEGACY_MAGIC):
+        raise Refused("has a tensor that is not stored as torch.save stored it in 2022")
+    storage = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+    if not isinstance(storage, torch.storage.TypedStorage):
+        raise Refused(f"has a {type(storage).__name__} for the numbers of a tensor")
+    return Storage(torch.empty(0, dtype=storage.dtype).set_(storage))
+
+
+def _tensor(storage: Storage, offset: int, size: tuple, stride: tuple, *_: object) -> Weight:
+    return Weight(storage.numbers.as_strided(size, stride, offset))  # within it, or RuntimeError
+
+
+def _parameter(weight: Weight, *_: object) -> Weight:
+    return weight
+
+
+def _dtype(code: str, *_: object) -> Node:
+    if code != "f8":
+        raise Refused(f"has a numpy number of type {code!r:.20}")
+    return Node()
+
+
+def _scalar(dtype: Node, content: bytes) -> float:
+    return struct.unpack("<d", content)[0]
+
+
+def _record(meta: dict) -> Node:
+    if meta["type"] != "class" or meta["version"] != PERSISTENCE_VERSION:
+        kind = f"a {meta['type']!r:.20} of version {meta['version']!r:.20}"
+        raise Refused(f"holds {kind} where EDM writes classes of version {PERSISTENCE_VERSION}")
+    node = Node()
+    node.class_name, node.state = meta["class_name"], meta["state"]
+    return node
+
+
+ALLOWED = {
+    ("collections", "OrderedDict"): dict,
+    ("dnnlib.util", "EasyDict"): dict,
+    ("torch.nn.modules.container", "ModuleDict"): Node,
+    ("torch.storage", "_load_from_bytes"): Function(_storage),
+    ("torch._utils", "_rebuild_tensor_v2"): Function(_tensor),
+    ("torch._utils", "_rebuild_parameter"): Function(_parameter),
+    ("numpy", "dtype"): Function(_dtype),
+    ("numpy.core.multiarray", "scalar"): Function(_scalar),
+    ("numpy._core.multiarray", "scalar"): Function(_scalar),
+    ("torch_utils.persistence", "_reconstruct_persistent_obj"): Function(_record),
+}
+
+
+class _Unpickler(pickle.Unpickler):
+    def find_class(self, module: str, name: str) -> object:
+        if (module, name) not in ALLOWED:
+            raise Refused(f"names {f'{module}.{name}'!r:.100}, which no network of EDM needs")
+        return ALLOWED[module, name]
+
+
+def read_pickle(path: Path) -> object:
+    """What is in a pickle of EDM's: dicts, lists, texts, numbers, `Node`s and `Weight`s.
+
+    ValueError, with what is wrong, for a damaged file and for one with anything else in it.
+    """
+    try:
+        with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as bytes:
+            _check_opcodes(bytes)
+            bytes.seek(0)
+            return _Unpickler(bytes).load()
+    except OSError:
+        raise
+    except Refused as error:
+        raise ValueError(
+            f"{path} {error}; nothing of it was executed: use a network as EDM's authors publish it"
+        ) from error
+    except Exception as error:  # a file from outside can be wrong in any way
+        raise ValueError(f"{path} is damaged ({error!r:.200}): fetch it again") from error
+
+
+def _check_opcodes(content: mmap.mmap) -> None:
+    for count, (opcode, _, _) in enumerate(genops(content)):
+        if opcode.name not in OPCODES:
+            raise Refused(f"uses {opcode.name} of pickles, which EDM's do not")
+        if count == MAX_OPCODES:
+            raise Refused(f"has more than {MAX_OPCODES:,} instructions of pickles")
