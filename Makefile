@@ -5,7 +5,7 @@ PYTHON ?= python3
 READY := .venv/ready
 
 .DEFAULT_GOAL := help
-.PHONY: help run test lint lab notebooks clean
+.PHONY: help run figures test lint lab notebooks clean
 
 help: ## Show this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -13,10 +13,14 @@ help: ## Show this list
 run: $(READY) ## The main job: train a teacher on digits, distil it with BTD and TRACT, compare
 	.venv/bin/tract quickstart
 
-test: $(READY) lint ## Unit tests, then all notebooks in a copy that leaves runs/ alone
+figures: $(READY) ## Draw all figures and tables again from figures/*.csv; nothing is trained
+	.venv/bin/tract run notebooks/06_figures.ipynb .test/06_figures.ipynb
+	rm -rf .test
+
+test: $(READY) lint ## Unit tests, then all notebooks in a copy that leaves runs/ and figures/ alone
 	rm -rf .test
 	mkdir .test
-	cp -r notebooks .test/notebooks
+	cp -r notebooks figures .test
 	.venv/bin/python -m pytest tests .test/notebooks --nbval-lax --durations=8
 	rm -rf .test
 

@@ -204,4 +204,4 @@ def extension(code, *parts):
 
 def raw(tensor):
     """Its bytes in C order."""
-    return bytes(tensor.contiguous().reshape(-1).view(torch.uint8).tolist())
+    return tensor.contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()

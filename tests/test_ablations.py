@@ -9,6 +9,7 @@ import torch
 from tract import ablations, charts
 from tract.ablations import CHANGES, CLAIMS, Study, run_missing
 from tract.experiment import Experiment, run_name
+from tract.measuring import measure
 from tract.methods import Distillation
 from tract.results import COLUMNS, read_results
 from tract.runs import Saving
@@ -100,7 +101,7 @@ def folder(tmp_path, monkeypatch):
         tmp_path / "run", "digits", teacher_steps=8, reference_steps=8, num_samples=4
     )
     settings = Training(images=16, batch=16)
-    begun.measure(begun.train_teacher("digits", settings), settings, [8])
+    measure(begun, begun.train_teacher("digits", settings), settings, [8])
     return tmp_path
 
 

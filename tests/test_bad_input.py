@@ -10,12 +10,14 @@ from helpers import write_notebook
 from tiny import CARD, DIGITS, LEVELS, NETWORK, begun, files, recipe, teacher, tiny_run
 
 from tract.cli import main
+from tract.compute import use_threads
 from tract.data import Data, load_data
 from tract.denoiser import Denoiser
 from tract.distill import Distillation, distill, start_distillation
 from tract.execute import execute
-from tract.experiment import TEACHER, Experiment, open_experiment, use_threads
+from tract.experiment import TEACHER, Experiment, open_experiment
 from tract.levels import cosine, karras, levels_of
+from tract.measuring import measure
 from tract.mlp import MLP
 from tract.phases import halving_schedule
 from tract.presets import build_denoiser, preset
@@ -123,13 +125,13 @@ def model_file(content):
 def measured(results):
     """Measure a model beside a table that is damaged."""
 
-    def measure(folder):
+    def attempt(folder):
         beside = folder.parent / "beside"
         beside.mkdir()
         (beside / "results.csv").write_bytes(results)
-        experiment()(beside).measure(teacher(), SMALL, [8])
+        measure(experiment()(beside), teacher(), SMALL, [8])
 
-    return measure
+    return attempt
 
 
 def command(*arguments):
@@ -343,7 +345,7 @@ ROWS = [
     ("another seed", resumed(seed=3), "settings.seed (0 there, 3 here)", "give another run_dir"),
     ("a network without description", unsaved, "cannot be saved: make it with presets.build"),
     ("no history", lambda f: history(f / "nowhere"), "nowhere/history.jsonl", "run_dir"),
-    ("results without columns", measured(b"a,b\n1,2\n"), "results.csv has no column method",
+    ("results without columns", measured(b"a,b\n1,2\n"), "results.csv has no column data",
      "restore"),
     ("empty results", measured(b""), "results.csv is damaged", "restore or remove it"),
     ("results that are no text", measured(b"\xff\xfe\x00\x81"), "results.csv is damaged",

@@ -54,6 +54,7 @@ def test_all_images_are_kept_as_one_array(folder, home):
     assert np.array_equal(samples.permute(0, 2, 3, 1), PIXELS)
     (name,) = kept(home)
     assert name.startswith("pictures-8-")
+    assert int.from_bytes((home / name).read_bytes()[:8], "little") % 8 == 0  # aligned pixels
     tensors = load_file(home / name)  # the library's own reader
     assert list(tensors) == ["samples"]
     assert torch.equal(tensors["samples"], samples)
@@ -69,7 +70,10 @@ def test_grey_images_have_one_channel(folder):
 def test_the_second_time_nothing_is_decoded(folder, decoded, capsys):
     first, hashes = cached_pixels(Images(folder), 8)
     assert len(decoded) == 5
-    assert "5 images are kept as pixels in" in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    assert "5 images are kept as pixels in" in shown
+    assert "passed over" not in shown
+    assert "enlarged" not in shown
     again, same = cached_pixels(Images(folder), 8)
     assert len(decoded) == 5
     assert torch.equal(first, again)

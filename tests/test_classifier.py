@@ -7,7 +7,8 @@ from helpers import assert_identical
 from tract.classifier import Classifier, Fitting, accuracy, fit_classifier, read_classifier
 from tract.data import Data, load_data, to_unit
 from tract.features import classifier
-from tract.state import save_model
+from tract.presets import build_denoiser, preset
+from tract.state import read_tensors, save_model, write_tensors
 
 SHORT = Fitting(epochs=1)
 
@@ -89,12 +90,29 @@ def test_data_without_labels_are_refused(digits, tmp_path):
 
 
 def test_a_file_of_something_else_is_refused(tmp_path):
-    from tract.presets import build_denoiser, preset
-
     path = tmp_path / "model.safetensors"
     save_model(path, build_denoiser(preset("digits")), {})
     with pytest.raises(ValueError, match=f"{path} holds no classifier"):
         read_classifier(path)
+
+
+@pytest.mark.parametrize("change", [{"num_features": 2**40}, {"shape": [1, 8]}, {"depth": 3}])
+def test_a_description_that_does_not_fit_is_refused_without_claiming_memory(
+    fitted, tmp_path, change
+):
+    tensors, card = read_tensors(fitted[0])
+    card["classifier"] |= change
+    write_tensors(tmp_path / "c", tensors, card)
+    with pytest.raises(ValueError, match=f"{tmp_path}/c holds no classifier"):
+        read_classifier(tmp_path / "c")
+
+
+def test_a_card_without_accuracy_is_refused(fitted, tmp_path):
+    tensors, card = read_tensors(fitted[0])
+    del card["accuracy"]
+    write_tensors(tmp_path / "c", tensors, card)
+    with pytest.raises(ValueError, match=r"holds no classifier \(KeyError\('accuracy'\)\)"):
+        read_classifier(tmp_path / "c")
 
 
 @pytest.mark.parametrize(

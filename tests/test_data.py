@@ -117,6 +117,11 @@ def test_the_hash_tells_samples_labels_and_shapes_apart():
     assert len({same, *(data.sha256 for data in others)}) == 5
 
 
+def test_hashes_that_are_known_are_not_computed():
+    data = Data("a", PIXELS, torch.arange(16), hashes=("without", "with labels")).to("cpu")
+    assert (data.sha256, data.unlabelled().sha256) == ("with labels", "without")
+
+
 def test_a_batch_larger_than_the_data_is_refused_with_both_numbers(generator):
     message = "batch is 51 but numbered has 50 samples: use 50 or less"
     with pytest.raises(ValueError, match=message):
@@ -233,6 +238,7 @@ def test_imagenet64_has_photographs_at_64_pixels_with_their_classes(photographs)
     # Labels, and hashes, as of the same data in memory.
     plain = Data("d", data.samples.clone(), data.labels)
     assert data.sha256 == plain.sha256
+    assert data.hashes == (plain.unlabelled().sha256, plain.sha256)  # known without reading
     assert data.to("cpu").unlabelled().sha256 == plain.unlabelled().sha256
 
 
@@ -243,7 +249,7 @@ def test_imagenet64_enlarges_what_is_smaller(photographs, capsys):
 
 
 @pytest.mark.parametrize(
-    ("other", "odd"), [("val/n01440764/c.JPEG", "val"), ("c.JPEG", "no folders")]
+    ("other", "odd"), [("val/n01440764/c.JPEG", "val"), ("c.JPEG", "images alone")]
 )
 def test_imagenet64_is_refused_without_its_class_folders(photographs, other, odd):
     (photographs / other).parent.mkdir(parents=True, exist_ok=True)

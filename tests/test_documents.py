@@ -1,5 +1,7 @@
 """What people read first keeps working: committed notebooks, their presets, the README's code."""
 
+import csv
+import dataclasses
 import re
 from pathlib import Path
 
@@ -8,8 +10,8 @@ import pytest
 import yaml
 
 from tract.data import load_data
-from tract.distill import Distillation
 from tract.execute import check_parameters, declared_parameters
+from tract.methods import Distillation
 from tract.presets import build_denoiser, preset
 from tract.state import save_model
 
@@ -38,14 +40,64 @@ def test_every_parameter_of_a_notebook_has_its_help(path):
     assert [line for line in source.splitlines() if "  # help: " not in line] == []
 
 
+def notebook_of(preset_path):
+    """The notebook that a file of parameters is for: its first line begins with the name."""
+    name = re.match(r"# (\w+)", preset_path.read_text())[1]
+    return ROOT / "notebooks" / f"{name}.ipynb"
+
+
 @pytest.mark.parametrize("path", PRESETS, ids=lambda path: path.stem)
 def test_a_preset_names_parameters_of_its_notebook(path):
-    (notebook,) = (ROOT / "notebooks").glob(f"0?_{path.stem.rsplit('_', 1)[1]}.ipynb")
     parameters = yaml.safe_load(path.read_text())
-    check_parameters(declared_parameters(notebook), parameters)
+    declared = declared_parameters(notebook_of(path))
+    check_parameters(declared, parameters)
+    parameters = declared | parameters
+    names = {field.name for field in dataclasses.fields(Distillation)} & parameters.keys()
     for schedule in parameters.get("step_schedules", []):
-        settings = {n: parameters[n] for n in ("images", "batch", "learning_rate")}
+        settings = {name: parameters[name] for name in names}
         assert Distillation(step_schedule=schedule, **settings).steps_per_phase > 1000
+        assert schedule[0] == parameters.get("teacher_steps", 1024)
+
+
+FROM_PUBLISHED = [path for path in PRESETS if notebook_of(path).stem == "04_edm_ve"]
+
+
+def published_rows():
+    """The rows of the paper's two tables, and its smaller student."""
+    with (ROOT / "figures" / "published.csv").open() as file:
+        for row in csv.DictReader(file):
+            if row["table"] in ("cifar10", "imagenet64") or row["recipe"] == "smaller":
+                yield row
+
+
+@pytest.mark.parametrize("row", list(published_rows()), ids=lambda r: f"{r['recipe']}, {r['nfe']}")
+def test_every_row_of_the_papers_tables_has_a_preset_that_quotes_its_fid(row):
+    def fits(path):
+        given = yaml.safe_load(path.read_text())
+        method = given.get("method", "TRACT")
+        schedules = [">".join(map(str, schedule)) for schedule in given["step_schedules"]]
+        return (given["data"], given["process"], method) == (
+            row["data"],
+            row["process"],
+            row["method"],
+        ) and row["phases"] in schedules
+
+    (text,) = (path.read_text() for path in FROM_PUBLISHED if fits(path))
+    assert row["value"] in re.findall(r"\d+\.\d+", text)
+    images = row["images"] or "96000000"
+    assert f"images: {images}\n" in text or f"`-p images {images}`" in text
+    assert "Not run by us." in text
+
+
+def test_the_notebook_lists_its_presets_with_numbers_that_they_quote():
+    cells = nbformat.read(ROOT / "notebooks" / "04_edm_ve.ipynb", as_version=4).cells
+    text = "\n".join(cell.source for cell in cells if cell.cell_type == "markdown")
+    listed = re.findall(r"^\| `(\w+)` \| (.*?) \| .* \|$", text, re.MULTILINE)
+    assert sorted(name for name, _ in listed) == [path.stem for path in FROM_PUBLISHED]
+    for name, rows in listed:
+        preset_text = (ROOT / "notebooks" / "presets" / f"{name}.yaml").read_text()
+        for number in re.findall(r"\d\.\d\d", rows):
+            assert number in preset_text
 
 
 def test_the_code_in_the_readme_distils_a_teacher(tmp_path, monkeypatch, capsys):

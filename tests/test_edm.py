@@ -11,6 +11,7 @@ from tract.data import Data
 from tract.ddim import ddim_step
 from tract.denoiser import Denoiser
 from tract.distill import closure_target, distill, start_distillation
+from tract.evaluate import sample_batches
 from tract.levels import karras
 from tract.methods import Distillation
 from tract.mlp import MLP
@@ -147,6 +148,14 @@ def test_a_student_of_any_steps_that_knows_its_groups_samples_as_all_teacher_ste
     # Roundings of 1e-16 at values of 80, divided by steps of a tenth and more of sigma.
     torch.testing.assert_close(sample(perfect, eps, GRID, steps), whole, rtol=0, atol=1e-11)
     assert asked == list(range(40, 0, -40 // steps))
+
+
+def test_batches_are_sampled_with_heun_as_all_at_once():
+    eps = torch.randn(5, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    options = {"clamp": False, "batch": 2, "x0_estimate": heun_x0}
+    ours = sample_batches(GAUSSIAN, eps, GRID, 8, **options)
+    whole = sample(GAUSSIAN, eps, GRID, 8, x0_estimate=heun_x0)
+    torch.testing.assert_close(ours, whole, rtol=1e-12, atol=1e-12)
 
 
 # ---- Whole schedules ---------------------------------------------------------------------------

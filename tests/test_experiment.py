@@ -9,11 +9,14 @@ import pytest
 import torch
 from PIL import Image
 
+from tract.data import to_uint8, to_unit
 from tract.denoiser import clamped
 from tract.experiment import TEACHER, Experiment, open_experiment, run_name
 from tract.levels import cosine, karras, levels_of
+from tract.measuring import comparison, measure, measure_phases, saved_samples
 from tract.methods import Distillation
-from tract.metrics import fd_pixels
+from tract.metrics import frechet_distance
+from tract.moments import moments_of
 from tract.presets import PRESETS
 from tract.results import read_results, wide
 from tract.samplers import sample
@@ -33,8 +36,8 @@ def experiment(folder, **more):
 def done(tmp_path_factory):
     """An experiment with a teacher and a student, both measured."""
     begun = experiment(tmp_path_factory.mktemp("runs") / "quick")
-    begun.measure(begun.train_teacher("digits", TRAINING), TRAINING, [8, 1])
-    begun.measure(begun.distill(STUDENT), STUDENT, [1])
+    measure(begun, begun.train_teacher("digits", TRAINING), TRAINING, [8, 1])
+    measure(begun, begun.distill(STUDENT), STUDENT, [1])
     return begun
 
 
@@ -62,12 +65,14 @@ def test_every_measured_number_is_a_row(done):
 
 def test_rows_measure_the_samples_that_were_kept(done):
     table = wide(read_results(done.folder / "results.csv"))
-    reference = done.samples(TEACHER)[8]
+    reference = saved_samples(done, TEACHER)[8]
     for row, name in zip(table.itertuples(), [TEACHER, TEACHER, run_name(STUDENT)], strict=True):
-        samples = done.samples(name)[row.nfe]
+        samples = saved_samples(done, name)[row.nfe]
         assert samples.shape == (4, 1, 8, 8)
         # Rows are rounded to six digits after the point.
-        assert row.fd_pixels == pytest.approx(fd_pixels(samples, done.data), abs=1e-6)
+        pixels = to_unit(to_uint8(samples)).flatten(1), to_unit(done.data.samples).flatten(1)
+        expected = frechet_distance(*map(moments_of, pixels))
+        assert row.fd_pixels == pytest.approx(expected, abs=1e-6)
         distance = (samples - reference).square().mean().sqrt().item()
         assert row.rmse_to_teacher == pytest.approx(distance, abs=1e-6)
 
@@ -75,7 +80,8 @@ def test_rows_measure_the_samples_that_were_kept(done):
 def test_conditions_stand_beside_every_number(done):
     table = read_results(done.folder / "results.csv").set_index("metric")
     (conditions,) = set(table.loc["fd_pixels", "conditions"])
-    assert json.loads(conditions) == {"data_sha256": done.data.sha256[:12]}
+    reference = {"sha256": done.data.sha256, "seed": 0}
+    assert json.loads(conditions) == {"reference": reference, "range": [-1, 1]}
     (conditions,) = set(table.loc["rmse_to_teacher", "conditions"])
     assert json.loads(conditions) == {"nfe": 8}
 
@@ -84,7 +90,7 @@ def test_measuring_again_replaces_the_rows(done):
     path = done.folder / "results.csv"
     before = read_results(path)
     student, _ = load_model(done.folder / run_name(STUDENT))
-    done.measure(student, STUDENT, [1])
+    measure(done, student, STUDENT, [1])
     pd.testing.assert_frame_equal(read_results(path), before)
 
 
@@ -92,7 +98,7 @@ def test_every_phase_is_compared_with_the_first_teachers_rollout(done, tmp_path)
     folder = tmp_path / "copy"
     shutil.copytree(done.folder, folder)
     copy = dataclasses.replace(done, folder=folder)
-    copy.measure_phases(STUDENT, count=3)
+    measure_phases(copy, STUDENT, count=3)
     table = read_results(folder / "results.csv")
     rows = table[table["metric"] == "rmse_to_rollout"]
     assert rows[["phases", "nfe", "samples"]].values.tolist() == [["8>2", 2, 3], ["8>2>1", 1, 3]]
@@ -127,9 +133,9 @@ def test_the_teacher_of_a_student_is_on_its_card(done):
 
 
 def test_the_comparison_has_data_and_every_row_of_the_table(done):
-    rows = done.comparison(wide(read_results(done.folder / "results.csv")), 3)
+    rows = comparison(done, wide(read_results(done.folder / "results.csv")), 3)
     assert list(rows) == ["data", "teacher, 8 steps", "teacher, 1 step", "TRACT 8>2>1, 1 step"]
-    assert torch.equal(rows["teacher, 1 step"], done.samples(TEACHER)[1][:3])
+    assert torch.equal(rows["teacher, 1 step"], saved_samples(done, TEACHER)[1][:3])
     assert {len(images) for images in rows.values()} == {3}
 
 
@@ -154,7 +160,7 @@ def test_a_folder_without_an_experiment_is_refused_with_what_to_do(tmp_path):
 
 def test_samples_that_nobody_made_are_refused_with_what_to_do(done):
     with pytest.raises(FileNotFoundError, match="no .*BTD-8.*: execute the notebook"):
-        done.samples("BTD-8")
+        saved_samples(done, "BTD-8")
 
 
 @pytest.mark.parametrize(
@@ -189,7 +195,7 @@ def test_a_conditional_experiment_teaches_the_labels(tmp_path):
     teacher = begun.train_teacher("digits", TRAINING)
     assert teacher.config["options"]["num_classes"] == 10
     assert "num_classes" not in PRESETS["digits"]
-    assert begun.measure(teacher, TRAINING, [8])["nfe"].tolist() == [8]
+    assert measure(begun, teacher, TRAINING, [8])["nfe"].tolist() == [8]
 
 
 def test_levels_have_the_names_of_their_processes():

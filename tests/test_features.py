@@ -224,6 +224,8 @@ def test_unknown_names_and_modes_and_useless_weights_are_refused(tmp_path):
         extractor("vgg")
     with pytest.raises(ValueError, match="mode is 'dirty': choose one of .*legacy_pytorch"):
         extractor("inception", mode="dirty")
+    with pytest.raises(ValueError, match="mode is 'legacy_pytorch', and pixels has none"):
+        extractor("pixels", mode="legacy_pytorch")
     with pytest.raises(ValueError, match="weights are given, and pixels takes none"):
         extractor("pixels", weights=tmp_path / "w")
     with pytest.raises(ValueError, match="'classifier' needs weights"):

@@ -9,7 +9,7 @@ from tract.denoiser import Denoiser
 from tract.levels import Level, cosine, karras
 from tract.presets import build_denoiser, preset
 from tract.teachers import google
-from tract.teachers.containers import flax_int, flax_tensors, read_flax
+from tract.teachers.containers import CHUNKED, flax_int, flax_tensors, read_flax
 from tract.teachers.google import read_google
 from tract.teachers.paper_unet import describe
 
@@ -217,6 +217,14 @@ def test_what_is_no_checkpoint_is_refused(tmp_path, content, message):
     ("bad", "message"),
     [
         (lambda a: flax_net.extension(1, [2, 3], "float32", bytes(20)), r"20 bytes for shape"),
+        (lambda a: flax_net.extension(1, [2, 3], "float32", bytes(28)), r"28 bytes for shape"),
+        (
+            lambda a: flax_net.encoded(
+                {CHUNKED: True, "shape": {"0": 4}, "chunks": {"0": torch.ones(3)}}
+            ),
+            r"invalid for input of size 3",
+        ),
+        (lambda a: flax_net.encoded({CHUNKED: True, "shape": {"1": 4}}), r"\('0'\)"),
         (lambda a: flax_net.extension(1, [2, -3], "float32", bytes(24)), r"shape is \[2, -3\]"),
         (lambda a: flax_net.extension(1, [2.5], "float32", bytes(4)), r"shape is \[2.5\]"),
         (lambda a: flax_net.extension(1, [3], "object", bytes(24)), "its type is 'object'"),
@@ -278,10 +286,10 @@ def test_heads_of_several_widths_are_refused(tmp_path):
         read_google(written(tmp_path / "g", arrays))
 
 
-@pytest.mark.parametrize("steps", ["many", 2.5, [8]])
+@pytest.mark.parametrize("steps", ["many", 2.5, [8], -8])
 def test_a_number_of_steps_that_is_none_is_refused(tmp_path, steps):
     arrays = flax_net.random_arrays(**flax_net.TINY)
-    if steps == 2.5:
-        steps = torch.tensor(2.5)
+    if steps in (2.5, -8):  # as arrays without dimensions
+        steps = torch.tensor(steps)
     with pytest.raises(ValueError, match="num_sample_steps is .*no whole number"):
         read_google(written(tmp_path / "g", arrays, num_sample_steps=steps))

@@ -9,6 +9,7 @@ from helpers import weights
 from tiny import files
 
 from tract.experiment import TEACHER, Experiment, open_experiment, run_name
+from tract.measuring import measure
 from tract.methods import Distillation
 from tract.presets import build_denoiser, count_parameters, preset
 from tract.results import read_results
@@ -52,8 +53,8 @@ def test_a_published_teacher_becomes_the_teacher_of_the_run_directory(tmp_path, 
     again = open_experiment(run_dir)
     assert again == begun
     student = again.distill(Distillation(images=8, batch=4, step_schedule=(8, 2, 1)))
-    again.measure(teacher, TRAINING, [8, 1])
-    again.measure(student, Distillation(images=8, batch=4, step_schedule=(8, 2, 1)), [1])
+    measure(again, teacher, TRAINING, [8, 1])
+    measure(again, student, Distillation(images=8, batch=4, step_schedule=(8, 2, 1)), [1])
     table = read_results(run_dir / "results.csv")
     assert list(table["images"]) == [0, 0, 0, 0, 8, 8]  # of the teacher's training we know nothing
     card = json.loads(next(run_dir.glob("TRACT*/card.json")).read_text())
@@ -141,9 +142,9 @@ SMALL = Distillation(images=12, batch=4, step_schedule=(8, 2, 2, 1), student="di
 def test_a_smaller_student_is_trained_kept_and_measured_as_what_it_is(tmp_path, source):
     begun = experiment(tmp_path, process="karras")
     teacher = begun.import_teacher(str(source))
-    begun.measure(teacher, TRAINING, [8])
+    measure(begun, teacher, TRAINING, [8])
     student = begun.distill(SMALL)
-    begun.measure(student, SMALL, [1])
+    measure(begun, student, SMALL, [1])
     small = count_parameters(preset("digits_small"))
     assert sum(p.numel() for p in student.parameters()) == small
     folder = tmp_path / run_name(SMALL)

@@ -5,6 +5,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from matplotlib.patches import FancyArrowPatch
 
 from tract import plots
 from tract.data import Data
@@ -63,6 +64,15 @@ def test_a_schedule_shows_a_teachers_step_and_the_end_of_its_group(schedule):
         assert t - u == phase.stride
         width = phase.segment * phase.stride
         assert s == (u // width) * width  # as the distiller draws them
+
+
+def test_a_phase_of_equal_steps_shows_one_hop():
+    phases = parse_schedule([1024, 32, 32, 1], 1024)
+    ax = plots.schedule_picture(phases, cosine(1024)).axes[1]
+    assert "another network learns the teacher's own 32 steps" in ax.get_title(loc="left")
+    assert numbers(ax).keys() == {"t", "s"}
+    assert numbers(ax)["t"] - numbers(ax)["s"] == 32
+    assert len([p for p in ax.patches if isinstance(p, FancyArrowPatch)]) == 2  # and the student's
 
 
 def test_a_schedule_of_btd_names_the_teacher_for_both_hops():

@@ -12,11 +12,12 @@ from tract import sources
 from tract.data import Data, load_data, to_uint8
 from tract.denoiser import clamped
 from tract.evaluate import noise
-from tract.levels import cosine
+from tract.levels import karras
 from tract.presets import build_denoiser
 from tract.samplers import sample
 from tract.sources import open_source
 from tract.state import fingerprint, save_model, write_tensors
+from tract.teachers.load import Teacher
 
 EXPERIMENT = {"process": "cosine", "clamp": True, "teacher_steps": 16}
 
@@ -155,14 +156,56 @@ def test_a_model_is_sampled_from_the_noise_of_each_index(where, tmp_path):
 
 
 def test_a_students_grid_is_that_of_its_schedule_and_a_teachers_that_of_the_experiment(tmp_path):
-    student = model_file(tmp_path / "a.safetensors", settings={"step_schedule": [8, 1]})
+    about = {
+        "experiment": EXPERIMENT | {"process": "karras"},
+        "settings": {"step_schedule": [8, 1]},
+    }
+    student = model_file(tmp_path / "a.safetensors", **about)
     eps = noise((1, 8, 8), 0, 5, seed=0)
-    expected = to_uint8(sample(clamped(teacher()), eps, cosine(8), 2))
+    expected = to_uint8(sample(clamped(teacher()), eps, karras(8), 2))
     assert torch.equal(open_source(student)(2, 0).read(0, 5), expected)
-    own = open_source(model_file(tmp_path / "b.safetensors", settings={}))
+    path = tmp_path / "imported.safetensors"
+    save_model(path, teacher(), {"experiment": EXPERIMENT})  # a teacher that no run trained
+    own = open_source(path)
     assert own(None, 0).about["nfe"] == 16
     with pytest.raises(ValueError, match="num_steps is 3, which does not divide the grid of 16"):
         own(3, 0)
+
+
+def test_predictions_are_clamped_where_those_of_the_experiment_were(tmp_path):
+    eps = noise((1, 8, 8), 0, 5, seed=0)
+    with torch.no_grad():
+        loose, tight = (sample(d, eps, LEVELS, 4) for d in (teacher(), clamped(teacher())))
+    assert not torch.equal(to_uint8(loose), to_uint8(tight))
+    path = model_file(tmp_path / "m.safetensors", experiment=EXPERIMENT | {"clamp": False})
+    assert torch.equal(open_source(path)(4, 0).read(0, 5), to_uint8(loose))
+
+
+def test_a_published_teacher_is_sampled_on_its_own_levels(tmp_path, monkeypatch):
+    path = tmp_path / "network.pkl"
+    path.write_bytes(b"weights")
+    found = Teacher(teacher(), "karras", 8, "somebody's")
+    monkeypatch.setattr(sources, "load_teacher", lambda *_: found)
+    eps = noise((1, 8, 8), 0, 5, seed=0)
+    expected = to_uint8(sample(clamped(teacher()), eps, karras(8), 4))
+    assert torch.equal(open_source(path)(4, 0).read(0, 5), expected)
+    pipeline = tmp_path / "pipeline"
+    pipeline.mkdir()
+    (pipeline / "config.json").write_text("{}")
+    assert open_source(pipeline)(None, 0).about["grid_steps"] == 8
+
+
+def test_a_model_of_points_is_refused(tmp_path):
+    network = {
+        "net": "mlp",
+        "prediction": "x0",
+        "sigma_data": 0.5,
+        "options": {"point_dim": 2},
+    }
+    path = tmp_path / "m.safetensors"
+    save_model(path, build_denoiser(network), {"experiment": EXPERIMENT})
+    with pytest.raises(ValueError, match="makes no images, but points"):
+        open_source(path)
 
 
 def test_a_model_with_classes_is_given_labels_in_turn(tmp_path, monkeypatch):

@@ -136,11 +136,11 @@ def test_a_damaged_file_of_the_cache_is_refused_by_name(images, tmp_path):
 
 
 def test_images_of_several_sizes_keep_their_places(tmp_path, generator):
-    sizes = [(4, 4), (2, 3), (4, 4), (2, 3), (5, 1)]
+    sizes = [(4, 4), (2, 3), (5, 1), (4, 4), (2, 3)]
     pictures = [torch.randint(256, (1, *s), generator=generator).to(torch.uint8) for s in sizes]
     mean = Extractor("mean", {}, lambda x: x.float().mean((2, 3)))
     source = Source("mixed", {}, frozenset(), 5, lambda start, stop: pictures[start:stop])
-    found = statistics(source, mean, 5, 5, tmp_path, batch=4)
+    found = statistics(source, mean, 5, 5, tmp_path)
     assert found.kept[:, 0].tolist() == [p.float().mean().item() for p in pictures]
 
 

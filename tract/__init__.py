@@ -11,6 +11,7 @@ Files, each importing only from those above it:
     checks      refusals of values that cannot be
     levels      noise levels: cosine, EDM's, DDPM's
     ddim        the step between levels, and the weight of the target
+    compute     device and threads
     denoiser    prediction types, and the contract of all models
     samplers    DDIM and Heun as whole trajectories
     oracle      exact denoisers in closed form
@@ -30,8 +31,18 @@ Files, each importing only from those above it:
     methods     what tells BTD, TRACT and consistency distillation apart; settings of a run
     distill     BTD, TRACT and consistency distillation as one loop
     state       weights and whole states as files
+    teachers/fill             a network filled with all tensors of a file
+    teachers/pickles          EDM's pickles as data
+    teachers/edm              EDM's networks from them
+    teachers/containers       tensors in flax's and torch's files
+    teachers/paper_unet       the paper's network in other projects' tensors
+    teachers/google           Google's networks of progressive distillation
+    teachers/apple            networks of the paper's authors
+    teachers/diffusers_read   pipelines of diffusers
+    teachers/load             any of these, recognised
     cards       what a run is, as JSON beside it, and refused if it should become another
     results     the table of measured numbers
+    teachers/diffusers_write  students as pipelines of diffusers
     guards      one writer of a run, named failures, interrupts between steps
     runs        run directories: progress, history, checkpoints, resuming
     moments     mean and covariance, batch by batch
@@ -40,10 +51,11 @@ Files, each importing only from those above it:
     metrics     Frechet distance and its kin
     evaluate    samples from noise that is the same for every model
     experiment  what the notebooks of one run directory share
-    ablations   the paper's ablations as data, and the runs they need
-    tables      published numbers beside measured ones
     sources     images to measure: data, files, models
     statistics  moments of the features of a source, resumed and kept
+    measuring   samples of a run, and numbers about them
+    ablations   the paper's ablations as data, and the runs they need
+    tables      published numbers beside measured ones
     fid         FID and its kin, with their conditions
     plots       pictures of data, schedules, samples and losses
     charts      pictures of the tables
@@ -51,5 +63,7 @@ Files, each importing only from those above it:
     quickstart  the main job
     cluster     clients of dask: a cluster that is there, or processes here
     sweep       many executions of a notebook
+    console     tables, JSON lines and YAML of the command
+    cost        what a run costs, told before it is started
     cli         the `tract` command
 """

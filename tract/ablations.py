@@ -12,6 +12,7 @@ import pandas as pd
 
 from tract.checks import check_choice
 from tract.experiment import open_experiment, run_name
+from tract.measuring import measure, measure_phases
 from tract.methods import Distillation
 from tract.phases import halving_schedule
 from tract.results import publish, read_results
@@ -144,13 +145,19 @@ class Study:
 
 
 def run_missing(
-    study: Study, groups: Sequence[str], run_dir: str | Path, results: str | Path, saving: Saving
+    study: Study,
+    groups: Sequence[str],
+    run_dir: str | Path,
+    results: str | Path,
+    saving: Saving,
+    features: Sequence[str] = ("pixels",),
 ) -> None:
     """Distil and measure in run_dir what results has no row of, and add the rows there at once.
 
-    Measured are samples with the last number of steps of a schedule, and how far the student of
-    each phase is from the first teacher's rollout. Finished runs are read, unfinished ones resumed.
-    FileNotFoundError without a teacher, ValueError for one of other data; nothing is run then.
+    Measured are, in these features, samples with the last number of steps of a schedule, and how
+    far the student of each phase is from the first teacher's rollout. Finished runs are read,
+    unfinished ones resumed. FileNotFoundError without a teacher, ValueError for one of other data;
+    nothing is run then.
     """
     measured = set(study.mine(read_results(results))["run"])
     plan = study.plan(groups)
@@ -166,6 +173,6 @@ def run_missing(
         )
     for settings in wanted:
         student = experiment.distill(settings, saving)
-        experiment.measure(student, settings, [settings.step_schedule[-1]])
-        experiment.measure_phases(settings)
+        measure(experiment, student, settings, [settings.step_schedule[-1]], features)
+        measure_phases(experiment, settings)
         publish(run_dir, results)

@@ -61,13 +61,13 @@ def cached_pixels(
     name = re.sub(r"\W+", "-", source.name)[:40]
     path = cache_folder() / f"{name}-{size}-{key}.safetensors"
     about |= {"recipe": RECIPE, "files": images.stamp()}
-    found = _read(path, about, shape)
+    found = _read(path, about)
     if found is None:
         with _only_writer(path.parent, path.name):
-            found = _read(path, about, shape)  # another process may have made it meanwhile
+            found = _read(path, about)  # another process may have made it meanwhile
             if found is None:
                 _build(path, images, labels, about, shape, enlarge)
-                found = _read(path, about, shape)
+                found = _read(path, about)
     return found
 
 
@@ -89,9 +89,7 @@ def _only_writer(folder: Path, name: str) -> Iterator[None]:
         lock.release()
 
 
-def _read(
-    path: Path, about: dict[str, str], shape: tuple[int, ...]
-) -> tuple[Tensor, tuple[str, str]] | None:
+def _read(path: Path, about: dict[str, str]) -> tuple[Tensor, tuple[str, str]] | None:
     """Pixels and hashes of a file that is whole, untouched and about these images, or None."""
     if not path.is_file():
         return None
@@ -101,7 +99,7 @@ def _read(
     except (SafetensorError, RuntimeError, TypeError, OSError):
         return None
     expected = about | {"time": str(path.stat().st_mtime_ns)}
-    if samples.shape != shape or not expected.items() <= found.items():
+    if not expected.items() <= found.items():
         return None
     return samples, (found["sha256"], found["sha256_labelled"])
 

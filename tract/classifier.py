@@ -17,6 +17,7 @@ from tract.train import CLASSIFIER, generator_for
 
 BATCH = 256  # images that are classified at a time, after training
 HELD_OUT = 0.1  # share of the data that is not trained on
+CARD = {"classifier", "data", "data_sha256", "held_out", "accuracy"}  # in every file
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -139,8 +140,12 @@ def read_classifier(
     """
     tensors, card = read_tensors(path)
     try:
-        classifier = Classifier(**card["classifier"])
-        classifier.load_state_dict(tensors)
+        if missing := CARD - card.keys():
+            raise KeyError(*missing)
+        with torch.device("meta"):  # shapes alone, so that no description can claim memory
+            classifier = Classifier(**card["classifier"])
+        weights = {name: tensor.float() for name, tensor in tensors.items()}
+        classifier.load_state_dict(weights, assign=True)
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
         raise ValueError(
             f"{path} holds no classifier ({error!r}): give the file that one was written to"

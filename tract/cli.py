@@ -1,17 +1,11 @@
 """The `tract` command: reads arguments, calls the package, turns errors into one clear line."""
 
 import argparse
-import contextlib
-import json
-import math
-import re
 import signal
 import sys
 from pathlib import Path
 
-import yaml
-
-from tract.checks import is_number
+from tract.console import messages, print_rows, read_parameters, read_yaml
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -83,6 +77,7 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--batch", type=int, default=256, help="images at a time")
     command.add_argument("--data-dir", help="where data sets that are files lie")
     command.add_argument("--cache", type=Path, help="folder of what is done, to go on from")
+    command.add_argument("--results", type=Path, help="table to add a run's numbers to")
     _add_json(command)
     command.set_defaults(command=_fid)
 
@@ -95,50 +90,33 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("path", help="its file or folder, or a diffusers pipeline's hub name")
     command.set_defaults(command=_teacher)
 
-    command = commands.add_parser("export", help="a diffusers teacher's student as a pipeline")
+    command = commands.add_parser("export", help="a student with its card, as a file or pipeline")
     command.add_argument("run_dir", type=Path, help="folder of the student's finished run")
-    command.add_argument("folder", type=Path, help="where the pipeline goes")
+    command.add_argument("target", type=Path, help="NAME.safetensors, or a pipeline's folder")
     command.set_defaults(command=_export)
 
+    command = commands.add_parser(
+        "cost",
+        help="FLOP, time and memory of a run before it is started, from a few of its steps",
+        description="By default of the paper's TRACT-96M on CIFAR-10.",
+    )
+    command.add_argument("job", nargs="?", choices=["quickstart"], help="instead of a single run")
+    command.add_argument("--preset", default="cifar10", help="network, one of `tract models`")
+    command.add_argument("--method", default="TRACT", help="BTD, TRACT, consistency or teacher")
+    command.add_argument("--step-schedule", default="[1024, 32, 1]", help="as YAML")
+    command.add_argument("--images", type=int, default=96_000_000, help="over all phases")
+    command.add_argument("--batch", type=int, default=256, help="images per optimizer step")
+    command.add_argument("--teacher-step", default="ddim", help="or heun, of two evaluations")
+    command.add_argument("--student", default="", help="network that takes over, see methods")
+    command.add_argument("--process", default="cosine", help="noise levels")
+    command.add_argument("--threads", type=int, default=0, help="CPU threads; 0: torch decides")
+    _add_json(command)
+    command.set_defaults(command=_cost)
+
     command = commands.add_parser("models", help="list the preset networks")
+    _add_json(command)
     command.set_defaults(command=_models)
     return parser
-
-
-def _print_rows(rows: list[dict], as_json: bool) -> None:
-    """Print rows of the same columns as an aligned table, or as JSON with one object a line.
-
-    What is None or not finite is blank in the table and null in JSON, which knows no nan.
-    """
-    if as_json:
-        for row in rows:
-            print(json.dumps({name: None if _blank(row[name]) else row[name] for name in row}))
-        return
-    columns = [[name, *(_cell(row[name]) for row in rows)] for name in (rows[0] if rows else [])]
-    numeric = [
-        all(_blank(row[name]) or is_number(row[name]) for row in rows) for name, *_ in columns
-    ]
-    for line in zip(*columns, strict=True):
-        cells = zip(line, columns, numeric, strict=True)
-        padded = [f"{c:{'>' if right else '<'}{max(map(len, all_))}}" for c, all_, right in cells]
-        print("  ".join(padded).rstrip())
-
-
-def _blank(value: object) -> bool:
-    return value is None or (isinstance(value, float) and not math.isfinite(value))
-
-
-def _cell(value: object) -> str:
-    if _blank(value):
-        return ""
-    if isinstance(value, float):
-        return f"{value:.4g}"
-    return f"{value:,}" if is_number(value) else str(value)
-
-
-def _messages(as_json: bool) -> contextlib.AbstractContextManager:
-    """While this is open, bars and messages leave stdout to the rows if a machine reads them."""
-    return contextlib.redirect_stdout(sys.stderr) if as_json else contextlib.nullcontext()
 
 
 def _add_parameters(command: argparse.ArgumentParser) -> None:
@@ -152,46 +130,17 @@ def _add_json(command: argparse.ArgumentParser) -> None:
     command.add_argument("--json", action="store_true", help="one object a line, for machines")
 
 
-class _Loader(yaml.SafeLoader):
-    """Safe YAML in which 1e-3 is a number, as in YAML 1.2 and in Python, and not text."""
-
-
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"[-+]?[0-9]+[eE][-+]?[0-9]+$"), list("-+0123456789")
-)
-
-
-def _read_yaml(text: str, where: str | Path) -> object:
-    try:
-        return yaml.load(text, _Loader)
-    except yaml.YAMLError as error:
-        raise ValueError(f"{where} is no YAML, correct it: {error}") from error
-
-
-def _read_parameters(file: Path) -> dict:
-    if not file.is_file():
-        raise FileNotFoundError(f"no file of parameters {file}: correct the path")
-    try:
-        text = file.read_text()
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{file} is no text ({error}): give parameters as YAML") from error
-    parameters = _read_yaml(text, file)
-    if not isinstance(parameters, dict):
-        raise ValueError(f"{file} is no list of `name: value` lines: write it so")
-    return parameters
-
-
 def _parameters(options: argparse.Namespace) -> dict:
-    parameters = _read_parameters(options.file) if options.file else {}
-    return parameters | {name: _read_yaml(value, name) for name, value in options.parameter}
+    parameters = read_parameters(options.file) if options.file else {}
+    return parameters | {name: read_yaml(value, name) for name, value in options.parameter}
 
 
 def _quickstart(options: argparse.Namespace) -> None:
     from tract.quickstart import quickstart
 
-    with _messages(options.json):
+    with messages(options.json):
         table = quickstart()
-    _print_rows(table.to_dict("records"), options.json)
+    print_rows(table.to_dict("records"), options.json)
 
 
 def _run(options: argparse.Namespace) -> None:
@@ -204,10 +153,10 @@ def _sweep(options: argparse.Namespace) -> None:
     from tract.sweep import sweep
 
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # as clusters and systems ask
-    grid = {name: _read_yaml(values, name) for name, values in options.grid}
+    grid = {name: read_yaml(values, name) for name, values in options.grid}
     if len(grid) < len(options.grid):
         raise ValueError("a parameter has two grids: give all its values in one")
-    with _messages(options.json):
+    with messages(options.json):
         outcomes = sweep(
             options.notebook,
             options.out_dir,
@@ -218,7 +167,7 @@ def _sweep(options: argparse.Namespace) -> None:
             gpus=options.gpus,
         )
     columns = ("name", "state", "seconds")
-    _print_rows([{name: getattr(o, name) for name in columns} for o in outcomes], options.json)
+    print_rows([{name: getattr(o, name) for name in columns} for o in outcomes], options.json)
     failed = [f"{outcome.name}: {outcome.error}" for outcome in outcomes if outcome.error]
     if failed:
         raise RuntimeError("\n".join([f"{len(failed)} of {len(outcomes)} not done", *failed]))
@@ -240,18 +189,27 @@ def _branch(options: argparse.Namespace) -> None:
 
 
 def _fid(options: argparse.Namespace) -> None:
-    from tract.experiment import device
+    from tract.compute import device
     from tract.fid import measure
+    from tract.measuring import rows_of_fid
+    from tract.results import append_results
 
     names = ("features", "weights", "mode", "metrics", "samples", "steps", "seeds", "batch")
     given = {name: getattr(options, name) for name in (*names, "data_dir", "cache")}
-    with _messages(options.json):
+    if options.results and not (Path(options.source) / "card.json").is_file():
+        raise ValueError(
+            f"results is given, and {options.source} is no run directory, whose settings a row "
+            "there tells: leave it out"
+        )
+    with messages(options.json):
         rows = measure(options.source, options.reference, device=device(), **given)
+    if options.results:
+        append_results(options.results, rows_of_fid(options.source, rows))
     if options.json:
-        _print_rows(rows, as_json=True)
+        print_rows(rows, as_json=True)
         return
     columns = ("metric", "nfe", "value", "std", "samples", "reference_samples")
-    _print_rows([{name: row[name] for name in columns} for row in rows], as_json=False)
+    print_rows([{name: row[name] for name in columns} for row in rows], as_json=False)
     for note in dict.fromkeys(row["note"] for row in rows if row["note"]):
         print(f"note: {note}")
 
@@ -271,13 +229,54 @@ def _teacher(options: argparse.Namespace) -> None:
 def _export(options: argparse.Namespace) -> None:
     from tract.teachers.diffusers_write import export_run
 
-    export_run(options.run_dir, options.folder)
-    print(f"{options.folder}: its README.md says how diffusers samples it")
+    export_run(options.run_dir, options.target)
+    print(f"{options.target}: written, with its card and what was measured")
+
+
+def _cost(options: argparse.Namespace) -> None:
+    from tract.compute import use_threads
+    from tract.cost import estimate, estimate_quickstart
+    from tract.experiment import TEACHER
+    from tract.methods import Distillation
+    from tract.presets import preset
+    from tract.train import Training
+
+    use_threads(options.threads)
+    if options.job:
+        with messages(options.json):
+            parts = estimate_quickstart()
+    else:
+        size = {"images": options.images, "batch": options.batch}
+        if options.method == TEACHER:
+            settings = Training(**size)
+        else:
+            settings = Distillation(
+                method=options.method,
+                step_schedule=read_yaml(options.step_schedule, "step-schedule"),
+                teacher_step=options.teacher_step,
+                student=options.student,
+                **size,
+            )
+        parts = [estimate(preset(options.preset), settings, options.process)]
+    print_rows([part.row() for part in parts], options.json)
 
 
 def _models(options: argparse.Namespace) -> None:
+    from tract.cost import network_flops
     from tract.presets import PRESETS, count_parameters, preset
 
+    rows = []
     for name in PRESETS:
         config = preset(name)
-        print(f"{name:15} {count_parameters(config):>12,} parameters, {config['prediction']}")
+        rows.append(
+            {
+                "name": name,
+                "parameters": count_parameters(config),
+                "gflop_per_image": network_flops(config) / 1e9,
+                "prediction": config["prediction"],
+                "image_size": config["options"]["image_size"],
+                "image_channels": config["options"]["image_channels"],
+                "classes": config["options"].get("num_classes", 0),
+            }
+        )
+    print_rows(rows, options.json)

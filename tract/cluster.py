@@ -1,5 +1,6 @@
 """Clients of dask: of a cluster that is there, or of worker processes on this machine."""
 
+import gc
 import logging
 import os
 from collections.abc import Iterator, Sequence
@@ -11,10 +12,14 @@ def client_at(address: str) -> Iterator:
     """A client of the dask cluster at an address; OSError if there is none."""
     from distributed import Client
 
+    problem = None
     try:
         client = Client(address)
     except (OSError, ValueError) as error:  # nobody answers, or it is no address
-        raise OSError(f"no dask scheduler at {address} ({error}): correct the address") from error
+        problem = str(error)
+    if problem:
+        gc.collect()  # half a client: collected while another starts, it would block that
+        raise OSError(f"no dask scheduler at {address} ({problem}): correct the address")
     with client:
         yield client
 

@@ -105,11 +105,12 @@ def load_data(
 ) -> Data:
     """A data set by name, one of LOADERS.
 
-    data_dir: nothing for digits; the folder of the files of fashion_mnist, as in Debian's package
-    dataset-fashion-mnist, or of cifar10, as torchvision names them; for images any folder or zip
-    of them, and for imagenet64 that of the training photographs. split: "train", or the "test" of
-    fashion_mnist and cifar10. For images: the size they are reduced to, whether in grey, and
-    whether mirroring them does no harm, as it would to text.
+    data_dir: the folder with the files of fashion_mnist, as in Debian's dataset-fashion-mnist, or
+    of cifar10, as torchvision names them; for imagenet64 a folder or zip of the photographs to
+    train on, for images one of any images; digits need none. split: "train" or "test", the latter
+    of fashion_mnist and cifar10 alone. image_size, grey, flip: of images alone, the pixels that
+    they are reduced to, without colour, and mirrored as often as not, which no text could stand.
+    Converted images are kept, see `cache`.
 
     ValueError for an unknown name or what the data set has no choice of, FileNotFoundError for a
     missing folder or file.
@@ -183,12 +184,13 @@ def _imagenet64(data_dir: str | None) -> Data:
     Those that are smaller are enlarged, as in the literature, and counted.
     """
     images = Images(_given("imagenet64", data_dir))
-    labels, classes = folder_labels(images.names) or ([], ["no folders"])
+    labels, classes = folder_labels(images.names)
     odd = [name for name in classes if not re.fullmatch(r"n\d{8}", name)]
-    if odd:
+    if odd or not classes:
         raise ValueError(
-            f"{images.source} has no class folders such as n01440764, but {odd[0]}: give the "
-            "folder or zip of the training photographs, or use data 'images'"
+            f"{images.source} has no class folders such as n01440764 and n01443537, but "
+            f"{odd[0] if odd else 'images alone'}: give the folder or zip of the photographs to "
+            "train on, or use data 'images'"
         )
     return _converted("imagenet64", images, labels, 64, enlarge=True, flip=True)
 
@@ -196,20 +198,20 @@ def _imagenet64(data_dir: str | None) -> Data:
 def _images(
     data_dir: str | None, image_size: int = 0, grey: bool = False, flip: bool = False
 ) -> Data:
-    """Any images, with labels if they all lie in sub-folders."""
+    """Any images, with labels if they all lie in folders of their class."""
     if not image_size:
         raise ValueError("image_size is 0: data 'images' are reduced to one size, give it")
     images = Images(_given("images", data_dir))
-    labels = (folder_labels(images.names) or (None, []))[0]
+    labels, _ = folder_labels(images.names)
     return _converted("images", images, labels, image_size, grey=grey, flip=flip)
 
 
 def _converted(
-    name: str, images: Images, labels: list[int] | None, size: int, *, flip: bool, **options: bool
+    name: str, images: Images, labels: list[int], size: int, *, flip: bool, **options: bool
 ) -> Data:
-    labels = None if labels is None else torch.tensor(labels)
-    samples, hashes = cached_pixels(images, size, labels, **options)
-    return Data(name, samples, labels, flip, hashes)
+    numbers = torch.tensor(labels) if labels else None
+    samples, hashes = cached_pixels(images, size, numbers, **options)
+    return Data(name, samples, numbers, flip, hashes)
 
 
 LOADERS = {

@@ -149,11 +149,9 @@ def distill(
     phases = parse_schedule(settings.step_schedule, levels.num_steps)
     data.check_batch(settings.batch)
     noisiest = (levels.sigma[-1] / levels.alpha[-1]).item()
-    ahead = phases[state.phase :]
+    _check_learner(state.student, data, phases[state.phase :], noisiest)
     if state.phase < state.takeover:
         _check_learner(state.newcomer, data, phases[state.takeover :], noisiest)
-        ahead = phases[state.phase : state.takeover]
-    _check_learner(state.student, data, ahead, noisiest)
     if settings.teacher_step == "heun" and noisiest > HEUN_LIMIT:
         raise ValueError(
             f"teacher_step is 'heun', and at the noisiest level sigma / alpha is {noisiest:,.0f}, "

@@ -1,35 +1,29 @@
-"""What the notebooks of one run directory share: data, levels, the noise to compare on, results.
+"""What the notebooks of one run directory share: data, levels, the teacher and its students.
 
 experiment.json    written by the first notebook, read by the others
-NAME/              one directory for each training run, see `runs`, with samples.safetensors
-results.csv        one row for each model and number of steps
+NAME/              one directory for each training run, see `runs`
 """
 
-import json
-from collections.abc import Sequence
 from dataclasses import MISSING, asdict, dataclass, fields
 from functools import cached_property
 from pathlib import Path
 
-import pandas as pd
-import torch
-from filelock import FileLock
 from torch import Tensor
 
 from tract.cards import claim, read_card
 from tract.checks import check_flag, check_text, check_whole
-from tract.data import Data, load_data, to_unit
+from tract.compute import device
+from tract.data import Data, load_data
 from tract.denoiser import Denoiser
-from tract.distill import Distillation, distill, start_distillation
-from tract.evaluate import fixed_noise, sample_batches
+from tract.distill import distill, start_distillation
+from tract.evaluate import fixed_noise
 from tract.guards import only_writer
-from tract.levels import Level, levels_of
-from tract.metrics import fd_pixels, rmse
+from tract.levels import FIXED, Level, levels_of
+from tract.methods import Distillation
 from tract.presets import build_denoiser, check_fits, preset
-from tract.results import RESULTS, append_results, read_results, wide
-from tract.runs import Saving, complete, history
+from tract.runs import Saving, complete
 from tract.samplers import step_indices
-from tract.state import fingerprint, load_model, read_tensors, save_model, write_tensors
+from tract.state import fingerprint, load_model, save_model
 from tract.teachers.load import Teacher, load_teacher
 from tract.train import Training, start_training, train_teacher
 
@@ -66,7 +60,8 @@ class Experiment:
         _ = self.data
 
     @cached_property
-    def data(self) -> Data:
+    def labelled(self) -> Data:
+        """The data with their labels, if they have any, whether these are used or not."""
         options = {name: getattr(self, name) for name in DATA_OPTIONS}
         data = load_data(self.data_name, self.data_dir, **options)
         if self.conditional and data.labels is None:
@@ -74,7 +69,11 @@ class Experiment:
                 "conditional is True, but not all images lie in folders of their class: sort them, "
                 "or use False"
             )
-        return (data if self.conditional else data.unlabelled()).to(device())
+        return data.to(device())
+
+    @cached_property
+    def data(self) -> Data:
+        return self.labelled if self.conditional else self.labelled.unlabelled()
 
     @cached_property
     def levels(self) -> Level:
@@ -138,7 +137,7 @@ class Experiment:
 
         Networks know any number of levels of their process; those of DDPM's betas are other ones.
         """
-        fixed = teacher.process == "ddpm_linear" and teacher.teacher_steps != self.teacher_steps
+        fixed = teacher.process in FIXED and teacher.teacher_steps != self.teacher_steps
         if teacher.process != self.process or fixed:
             raise ValueError(
                 f"the teacher knows {teacher.process} levels with {teacher.teacher_steps} steps, "
@@ -166,115 +165,12 @@ class Experiment:
         ValueError where the teacher knows its own levels only, as those of DDPM's betas.
         """
         steps = getattr(settings, "step_schedule", (self.teacher_steps,))[0]
-        if self.process == "ddpm_linear" and steps != self.teacher_steps:
+        if self.process in FIXED and steps != self.teacher_steps:
             raise ValueError(
-                f"step_schedule starts with {steps}, and ddpm_linear has other levels for other "
+                f"step_schedule starts with {steps}, and {self.process} has other levels for other "
                 f"numbers of steps: start with the teacher's {self.teacher_steps}"
             )
         return levels_of(self.process, steps)
-
-    def measure(self, denoiser: Denoiser, settings: Training, steps: Sequence[int]) -> pd.DataFrame:
-        """Sample at each number of steps, keep the samples, add rows to results.csv.
-
-        Returns the table of all runs, in its wide form. The first of the teacher's steps must be
-        reference_steps: the others are compared to it.
-        """
-        levels = self.grid(settings)
-        for n in steps:
-            step_indices(levels.num_steps, n)
-        read_results(self.folder / RESULTS)  # refused before sampling
-        eps, labels = self.noise
-        samples = {
-            n: sample_batches(denoiser, eps, levels, n, labels=labels, clamp=self.clamp)
-            for n in steps
-        }
-        kept = {str(n): x for n, x in samples.items()}
-        write_tensors(self.folder / run_name(settings) / "samples.safetensors", kept, {})
-        reference = self.samples(TEACHER)[self.reference_steps].to(eps)
-        row = self._row(denoiser, settings)
-        rows = []
-        for n, x in samples.items():
-            at = row | {"nfe": n, "samples": len(x)}
-            to_data, to_teacher = fd_pixels(x, self.data), rmse(x, reference)
-            rows.append(at | _number("fd_pixels", to_data, data_sha256=self.data.sha256[:12]))
-            rows.append(at | _number("rmse_to_teacher", to_teacher, nfe=self.reference_steps))
-        return wide(append_results(self.folder / RESULTS, rows))
-
-    def measure_phases(self, settings: Distillation, count: int = 64) -> None:
-        """Add, for every phase, the rmse of its student's samples to the teacher's full rollout.
-
-        The student of a phase takes its own number of steps, the first teacher all of its grid's,
-        from the same noise: what the next phase takes for the truth drifts away from it.
-        """
-        levels, eps = self.grid(settings), self.noise[0][:count]
-        labels = None if self.noise[1] is None else self.noise[1][:count]
-        rollout = self._rollout(levels, eps, labels)
-        rows = []
-        for phase, nfe in enumerate(settings.step_schedule[1:], 1):
-            name = f"phase-{phase}" if phase < settings.num_phases else "model"
-            path = self.folder / run_name(settings) / f"{name}.safetensors"
-            student = load_model(path, device())[0]
-            x = sample_batches(student, eps, levels, nfe, labels=labels, clamp=self.clamp)
-            phases = ">".join(map(str, settings.step_schedule[: phase + 1]))
-            row = self._row(student, settings) | {"phases": phases, "nfe": nfe, "samples": len(x)}
-            distance = rmse(x, rollout)
-            rows.append(row | _number("rmse_to_rollout", distance, nfe=levels.num_steps))
-        append_results(self.folder / RESULTS, rows)
-
-    def _rollout(self, levels: Level, eps: Tensor, labels: Tensor | None) -> Tensor:
-        """The teacher's samples with all steps of a grid, made once."""
-        path = self.folder / TEACHER / f"rollout-{levels.num_steps}-{len(eps)}.safetensors"
-        with FileLock(path.with_name(f".{path.name}.lock")):
-            if not path.is_file():
-                teacher = load_model(self.folder / TEACHER, device())[0]
-                steps = levels.num_steps
-                x = sample_batches(teacher, eps, levels, steps, labels=labels, clamp=self.clamp)
-                write_tensors(path, {"samples": x}, {})
-            return read_tensors(path)[0]["samples"].to(eps)
-
-    def _row(self, denoiser: Denoiser, settings: Training) -> dict:
-        """What rows of results say about a run."""
-        folder = self.folder / run_name(settings)
-        past, card = {"images_seen": 0, "seconds": 0.0}, read_card(folder / "card.json")
-        if "source" not in card:  # trained here
-            past = history(folder).iloc[-1]
-        distilled = isinstance(settings, Distillation)
-        return {
-            "data": self.data_name,
-            "process": self.process,
-            "method": settings.method if distilled else TEACHER,
-            "phases": settings.phases if distilled else "",
-            "student_params": sum(p.numel() for p in denoiser.parameters()),
-            "images": int(past["images_seen"]),
-            "seed": settings.seed,
-            "device": card["provenance"]["device"],
-            "commit": card["provenance"]["commit"],
-            "seconds": round(past["seconds"], 1),
-            "run": run_name(settings),
-            "teacher": card.get("teacher_sha256", fingerprint(denoiser))[:12],
-        }
-
-    def samples(self, name: str) -> dict[int, Tensor]:
-        """Samples of a measured run by number of steps; FileNotFoundError if there are none."""
-        path = self.folder / name / "samples.safetensors"
-        if not path.is_file():
-            raise FileNotFoundError(f"no {path}: execute the notebook that measures {name} first")
-        samples = {int(n): x for n, x in read_tensors(path)[0].items()}
-        return dict(sorted(samples.items(), reverse=True))
-
-    def images(self, count: int) -> Tensor:
-        """The first images of the data, in [-1, 1]."""
-        return to_unit(self.data.samples[:count]).cpu()
-
-    def comparison(self, table: pd.DataFrame, count: int) -> dict[str, Tensor]:
-        """Rows of images by label: data, then each row of a wide table, all from the same noise."""
-        rows = {"data": self.images(count)}
-        for row in table.itertuples():
-            label = f"{row.method} {_shortened(row.phases)}".strip()
-            label += f", {row.nfe} step" + ("s" if row.nfe > 1 else "")
-            label = label if label not in rows else f"{label}, {row.run}"
-            rows[label] = self.samples(row.run)[row.nfe][:count]
-        return rows
 
 
 def open_experiment(folder: str | Path) -> Experiment:
@@ -315,30 +211,3 @@ def run_name(settings: Training) -> str:
         and getattr(settings, field.name) != field.default
     ]
     return "-".join([settings.method, steps, images, *changed, f"seed{settings.seed}"])
-
-
-def _number(metric: str, value: float, **conditions) -> dict:
-    """The columns of one measured number."""
-    return {"metric": metric, "value": round(value, 6), "conditions": json.dumps(conditions)}
-
-
-def _shortened(phases: str) -> str:
-    """1024>512>256>...>1 as 1024>512>...>1, for labels."""
-    steps = phases.split(">")
-    return ">".join([*steps[:2], "...", steps[-1]]) if len(steps) > 4 else phases
-
-
-def device() -> str:
-    """The device to compute on: a GPU where there is one."""
-    return "cuda" if torch.cuda.is_available() else "cpu"
-
-
-def use_threads(count: int) -> None:
-    """Compute with so many CPU threads; 0 leaves the number to torch. ValueError below 0.
-
-    Threads wait for each other at every layer: with small layers two are hardly faster than one,
-    and far slower as soon as another program wants one of their cores.
-    """
-    check_whole("threads", count, 0)  # 0 leaves it to torch
-    if count:
-        torch.set_num_threads(count)

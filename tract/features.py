@@ -62,10 +62,18 @@ class Extractor:
         return not self.resizes or shape[0] in (1, 3)
 
     def metric(self, kind: str) -> str:
-        """Name of a metric, "fd", "kid", "precision" or "recall", in these features."""
-        if self.name == "inception":
-            return "fid" if kind == "fd" else kind
-        return f"{'kd' if kind == 'kid' else kind}_{self.name}"
+        """Name of a metric in these features, see `metric_name`."""
+        return metric_name(kind, self.name)
+
+
+def metric_name(kind: str, features: str) -> str:
+    """Name of a metric, "fd", "kid", "precision" or "recall", in features by their name.
+
+    Only of Inception's features are these the names that publications use.
+    """
+    if features == "inception":
+        return "fid" if kind == "fd" else kind
+    return f"{'kd' if kind == 'kid' else kind}_{features}"
 
 
 def extractor(
@@ -85,6 +93,8 @@ def extractor(
     check_choice("features", name, NAMES)
     if name == "inception":
         return inception(weights, mode, device)
+    if mode != "clean":
+        raise ValueError(f"mode is {mode!r}, and {name} has none: leave it out")
     if name == "classifier":
         return classifier(weights, data, device)
     if weights is not None:

@@ -19,6 +19,7 @@ METRICS = ("fd", "kid", "precision", "recall")
 MODEL_SAMPLES = 50_000  # of publications
 KEPT = 10_000  # features at most for all metrics but fd, which look at pairs
 NEIGHBOURS = 3  # of precision and recall
+REFERENCE_SEED = 2**32  # noise of a model as the reference: what it shared would bring them closer
 
 
 def measure(
@@ -52,47 +53,37 @@ def measure(
     data = reference if isinstance(reference, Data) and features == "classifier" else None
     extract = extractor(features, weights=weights, mode=mode, data=data, device=device)
     opened = open_source(source, data_dir=data_dir, device=device)
-    target_opened = open_source(reference, data_dir=data_dir, device=device)
+    target = open_source(reference, data_dir=data_dir, device=device)(None, REFERENCE_SEED)
     by_steps = {n: [opened(n, seed) for seed in seeds] for n in steps or [None]}
-    first = next(iter(by_steps.values()))[0]
-    target = target_opened(None, 0)
-    if target.count is None:  # noise that the source shares would make the two alike
-        target = target_opened(None, max(seeds) + 1)
-    count = _count(first, samples, steps, seeds)
-    target_count = target.count or count
-    _check_counts([(first.name, count), (target.name, target_count)], metrics)
-    _check_shapes(extract, first, target)
+    counts = {n: _count(same[0], samples, steps, seeds) for n, same in by_steps.items()}
+    target_count = target.count or max(counts.values())
+    for n, same in by_steps.items():
+        _check_counts([(same[0].name, counts[n]), (target.name, target_count)], metrics)
+        _check_shapes(extract, same[0], target)
 
     kept = KEPT if set(metrics) - {"fd"} else 0
     options = {"cache": cache or cache_folder(), "batch": batch}
     expected = statistics(target, extract, target_count, kept, **options)
     rows = []
-    for n, sources in by_steps.items():
+    for n, same in by_steps.items():
         start = time.monotonic()
-        found = [statistics(each, extract, count, kept, **options) for each in sources]
-        values = [_values(each, expected, metrics) for each in found]
+        found = [statistics(each, extract, counts[n], kept, **options) for each in same]
         conditions = {
+            "samples": counts[n],
+            "reference_samples": target_count,
+            "seeds": list(seeds),
             "seconds": round(time.monotonic() - start, 1),
-            "kept": min(kept, count),
+            "kept": min(kept, counts[n]),
+            "neighbours": NEIGHBOURS,
             "features": {"name": extract.name, **extract.about},
-            "source": _about(sources[0]),
+            "source": _about(same[0]),
             "reference": _about(target),
             **provenance(),
         }
+        named = {"nfe": same[0].about.get("nfe")}
         rows += [
-            {
-                "metric": extract.metric(kind),
-                "nfe": sources[0].about.get("nfe"),
-                "value": mean(each[kind] for each in values),
-                "std": stdev(each[kind] for each in values) if len(seeds) > 1 else None,
-                "samples": count,
-                "reference_samples": target_count,
-                "seeds": list(seeds),
-                "values": [each[kind] for each in values],
-                "note": _note(kind, found[0].moments, expected.moments),
-                **conditions,
-            }
-            for kind in metrics
+            {"metric": extract.metric(kind)} | named | numbers | conditions
+            for kind, numbers in _numbers(found, expected, metrics).items()
         ]
     return rows
 
@@ -152,6 +143,23 @@ def _check_shapes(extractor: Extractor, source: Source, reference: Source) -> No
             f"{source.name} and {reference.name} have images (channels, height, width) of "
             f"{shapes[0]} and {shapes[-1]}: use images of one shape, or features that resize them"
         )
+
+
+def _numbers(
+    found: list[Statistics], expected: Statistics, metrics: Sequence[str]
+) -> dict[str, dict]:
+    """Value, deviation and values over seeds of each metric, with a note."""
+    over_seeds = [_values(each, expected, metrics) for each in found]
+    values = {kind: [each[kind] for each in over_seeds] for kind in metrics}
+    return {
+        kind: {
+            "value": mean(values[kind]),
+            "std": stdev(values[kind]) if len(found) > 1 else None,
+            "values": values[kind],
+            "note": _note(kind, found[0].moments, expected.moments),
+        }
+        for kind in metrics
+    }
 
 
 def _values(found: Statistics, expected: Statistics, metrics: Sequence[str]) -> dict[str, float]:

@@ -152,18 +152,18 @@ def reduced(image: Image.Image, size: int, *, enlarge: bool = False) -> np.ndarr
     return pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1)
 
 
-def folder_labels(names: list[str]) -> tuple[list[int], list[str]] | None:
-    """A label for each name, and the sorted folders they stand for; None if there are none.
+def folder_labels(names: list[str]) -> tuple[list[int], list[str]]:
+    """A label for each name, and the sorted names of the folders that they stand for.
 
-    Folders that all images share are passed over; the next level is the classes, if every image
-    lies in one.
+    Folders that all images share are passed over; those on the next level are the classes. Both
+    lists are empty if not every image lies in one.
     """
     parents = [name.split("/")[:-1] for name in names]
     # What the first and the last in the alphabet share is shared by all.
     pairs = zip(min(parents), max(parents), strict=False)
     depth = len(list(itertools.takewhile(lambda pair: pair[0] == pair[1], pairs)))
     if any(len(parent) == depth for parent in parents):
-        return None
+        return [], []
     classes = sorted({parent[depth] for parent in parents})
     numbers = {name: number for number, name in enumerate(classes)}
     return [numbers[parent[depth]] for parent in parents], classes

@@ -118,6 +118,7 @@ PROCESSES = {
     "ddpm_linear": ddpm_linear,
     "ddpm_cosine": ddpm_cosine,
 }
+FIXED = ("ddpm_linear", "ddpm_cosine")  # with another number of steps they are other levels
 
 
 def levels_of(process: str, num_steps: int) -> Level:

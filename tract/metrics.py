@@ -3,9 +3,7 @@
 import torch
 from torch import Tensor
 
-from tract.data import Data
-from tract.features import pixels
-from tract.moments import Moments, moments_of
+from tract.moments import Moments
 
 
 def frechet_distance(moments: Moments, reference: Moments) -> float:
@@ -72,11 +70,6 @@ def _share_within(x: Tensor, y: Tensor, k: int) -> float:
 def _squared(x: Tensor, y: Tensor) -> Tensor:
     """Squared distances (N, M) of all pairs."""
     return x.square().sum(1)[:, None] + y.square().sum(1) - 2 * x @ y.T
-
-
-def fd_pixels(samples: Tensor, data: Data) -> float:
-    """Frechet distance of pixel means and covariances of samples (N, ...) in [-1, 1] to data."""
-    return frechet_distance(moments_of(pixels(samples)), moments_of(pixels(data.samples)))
 
 
 def rmse(a: Tensor, b: Tensor) -> float:

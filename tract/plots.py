@@ -94,12 +94,7 @@ def schedule_picture(phases: Sequence[Phase], levels: Level, self_taught: bool =
         _magnified_group(ax, phase, group, self_taught)
         ax.set(xlim=(-0.06, 1.06), ylim=(-0.75, 2.5), xticks=[], yticks=[])
         ax.spines[:].set_visible(False)
-        groups = "1 group" if phase.student_steps == 1 else f"{phase.student_steps} groups"
-        ax.set_title(
-            f"{phase}:  the teacher's {phase.teacher_steps} steps in {groups} of {phase.segment}; "
-            "the student learns to cross a group in one step",
-            loc="left",
-        )
+        ax.set_title(f"{phase}:  {_lesson(phase)}", loc="left")
     hops = {"first hop: one step of the teacher": (TEACHER, "-")}
     if self_taught:
         hops["second hop: the self-teacher, to the end of the group"] = (SELF_TEACHER, "-")
@@ -109,6 +104,17 @@ def schedule_picture(phases: Sequence[Phase], levels: Level, self_taught: bool =
     handles = [Line2D([], [], color=c, ls=style, label=label) for label, (c, style) in hops.items()]
     figure.legend(handles=handles, loc="outside lower center", ncols=3, frameon=False)
     return figure
+
+
+def _lesson(phase: Phase) -> str:
+    """What is learned in a phase, in words."""
+    if phase.segment == 1:
+        return f"another network learns the teacher's own {phase.teacher_steps} steps"
+    groups = "1 group" if phase.student_steps == 1 else f"{phase.student_steps} groups"
+    return (
+        f"the teacher's {phase.teacher_steps} steps in {groups} of {phase.segment}; "
+        "the student learns to cross a group in one step"
+    )
 
 
 def _whole_time(ax: Axes, phase: Phase, levels: Level, group: int) -> None:
@@ -143,6 +149,8 @@ def _magnified_group(ax: Axes, phase: Phase, group: int, self_taught: bool) -> N
     _hop(ax, x_t - 0.005, x_s + 0.005, STUDENT, height=1.6, linestyle="--")
     noisy_end = phase.grid_steps - group * phase.segment * phase.stride
     for (name, step), side in zip(steps.items(), ("right", "left", "center"), strict=True):
+        if name == "u" and x_u == x_s:
+            continue
         label = f"{name} = {noisy_end - step * phase.stride}"
         ax.text(marks[step], -0.25, label, ha=side, va="top")
 

@@ -20,6 +20,7 @@ from tract.images import Images, image_batches
 from tract.levels import levels_of
 from tract.samplers import sample, step_indices
 from tract.state import fingerprint, load_model, read_tensors
+from tract.teachers.load import Teacher, load_teacher
 from tract.train import SUBSET, generator_for
 
 NAMED = [name for name in LOADERS if name != "images"]  # those are given by their path
@@ -51,30 +52,35 @@ def open_source(
 ) -> Opened:
     """The images of data, of a data set by name, a folder, zip, file of samples or a model.
 
-    A file of samples is .npz, uint8, or .safetensors as `experiment` writes it; a model is a
-    .safetensors file or the folder of a finished run. All image files are decoded once, so that
-    a bad one is refused by name before the long part. ValueError or FileNotFoundError for what
-    is no such source.
+    A file of samples is .npz, uint8, or .safetensors as `experiment` writes it. A model is one of
+    a run, or its folder, or what `load_teacher` reads, whose predictions are clamped to [-1, 1].
+    All image files are decoded once, so that a bad one is refused by name before the long part.
+    ValueError or FileNotFoundError for what is no such source.
     """
     if isinstance(source, Data):
         return _data(source)
     if is_named(source):
         return _data(load_data(str(source), data_dir))
     path = Path(source).expanduser()
-    if path.is_dir():
-        if (path / "model.safetensors").is_file():
-            return _model(path, device)
-        return _images(path)
-    if not path.is_file():
+    if not path.exists():
         raise FileNotFoundError(
-            f"no source {path}: give a folder, zip, .npz, .safetensors or one of {NAMED}"
+            f"no source {path}: give a folder, zip, .npz, .safetensors, a model or one of {NAMED}"
         )
     if path.suffix == ".npz":
         return _array(path.name, _read_npz(path), {"sha256": file_sha256(path)})
     if path.suffix == ".safetensors":
         tensors, card = read_tensors(path)
-        return _model(path, device) if "network" in card else _samples(path, tensors)
-    return _images(path)
+        return _run(path, device) if "network" in card else _samples(path, tensors)
+    if (path / "model.safetensors").is_file():
+        return _run(path, device)
+    if path.suffix == ".zip" or (path.is_dir() and not _is_pipeline(path)):
+        return _images(path)
+    return _model(path, load_teacher(path, device), device, clamp=True)
+
+
+def _is_pipeline(folder: Path) -> bool:
+    """Whether a folder is a diffusers pipeline, or the model of one."""
+    return any((folder / name).is_file() for name in ("model_index.json", "config.json"))
 
 
 def is_named(source: str | Path | Data) -> bool:
@@ -94,7 +100,10 @@ def _array(name: str, images: Tensor, about: dict) -> Opened:
 
     def at(num_steps: int | None, seed: int) -> Source:
         order = _order(len(images), seed)
-        read = lambda start, stop: images[order[start:stop]]  # noqa: E731
+
+        def read(start: int, stop: int) -> Tensor:
+            return images[order[start:stop]]
+
         return Source(name, about | {"seed": seed}, shapes, len(images), read)
 
     return at
@@ -188,31 +197,45 @@ def _tensor(image: Image.Image) -> Tensor:
     return pixels[None] if pixels.ndim == 2 else pixels.permute(2, 0, 1)
 
 
-def _model(path: Path, device: str) -> Opened:
-    """Samples of a model of a run, with DDIM, from noise that depends on seed and index alone."""
+def _run(path: Path, device: str) -> Opened:
+    """A model of a run, which steps through the grid that its schedule starts with."""
     denoiser, card = load_model(path, device)
     try:
-        about = {name: card["experiment"][name] for name in ("process", "clamp")}
-        grid_steps = card["settings"].get("step_schedule", [card["experiment"]["teacher_steps"]])[0]
+        process, teacher_steps, clamp = (
+            card["experiment"][name] for name in ("process", "teacher_steps", "clamp")
+        )
     except (KeyError, TypeError) as error:
         raise ValueError(
             f"{path} does not say for which levels it was trained: give a model of a run"
         ) from error
-    options = denoiser.config["options"]
+    grid_steps = card.get("settings", {}).get("step_schedule", [teacher_steps])[0]
+    return _model(path, Teacher(denoiser, process, grid_steps, "a run"), device, clamp=clamp)
+
+
+def _model(path: Path, teacher: Teacher, device: str, *, clamp: bool) -> Opened:
+    """Samples of a model, with DDIM, from noise that depends on seed and index alone."""
+    options = teacher.denoiser.config["options"]
+    if "image_size" not in options:
+        raise ValueError(f"{path} makes no images, but points: give a model of images")
     shape = (options["image_channels"], options["image_size"], options["image_size"])
-    num_classes = options.get("num_classes", 0)
-    levels = levels_of(about["process"], grid_steps)
-    about |= {"sha256": fingerprint(denoiser), "grid_steps": grid_steps, "sampler": "ddim"}
-    about["device"] = str(device)
-    denoise = clamped(denoiser) if about["clamp"] else denoiser
+    levels = levels_of(teacher.process, teacher.teacher_steps)
+    denoise = clamped(teacher.denoiser) if clamp else teacher.denoiser
+    about = {
+        "sha256": fingerprint(teacher.denoiser),
+        "process": teacher.process,
+        "grid_steps": levels.num_steps,
+        "sampler": "ddim",
+        "clamp": clamp,
+        "device": str(device),
+    }
 
     def at(num_steps: int | None, seed: int) -> Source:
-        num_steps = grid_steps if num_steps is None else num_steps
-        step_indices(grid_steps, num_steps)
+        num_steps = levels.num_steps if num_steps is None else num_steps
+        step_indices(levels.num_steps, num_steps)
 
         def read(start: int, stop: int) -> Tensor:
             eps = noise(shape, start, stop, seed).to(device)
-            labels = labels_in_turn(num_classes, start, stop)
+            labels = labels_in_turn(teacher.num_classes, start, stop)
             labels = None if labels is None else labels.to(device)
             return _rounded(sample(denoise, eps, levels, num_steps, labels=labels), str(path))
 

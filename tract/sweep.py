@@ -22,7 +22,6 @@ from tract.checks import check_whole
 from tract.cluster import client_at, environments, local_client
 from tract.execute import check_parameters, declared_parameters, execute
 from tract.files import write_atomically
-from tract.guards import only_writer
 
 MARK = "tract_sweep"  # metadata of a notebook that came to its end: what was executed
 
@@ -72,6 +71,8 @@ def sweep(
 
     ValueError or FileNotFoundError, before anything is executed, for what cannot be.
     """
+    from tract.guards import only_writer  # imports torch, which workers do not need
+
     tasks = plan(notebook, out_dir, parameters, grid)
     if workers is not None:
         check_whole("workers", workers, 1)
@@ -169,10 +170,7 @@ def _execute(task: Task) -> Outcome:
 def _run(client, tasks: Sequence[Task], resources: dict, total: int) -> dict[str, Outcome]:
     """Outcomes by name, under a bar; an interrupt is passed on to what is running."""
     futures = {
-        task.name: client.submit(
-            _execute, task, key=f"{task.output}-{task.fingerprint}", resources=resources
-        )
-        for task in tasks
+        task.name: client.submit(_execute, task, pure=False, resources=resources) for task in tasks
     }
     outcomes = {}
     with tqdm(
@@ -183,16 +181,13 @@ def _run(client, tasks: Sequence[Task], resources: dict, total: int) -> dict[str
         file=sys.stdout,
         mininterval=1,
         miniters=0,
+        smoothing=0,
     ) as bar:
         try:
             while futures:
                 for name in [name for name, future in futures.items() if future.done()]:
                     # Let go of at once: what a dying worker still held would be done again.
-                    future = futures.pop(name)
-                    problem = future.exception()
-                    outcomes[name] = (
-                        Outcome(name, "failed", error=str(problem)) if problem else future.result()
-                    )
+                    outcomes[name] = _outcome(name, futures.pop(name))
                     bar.update()
                 bar.update(0)
                 time.sleep(0.2)
@@ -200,6 +195,14 @@ def _run(client, tasks: Sequence[Task], resources: dict, total: int) -> dict[str
             _interrupt(client, futures)
             raise
     return outcomes
+
+
+def _outcome(name: str, future) -> Outcome:
+    """What a worker reported, or why none could."""
+    if future.status == "finished":
+        return future.result()
+    problem = future.exception() if future.status == "error" else f"{future.status} by dask"
+    return Outcome(name, "failed", error=str(problem))
 
 
 def _interrupt(client, futures: Mapping) -> None:

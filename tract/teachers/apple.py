@@ -16,7 +16,6 @@ from tract.teachers.fill import Take, fill
 from tract.teachers.paper_unet import describe, layers
 from tract.unet import Attention, DownBlock, UNet, UpBlock
 
-TEACHER_STEPS = 1024  # of the paper, on the cosine levels
 NORM_EPS = 1e-5
 HEAD_CHANNELS = 64  # of their networks with classes; the others have one head
 

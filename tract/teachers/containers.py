@@ -31,6 +31,8 @@ def read_flax(path: Path, wanted: set[str]) -> dict[str, object]:
             unpacker = msgpack.Unpacker(file, max_buffer_size=size, strict_map_key=True, **limits)
             for _ in range(unpacker.read_map_header()):
                 name = unpacker.unpack()
+                if not isinstance(name, str):
+                    raise ValueError(f"an entry is named {name!r:.20}")
                 if name in wanted:
                     entries[name] = unpacker.unpack()
                 else:
@@ -38,7 +40,7 @@ def read_flax(path: Path, wanted: set[str]) -> dict[str, object]:
             end = unpacker.tell()
     except msgpack.OutOfData as error:
         raise ValueError(f"{path} ends too early: fetch it again") from error
-    except (ValueError, TypeError, msgpack.UnpackException) as error:  # TypeError: unhashable name
+    except (ValueError, msgpack.UnpackException) as error:
         raise ValueError(f"{path} is no flax checkpoint ({error!r}): fetch it again") from error
     if end != size:
         raise ValueError(f"{path} has {size - end:,} bytes too many at its end: fetch it again")
@@ -58,16 +60,17 @@ def flax_tensors(tree: object, where: str) -> dict[str, Tensor]:
         }
     try:
         return {"": _chunked(tree) if isinstance(tree, dict) else _array(tree)}
-    except (ValueError, TypeError, KeyError) as error:
+    except (ValueError, TypeError, KeyError, RuntimeError) as error:  # the last of reshaping
         raise ValueError(
             f"{where} is no array of weights ({error}): fetch the file again"
         ) from error
 
 
 def flax_int(value: object, where: str) -> int:
-    """A whole number that flax wrote, as such or as an array's scalar."""
+    """A whole number, 0 or more, that flax wrote as such or as an array's scalar."""
     import msgpack
 
+    number = value
     if isinstance(value, msgpack.ExtType) and value.code in (ARRAY, SCALAR):
         shape, dtype, raw = _parts(value)
         if (
@@ -75,10 +78,10 @@ def flax_int(value: object, where: str) -> int:
             and dtype in ("int32", "int64")
             and len(raw) == int(dtype[3:]) // 8
         ):
-            return int.from_bytes(raw, "little", signed=True)
-    if type(value) is not int:
-        raise ValueError(f"{where} is {value!r:.60}, no whole number: fetch the file again")
-    return value
+            number = int.from_bytes(raw, "little", signed=True)
+    if type(number) is not int or number < 0:
+        raise ValueError(f"{where} is {number!r:.60}, no whole number: fetch the file again")
+    return number
 
 
 def _parts(value: object) -> tuple[list[int], str, bytes]:

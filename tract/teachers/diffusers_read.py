@@ -44,8 +44,9 @@ def read_pipeline(folder: str | Path) -> Denoiser:
     levels = _read_levels(scheduler)
     options = _read_options(unet)
     tensors = _read_weights(weights)
-    if options["unet"].get("layers_per_block", 0) > len(tensors):  # before they are built
-        raise ValueError(f"{unet} describes more layers than there are weights: fetch it again")
+    layers = options["unet"].get("layers_per_block", 2)
+    if type(layers) is not int or layers > len(tensors):  # before they are built
+        raise ValueError(f"{unet} has {layers!r:.60} layers_per_block: fetch it again")
     prediction = levels.pop("prediction")
     config = {"net": "diffusers", "prediction": prediction, "sigma_data": 0.5}
     return fill(weights, tensors, config | {"options": options | levels}, _weights)
@@ -86,7 +87,7 @@ def _read_levels(path: Path) -> dict:
     """Prediction, process and number of steps of a scheduler's file."""
     scheduler = _read_json(path)
     schedule = scheduler.get("beta_schedule")
-    if schedule not in PROCESSES:
+    if schedule not in list(PROCESSES):  # what is there may not be hashable
         raise ValueError(f"{path} has beta_schedule {schedule!r}: use one of {list(PROCESSES)}")
     unsupported = [
         name for name in ("trained_betas", "rescale_betas_zero_snr") if scheduler.get(name)
@@ -99,7 +100,7 @@ def _read_levels(path: Path) -> dict:
             "without, or with the usual value"
         )
     prediction = scheduler.get("prediction_type", "epsilon")
-    if prediction not in PREDICTIONS:
+    if prediction not in list(PREDICTIONS):
         raise ValueError(
             f"{path} has prediction_type {prediction!r}: use one of {list(PREDICTIONS)}"
         )
@@ -170,7 +171,7 @@ def fetch(name: str) -> Path:
             if wanted:
                 hf_hub_download(name, wanted[0], etag_timeout=TIMEOUT)
     except Exception as error:  # of network, name or hub, in the classes of several libraries
-        reason = f" ({type(error).__name__}: {error})"
+        reason = f" ({type(error).__name__}: {' '.join(str(error).split()):.200})"
     try:
         return Path(snapshot_download(name, local_files_only=True))
     except (OSError, ValueError) as error:  # nothing was fetched, or it can be no name

@@ -1,4 +1,4 @@
-"""A student of a diffusers teacher as a pipeline of diffusers, which samples as we do."""
+"""Students on their way out: as one file, or as a pipeline of diffusers that samples as we do."""
 
 import json
 import os
@@ -13,7 +13,7 @@ from tract.files import TEMPORARY
 from tract.levels import Level, levels_of
 from tract.results import RESULTS, read_results
 from tract.samplers import step_indices
-from tract.state import load_model
+from tract.state import load_model, save_model
 from tract.teachers.diffusers_read import LINEAR, PREDICTIONS, PROCESSES
 
 CARD = """\
@@ -47,9 +47,13 @@ are not what it was made for. `pipeline.push_to_hub("owner/{name}")` publishes t
 """
 
 
-def export_run(run_dir: str | Path, folder: str | Path) -> None:
-    """Write the student of a finished run, with what was measured of it, as by `save_pipeline`."""
-    run_dir = Path(run_dir)
+def export_run(run_dir: str | Path, target: str | Path) -> None:
+    """Write the student of a finished run, with its card and what was measured of it.
+
+    target: a file NAME.safetensors, which `load_teacher` reads, for any student; or a folder for
+    `save_pipeline`. FileExistsError if it is there, ValueError for what cannot be.
+    """
+    run_dir, target = Path(run_dir), Path(target)
     denoiser, card = load_model(run_dir)
     try:
         experiment, num_steps = card["experiment"], card["settings"]["step_schedule"][-1]
@@ -62,7 +66,12 @@ def export_run(run_dir: str | Path, folder: str | Path) -> None:
     table = read_results(run_dir.parent / RESULTS)
     rows = table[table["run"] == run_dir.name][["metric", "value", "nfe", "samples"]]
     card = card | {"measured": rows.to_dict("records")}
-    save_pipeline(denoiser, folder, levels, num_steps, card, clamp=clamp)
+    if target.suffix == ".safetensors":
+        _check_new(target)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        save_model(target, denoiser, card)
+    else:
+        save_pipeline(denoiser, target, levels, num_steps, card, clamp=clamp)
 
 
 def save_pipeline(
@@ -84,8 +93,7 @@ def save_pipeline(
     folder = Path(folder)
     scheduler = _scheduler(denoiser, levels, clamp)
     step_indices(levels.num_steps, num_steps)
-    if folder.exists():
-        raise FileExistsError(f"{folder} exists already: give a new name, or remove it")
+    _check_new(folder)
     from diffusers import DDIMPipeline, DDIMScheduler  # takes seconds
 
     pipeline = DDIMPipeline(denoiser.net.unet, DDIMScheduler(**scheduler))
@@ -103,13 +111,18 @@ def save_pipeline(
         shutil.rmtree(copy, ignore_errors=True)
 
 
+def _check_new(path: Path) -> None:
+    if path.exists():
+        raise FileExistsError(f"{path} exists already: give a new name, or remove it")
+
+
 def _scheduler(denoiser: Denoiser, levels: Level, clamp: bool) -> dict:
     """Arguments of the DDIMScheduler that steps through these levels with this network."""
     net = denoiser.net
     if not isinstance(net, DiffusersUNet):
         raise ValueError(
             f"this network is a {type(net).__name__}, and diffusers' pipelines take its own "
-            "UNet2DModel: distil a diffusers teacher, or save it by state.save_model"
+            "UNet2DModel: distil a diffusers teacher, or give a file NAME.safetensors"
         )
     names = {ours: theirs for theirs, ours in PREDICTIONS.items()}
     if denoiser.prediction not in names:
@@ -127,7 +140,7 @@ def _scheduler(denoiser: Denoiser, levels: Level, clamp: bool) -> dict:
     if options["num_classes"]:
         raise ValueError(
             f"the network takes {options['num_classes']} classes, and DDIMPipeline gives none: "
-            "save it by state.save_model"
+            "give a file NAME.safetensors"
         )
     schedules = {ours: theirs for theirs, ours in PROCESSES.items()}
     return {

@@ -5,13 +5,12 @@ from pathlib import Path
 
 from torch import Tensor, nn
 
-from tract.checks import check_whole
 from tract.denoiser import Denoiser
 from tract.teachers.fill import Take, fill
-from tract.teachers.pickles import Node, Refused, Weight, read_pickle
+from tract.teachers.pickles import Node, Refused, read_pickle
 
 NETS = {"SongUNet": "song", "DhariwalUNet": "adm"}
-# Arguments of the published constructors: our name, and the default of each of NETS.
+# Arguments of the published constructors: our name, and the default in each of NETS.
 ARGUMENTS = {
     "img_resolution": ("image_size", None, None),
     "img_channels": ("image_channels", None, None),
@@ -20,19 +19,29 @@ ARGUMENTS = {
     "channel_mult": ("channel_mult", [1, 2, 2, 2], [1, 2, 3, 4]),
     "num_blocks": ("num_blocks", 4, 3),
     "attn_resolutions": ("attention", [16], [32, 16, 8]),
-    "dropout": ("dropout", 0.1, 0.1),
 }
-# embedding_type, channel_mult_noise, encoder_type, decoder_type and resample_filter of SongUNet
-VARIANTS = {
-    "ddpm++": ("positional", 1, "standard", "standard", [1, 1]),
-    "ncsn++": ("fourier", 2, "residual", "standard", [1, 3, 3, 1]),
+# What is in use together only; DDPM++'s are the defaults.
+DDPMPP = {
+    "embedding_type": "positional",
+    "channel_mult_noise": 1,
+    "encoder_type": "standard",
+    "resample_filter": [1, 1],
 }
+NCSNPP = {
+    "embedding_type": "fourier",
+    "channel_mult_noise": 2,
+    "encoder_type": "residual",
+    "resample_filter": [1, 3, 3, 1],
+}
+VARIANTS = {"ddpm++": DDPMPP, "ncsn++": NCSNPP}
+FIXED = {"augment_dim": 0, "channel_mult_emb": 4, "decoder_type": "standard"}  # or not known here
 # How to train, what to compute in, between which sigmas to sample.
 WITHOUT_EFFECT = ("model_type", "use_fp16", "sigma_min", "sigma_max", "label_dropout")
 
-CLASSES = ["EDMPrecond", *NETS, "ModuleDict", "UNetBlock", "Conv2d", "Linear", "GroupNorm"]
-CLASSES += ["PositionalEmbedding", "FourierEmbedding"]
-DEEPEST = 5  # modules in modules; what follows bounds the work that a file can ask for
+CLASSES = ["EDMPrecond", "VPPrecond", "VEPrecond", "iDDPMPrecond", *NETS, "ModuleDict"]
+CLASSES += ["UNetBlock", "Conv2d", "Linear", "GroupNorm", "PositionalEmbedding", "FourierEmbedding"]
+
+DEEPEST = 5  # modules in modules; this and what follows bounds the work that a file can ask for
 LONGEST_NAME = 64
 MOST_BLOCKS = 1000
 
@@ -51,44 +60,104 @@ def read_edm(path: str | Path) -> Denoiser:
         if not isinstance(content, dict) or "ema" not in content:
             raise Refused("has no 'ema', the averaged network")
         config = _config(content["ema"])
-        tensors = dict(_tensors(content["ema"]))
-    except (Refused, ValueError) as error:
-        raise ValueError(f"{path} {error}: use a network as EDM's authors publish it") from error
+        tensors = dict(_tensors(content["ema"], path.stat().st_size))
+    except (Refused, RecursionError) as error:  # the latter where lists in lists are shown
+        raise ValueError(f"{path} {error}: use an edm-*.pkl as published") from error
 
     def weights(net: nn.Module, take: Take) -> Iterator[tuple[str, Tensor]]:
-        return ((name, take(f"model.{name}", t.shape)) for name, t in net.state_dict().items())
+        return (
+            (name, take(f"model.{name}", tuple(t.shape))) for name, t in net.state_dict().items()
+        )
 
     return fill(path, tensors, config, weights)
 
 
 def _config(denoiser: object) -> dict:
-    """Description, for `build_denoiser`, of what the arguments of the constructors make."""
-    kind = _class(denoiser)
+    """Description, for `build_denoiser`, of what the arguments of the constructor make."""
+    kind = _class_of(denoiser)
     if kind != "EDMPrecond":
         raise Refused(
-            f"is of {kind}, as EDM's baseline-* files are: its network is told the noise level in "
-            "another way than EDMPrecond's"
+            f"is a {kind}, as EDM's baseline-* files are: it tells its network the noise level in "
+            "another way than an EDMPrecond"
         )
-    kind = _class(_part(denoiser, "_modules").get("model"))
+    kind = _class_of(_part(denoiser, "_modules").get("model"))
     if kind not in NETS:
-        raise Refused(f"has a {kind} as its model, of {list(NETS)}")
+        raise Refused(f"has a {kind} as its model, which is none of {list(NETS)}")
     left = dict(_part(denoiser, "_init_kwargs"))
     for name in WITHOUT_EFFECT:
         left.pop(name, None)
-    which = list(NETS).index(kind)
     options = {
-        name: left.pop(published, defaults[which])
-        for published, (name, *defaults) in ARGUMENTS.items()
+        ours: _take(left, published, defaults[list(NETS).index(kind)])
+        for published, (ours, *defaults) in ARGUMENTS.items()
     }
-    for name in options.keys() - {"dropout"}:
-        for number in options[name] if isinstance(options[name], list) else [options[name]]:
-            check_whole(name, number, 0)
-    if options["num_blocks"] * len(options["channel_mult"]) > MOST_BLOCKS:
-        raise Refused(f"describes a network of more than {MOST_BLOCKS} blocks")
+    options["dropout"] = left.pop("dropout", 0.1)
     if kind == "SongUNet":
-        options |= _song_options(left)
+        options["variant"] = _variant(left)
+        options["augment_dim"] = _take(left, "augment_dim", 0)
     config = {"net": NETS[kind], "prediction": "edm", "sigma_data": left.pop("sigma_data", 0.5)}
-    if left.pop("augment_dim", 0)
-    if left:
-        raise Refused(f"has {min(left)!r} among its arguments, which is not known here")
+    unknown = sorted(n for n in left if n not in FIXED or left[n] != FIXED[n])
+    if unknown:
+        raise Refused(f"has {unknown[0]} in its arguments, with a value that is not known here")
+    if not 0 < options["num_blocks"] * len(options["channel_mult"]) <= MOST_BLOCKS:
+        raise Refused(f"describes a network of no blocks, or of more than {MOST_BLOCKS}")
     return config | {"options": options}
+
+
+def _take(left: dict, name: str, default: int | list[int] | None) -> int | list[int]:
+    """Takes a whole number, or a list of them if the default is one, out of the arguments."""
+    value = left.pop(name, default)
+    numbers = value if isinstance(default, list) else [value]
+    if not isinstance(numbers, list) or not all(type(n) is int and n >= 0 for n in numbers):
+        raise Refused(f"has {value!r:.40} as the argument {name}")
+    return list(numbers) if isinstance(default, list) else value
+
+
+def _variant(left: dict) -> str:
+    """Takes out of the arguments of SongUNet those that tell DDPM++ and NCSN++ apart."""
+    given = {name: left.pop(name, default) for name, default in VARIANTS["ddpm++"].items()}
+    for variant, arguments in VARIANTS.items():
+        if given == arguments:
+            return variant
+    odd = [name for name in given if given[name] != VARIANTS["ddpm++"][name]]
+    raise Refused(f"is neither DDPM++ nor NCSN++ in its {odd}")
+
+
+def _tensors(denoiser: Node, size: int) -> Iterator[tuple[str, Tensor]]:
+    """Names and tensors of all modules: each module once, and no more than the file's size."""
+    ahead, visited = [("", denoiser)], set()
+    while ahead:
+        prefix, node = ahead.pop()
+        _class_of(node)
+        if prefix.count(".") > DEEPEST or id(node) in visited:
+            raise Refused(f"has modules in modules without end, as in {prefix}")
+        visited.add(id(node))
+        for name, weight in (_part(node, "_parameters") | _part(node, "_buffers")).items():
+            if weight is None:  # a layer that resamples nothing
+                continue
+            try:
+                size -= len(weight.storage)
+                tensor = weight.tensor()
+            except Exception as error:  # bytes from outside can be wrong in any way
+                raise Refused(f"has {prefix}{name} damaged ({error!r:.200})") from error
+            if size < 0:
+                raise Refused(f"has more weights than bytes, as in {prefix}{name}")
+            yield prefix + name, tensor
+        ahead += [(f"{prefix}{name}.", part) for name, part in _part(node, "_modules").items()]
+
+
+def _class_of(node: object) -> str:
+    """Name of a node's class, one of EDM's."""
+    name = node.class_name if isinstance(node, Node) else type(node).__name__
+    if not isinstance(node, Node) or name not in CLASSES:
+        raise Refused(f"has an object of class {name!r:.60}, which is none of EDM's networks")
+    return name
+
+
+def _part(node: Node, kind: str) -> dict:
+    """Parameters, buffers, modules or arguments of a node, by name."""
+    part = node.state.get(kind) if isinstance(node.state, dict) else None
+    if not isinstance(part, dict) or not all(
+        isinstance(name, str) and len(name) <= LONGEST_NAME for name in part
+    ):
+        raise Refused(f"has a {node.class_name} without {kind} by name")
+    return part

@@ -8,8 +8,11 @@ from tract.denoiser import Denoiser
 from tract.state import load_model
 from tract.teachers.apple import read_apple
 from tract.teachers.diffusers_read import fetch, read_pipeline
+from tract.teachers.edm import read_edm
 from tract.teachers.google import read_google
 
+PAPER_STEPS = 1024  # of the paper's teachers on the cosine levels
+EDM_STEPS = 40  # of its teachers on EDM's
 HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
 FORMATS = (
     "tract's safetensors, EDM's pickle, Google's msgpack, the TRACT authors' .pt, or a folder or "
@@ -80,11 +83,9 @@ def _read_file(path: Path) -> Teacher:
     if start[8:] == b"{":  # after eight bytes of length
         return _ours(path)
     if start.startswith((b"PK\x03\x04", b"\x80\x02\x8a\x0a")):  # torch's zip; before 1.6
-        return Teacher(read_apple(path), "cosine", 1024, "a network of TRACT's authors")
+        return Teacher(read_apple(path), "cosine", PAPER_STEPS, "a network of TRACT's authors")
     if start.startswith(b"\x80"):  # PROTO, which pickles of protocol 2 and later begin with
-        from tract.teachers.edm import read_edm
-
-        return Teacher(read_edm(path), "karras", 40, "a network of EDM")
+        return Teacher(read_edm(path), "karras", EDM_STEPS, "a network of EDM")
     if start and (0x81 <= start[0] <= 0x8F or start[0] in (0xDE, 0xDF)):  # a map
         denoiser, steps = read_google(path)
         return Teacher(denoiser, "cosine", steps, "a network of progressive distillation")

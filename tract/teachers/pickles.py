@@ -7,9 +7,12 @@ that EDM's files carry remains a text.
 """
 
 import io
+import math
 import mmap
 import pickle
+import re
 import struct
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from pickletools import genops
@@ -20,15 +23,16 @@ from torch import Tensor
 
 # What Python's pickler writes as protocol 4, for objects such as EDM's. Not among them: what
 # reaches objects by other ways than a name, and what makes a few bytes claim much memory.
-OPCODES = frozenset(
-    "PROTO FRAME STOP MEMOIZE BINGET LONG_BINGET MARK NONE NEWTRUE NEWFALSE BININT BININT1 BININT2 "
-    "LONG1 BINFLOAT BINUNICODE SHORT_BINUNICODE BINBYTES SHORT_BINBYTES BINBYTES8 EMPTY_LIST "
-    "APPEND APPENDS EMPTY_TUPLE TUPLE TUPLE1 TUPLE2 TUPLE3 EMPTY_DICT SETITEM SETITEMS EMPTY_SET "
-    "STACK_GLOBAL REDUCE NEWOBJ BUILD".split()
-)
-MAX_OPCODES = 100_000
+OPCODES = """
+    PROTO FRAME STOP MEMOIZE BINGET LONG_BINGET MARK NONE NEWTRUE NEWFALSE BININT BININT1 BININT2
+    LONG1 BINFLOAT BINUNICODE SHORT_BINUNICODE BINBYTES SHORT_BINBYTES BINBYTES8 EMPTY_LIST APPEND
+    APPENDS EMPTY_TUPLE TUPLE TUPLE1 TUPLE2 TUPLE3 EMPTY_DICT SETITEM SETITEMS EMPTY_SET
+    STACK_GLOBAL REDUCE NEWOBJ BUILD
+"""
+MAX_OPCODES = 1_000_000  # about twenty times what the published networks need
+MAX_TUPLES = 20_000  # tuples in tuples are hashed by recursion, which C does not survive forever
 PERSISTENCE_VERSION = 6  # of EDM's records of objects
-# How torch.save begins a file in the format of before 1.6, which cannot be compressed.
+# How torch.save began a file until 1.6, and a storage in a pickle ever since; not compressed.
 LEGACY_MAGIC = pickle.dumps(0x1950A86A20F9469CFC6C, protocol=2)
 
 
@@ -46,8 +50,8 @@ class Node:
         self.state = state
 
 
-# What stands for functions, storages and tensors are tuples: to a pickle that wants to set
-# attributes, a function or a tensor would give way, also for all files read later.
+# What stands for functions and tensors are tuples. They have no attributes that a pickle could
+# set: those of a function would stay, and work on the next file.
 
 
 class Function(NamedTuple):
@@ -59,33 +63,35 @@ class Function(NamedTuple):
         return self.make(*arguments)
 
 
-class Storage(NamedTuple):
-    """Stands for a torch storage; numbers is all of it in one row."""
-
-    numbers: Tensor
-
-
 class Weight(NamedTuple):
-    """Stands for a tensor or parameter."""
+    """Stands for a tensor or parameter: a storage as bytes, and which part of it."""
 
-    tensor: Tensor
+    storage: bytes
+    offset: int
+    size: tuple[int, ...]
+    stride: tuple[int, ...]
+
+    def tensor(self) -> Tensor:
+        """The tensor. An exception of any kind if there is something wrong with it."""
+        if not self.storage.startswith(LEGACY_MAGIC):
+            raise Refused("it is not stored as tensors in pickles are")
+        try:
+            storage = torch.load(io.BytesIO(self.storage), map_location="cpu", weights_only=True)
+        except pickle.UnpicklingError as error:  # torch's text ends in how to execute it after all
+            named = re.search(r"GLOBAL (\S+)", str(error))
+            raise Refused(f"in it is {named[1] if named else 'no storage'}") from error
+        numbers = torch.empty(0, dtype=storage.dtype).set_(storage)
+        if len(self.size) > 4 or math.prod(self.size) > len(numbers):
+            raise Refused(f"it has {len(numbers)} numbers for shape {self.size}")
+        return numbers.as_strided(self.size, self.stride, self.offset)  # within them, or an error
 
 
-def _storage(content: bytes) -> Storage:
-    if not content.startswith(LEGACY_MAGIC):
-        raise Refused("has a tensor that is not stored as torch.save stored it in 2022")
-    storage = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
-    if not isinstance(storage, torch.storage.TypedStorage):
-        raise Refused(f"has a {type(storage).__name__} for the numbers of a tensor")
-    return Storage(torch.empty(0, dtype=storage.dtype).set_(storage))
+def _weight(storage: bytes, offset: int, size: tuple, stride: tuple, *_: object) -> Weight:
+    return Weight(storage, offset, size, stride)
 
 
-def _tensor(storage: Storage, offset: int, size: tuple, stride: tuple, *_: object) -> Weight:
-    return Weight(storage.numbers.as_strided(size, stride, offset))  # within it, or RuntimeError
-
-
-def _parameter(weight: Weight, *_: object) -> Weight:
-    return weight
+def _same(value: object, *_: object) -> object:
+    return value
 
 
 def _dtype(code: str, *_: object) -> Node:
@@ -111,9 +117,9 @@ ALLOWED = {
     ("collections", "OrderedDict"): dict,
     ("dnnlib.util", "EasyDict"): dict,
     ("torch.nn.modules.container", "ModuleDict"): Node,
-    ("torch.storage", "_load_from_bytes"): Function(_storage),
-    ("torch._utils", "_rebuild_tensor_v2"): Function(_tensor),
-    ("torch._utils", "_rebuild_parameter"): Function(_parameter),
+    ("torch.storage", "_load_from_bytes"): Function(_same),
+    ("torch._utils", "_rebuild_tensor_v2"): Function(_weight),
+    ("torch._utils", "_rebuild_parameter"): Function(_same),
     ("numpy", "dtype"): Function(_dtype),
     ("numpy.core.multiarray", "scalar"): Function(_scalar),
     ("numpy._core.multiarray", "scalar"): Function(_scalar),
@@ -134,23 +140,27 @@ def read_pickle(path: Path) -> object:
     ValueError, with what is wrong, for a damaged file and for one with anything else in it.
     """
     try:
-        with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as bytes:
-            _check_opcodes(bytes)
-            bytes.seek(0)
-            return _Unpickler(bytes).load()
+        with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+            _check_opcodes(data)
+            data.seek(0)
+            return _Unpickler(data).load()
     except OSError:
         raise
     except Refused as error:
         raise ValueError(
-            f"{path} {error}; nothing of it was executed: use a network as EDM's authors publish it"
+            f"{path} {error}; nothing of it was executed: use an edm-*.pkl as published"
         ) from error
     except Exception as error:  # a file from outside can be wrong in any way
         raise ValueError(f"{path} is damaged ({error!r:.200}): fetch it again") from error
 
 
 def _check_opcodes(content: mmap.mmap) -> None:
-    for count, (opcode, _, _) in enumerate(genops(content)):
-        if opcode.name not in OPCODES:
+    allowed = OPCODES.split()
+    counts = Counter()
+    for opcode, _, _ in genops(content):
+        if opcode.name not in allowed:
             raise Refused(f"uses {opcode.name} of pickles, which EDM's do not")
-        if count == MAX_OPCODES:
-            raise Refused(f"has more than {MAX_OPCODES:,} instructions of pickles")
+        counts["instructions"] += 1
+        counts["tuples"] += opcode.name.startswith("TUPLE")
+        if counts["instructions"] > MAX_OPCODES or counts["tuples"] > MAX_TUPLES:
+            raise Refused(f"has more than {MAX_OPCODES:,} instructions or {MAX_TUPLES:,} tuples")

@@ -1,0 +1,200 @@
+"""Measuring the runs of an experiment: samples from the same noise, and numbers about them.
+
+NAME/samples.safetensors      samples of a run by number of steps
+teacher/rollout-*             where the teacher leads in all steps of a grid
+classifier.safetensors        of the data, if distances in its features were asked for
+results.csv                   one row for each measured number, see `results`
+"""
+
+import json
+import sys
+from collections.abc import Sequence
+from functools import reduce
+from pathlib import Path
+
+import pandas as pd
+from filelock import FileLock
+from torch import Tensor
+from tqdm import tqdm
+
+from tract.cache import cache_folder
+from tract.cards import read_card
+from tract.compute import device
+from tract.data import to_uint8, to_unit
+from tract.denoiser import Denoiser
+from tract.evaluate import sample_batches
+from tract.experiment import TEACHER, Experiment, run_name
+from tract.features import Extractor, extractor
+from tract.levels import Level
+from tract.methods import Distillation
+from tract.metrics import frechet_distance, rmse
+from tract.moments import Moments, moments_of
+from tract.results import RESULTS, append_results, read_results, wide
+from tract.runs import history
+from tract.samplers import step_indices
+from tract.sources import open_source
+from tract.state import fingerprint, load_model, read_tensors, write_tensors
+from tract.statistics import statistics
+from tract.train import Training
+
+SAMPLES = "samples.safetensors"
+
+
+class Distance:
+    """The Frechet distance of samples (N, C, H, W) in [-1, 1] to an experiment's data.
+
+    features: by their name, see `features.extractor`; a classifier is trained once and kept in
+    the experiment's folder. conditions: what the number depends on, as JSON.
+    """
+
+    def __init__(self, experiment: Experiment, features: str):
+        data, weights = experiment.data, None
+        if features == "classifier":
+            data, weights = experiment.labelled, experiment.folder / "classifier.safetensors"
+        self.extract: Extractor = extractor(features, weights=weights, data=data, device=device())
+        source = open_source(data)(None, 0)
+        self.reference = statistics(source, self.extract, len(data), 0, cache_folder()).moments
+        self.metric = self.extract.metric("fd")
+        self.conditions = {"reference": source.about, **self.extract.about}
+
+    def __call__(self, samples: Tensor) -> float:
+        batches = to_uint8(samples).split(256)
+        with tqdm(batches, self.metric, file=sys.stdout, mininterval=1, leave=False) as bar:
+            moments: Moments = reduce(Moments.merged, (moments_of(self.extract(x)) for x in bar))
+        return frechet_distance(moments, self.reference)
+
+
+def measure(
+    experiment: Experiment,
+    denoiser: Denoiser,
+    settings: Training,
+    steps: Sequence[int],
+    features: Sequence[str] = ("pixels",),
+) -> pd.DataFrame:
+    """Sample a run at each number of steps, keep the samples, add rows to results.csv.
+
+    Returns the table of all runs, in its wide form. The first of the teacher's steps must be
+    reference_steps: the others are compared to it. features: those of `features.extractor` in
+    which the Frechet distance to the data is measured. ValueError before any sampling for what
+    cannot be.
+    """
+    levels, table = experiment.grid(settings), experiment.folder / RESULTS
+    for n in steps:
+        step_indices(levels.num_steps, n)
+    read_results(table)  # refused if it is damaged
+    distances = [Distance(experiment, name) for name in features]
+    eps, labels = experiment.noise
+    samples = {
+        n: sample_batches(denoiser, eps, levels, n, labels=labels, clamp=experiment.clamp)
+        for n in steps
+    }
+    kept = {str(n): x for n, x in samples.items()}
+    write_tensors(experiment.folder / run_name(settings) / SAMPLES, kept, {})
+    reference = saved_samples(experiment, TEACHER)[experiment.reference_steps].to(eps)
+    row = run_row(experiment.folder / run_name(settings), denoiser)
+    rows = []
+    for n, x in samples.items():
+        at = row | {"nfe": n, "samples": len(x)}
+        rows += [at | _number(d.metric, d(x), **d.conditions) for d in distances]
+        rows.append(
+            at | _number("rmse_to_teacher", rmse(x, reference), nfe=experiment.reference_steps)
+        )
+    return wide(append_results(table, rows))
+
+
+def measure_phases(experiment: Experiment, settings: Distillation, count: int = 64) -> None:
+    """Add, for every phase, the rmse of its student's samples to the teacher's full rollout.
+
+    The student of a phase takes its own number of steps, the first teacher all of its grid's, from
+    the same noise: what the next phase takes for the truth drifts away from it.
+    """
+    levels, eps, labels = experiment.grid(settings), *experiment.noise
+    eps, labels = eps[:count], None if labels is None else labels[:count]
+    rollout = _rollout(experiment, levels, eps, labels)
+    folder, rows = experiment.folder / run_name(settings), []
+    for phase, nfe in enumerate(settings.step_schedule[1:], 1):
+        name = f"phase-{phase}" if phase < settings.num_phases else "model"
+        student = load_model(folder / f"{name}.safetensors", device())[0]
+        x = sample_batches(student, eps, levels, nfe, labels=labels, clamp=experiment.clamp)
+        phases = ">".join(map(str, settings.step_schedule[: phase + 1]))
+        at = {"phases": phases, "nfe": nfe, "samples": len(x)}
+        number = _number("rmse_to_rollout", rmse(x, rollout), nfe=levels.num_steps)
+        rows.append(run_row(folder, student) | at | number)
+    append_results(experiment.folder / RESULTS, rows)
+
+
+def saved_samples(experiment: Experiment, name: str) -> dict[int, Tensor]:
+    """Samples of a measured run by number of steps; FileNotFoundError if there are none."""
+    path = experiment.folder / name / SAMPLES
+    if not path.is_file():
+        raise FileNotFoundError(f"no {path}: execute the notebook that measures {name} first")
+    samples = {int(n): x for n, x in read_tensors(path)[0].items()}
+    return dict(sorted(samples.items(), reverse=True))
+
+
+def comparison(experiment: Experiment, table: pd.DataFrame, count: int) -> dict[str, Tensor]:
+    """Rows of images by label: data, then each row of a wide table, all from the same noise."""
+    rows = {"data": to_unit(experiment.data.samples[:count]).cpu()}
+    for row in table.itertuples():
+        label = f"{row.method} {_shortened(row.phases)}".strip()
+        label += f", {row.nfe} step" + ("s" if row.nfe > 1 else "")
+        label = label if label not in rows else f"{label}, {row.run}"
+        rows[label] = saved_samples(experiment, row.run)[row.nfe][:count]
+    return rows
+
+
+def _rollout(experiment: Experiment, levels: Level, eps: Tensor, labels: Tensor | None) -> Tensor:
+    """The teacher's samples with all steps of a grid, made once."""
+    folder = experiment.folder / TEACHER
+    path = folder / f"rollout-{levels.num_steps}-{len(eps)}.safetensors"
+    with FileLock(path.with_name(f".{path.name}.lock")):
+        if not path.is_file():
+            teacher, steps = load_model(folder, device())[0], levels.num_steps
+            x = sample_batches(teacher, eps, levels, steps, labels=labels, clamp=experiment.clamp)
+            write_tensors(path, {"samples": x}, {})
+        return read_tensors(path)[0]["samples"].to(eps)
+
+
+def run_row(folder: str | Path, denoiser: Denoiser) -> dict:
+    """What rows of results say about the finished run in a folder, and its network."""
+    card = read_card(Path(folder) / "card.json")
+    experiment, settings = card["experiment"], card.get("settings", {})
+    # A published teacher was not trained here: of its images and seconds nothing is known.
+    past = {"images_seen": 0, "seconds": 0.0} if "source" in card else history(folder).iloc[-1]
+    return {
+        "data": experiment["data_name"],
+        "process": experiment["process"],
+        "method": card["method"],
+        "phases": ">".join(map(str, settings.get("step_schedule", []))),
+        "student_params": sum(p.numel() for p in denoiser.parameters()),
+        "images": int(past["images_seen"]),
+        "seed": settings.get("seed", 0),
+        "device": card["provenance"]["device"],
+        "commit": card["provenance"]["commit"],
+        "seconds": round(past["seconds"], 1),
+        "run": Path(folder).resolve().name,
+        "teacher": card.get("teacher_sha256", fingerprint(denoiser))[:12],
+    }
+
+
+def rows_of_fid(folder: str | Path, measured: Sequence[dict]) -> list[dict]:
+    """Rows of results from what `fid.measure` found about the run in a folder."""
+    about = run_row(folder, load_model(folder)[0])
+    rows = []
+    for found in measured:
+        conditions = dict(found)
+        at = {name: conditions.pop(name) for name in ("nfe", "samples")}
+        metric, value = conditions.pop("metric"), conditions.pop("value")
+        rows.append(about | at | _number(metric, value, **conditions))
+    return rows
+
+
+def _number(metric: str, value: float, /, **conditions) -> dict:
+    """The columns of one measured number."""
+    return {"metric": metric, "value": round(value, 6), "conditions": json.dumps(conditions)}
+
+
+def _shortened(phases: str) -> str:
+    """1024>512>256>...>1 as 1024>512>...>1, for labels."""
+    steps = phases.split(">")
+    return ">".join([*steps[:2], "...", steps[-1]]) if len(steps) > 4 else phases
