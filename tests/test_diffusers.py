@@ -315,6 +315,7 @@ REFUSED = {
     "zero SNR": (change(SCHEDULER, rescale_betas_zero_snr=True), "has rescale_betas_zero_snr True"),
     "prediction": (change(SCHEDULER, prediction_type="flow"), "prediction_type 'flow': use one of"),
     "steps": (change(SCHEDULER, num_train_timesteps=1), "num_steps is 1: use 2"),
+    "too many steps": (change(SCHEDULER, num_train_timesteps=10**9), "more than 100,000: fetch"),
 }
 
 

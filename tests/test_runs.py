@@ -255,6 +255,15 @@ def test_a_network_that_could_not_be_saved_is_refused_before_it_is_trained(tmp_p
     assert not (tmp_path / "run").exists()
 
 
+def test_a_newcomer_that_could_not_be_saved_is_refused_before_the_run(tmp_path):
+    settings = Distillation(images=12, batch=4, step_schedule=(4, 2, 2, 1))
+    state = start_distillation(model(), settings, Denoiser(model().net, "edm"))
+    assert state.newcomer is not None
+    with pytest.raises(ValueError, match="cannot be saved: make it with presets.build_denoiser"):
+        complete(tmp_path / "run", state, never([]), settings, CARD)
+    assert not (tmp_path / "run").exists()
+
+
 def test_a_damaged_card_is_refused_with_its_path(tmp_path):
     path = tmp_path / "card.json"
     claim(path, CARD)

@@ -25,7 +25,13 @@ def main(arguments: list[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="tract", description="TRACT workbench")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    _add_notebook_commands(commands)
+    _add_measuring_commands(commands)
+    _add_model_commands(commands)
+    return parser
 
+
+def _add_notebook_commands(commands: argparse._SubParsersAction) -> None:
     command = commands.add_parser("quickstart", help="teacher, BTD and TRACT on digits, compared")
     _add_json(command)
     command.set_defaults(command=_quickstart)
@@ -64,6 +70,8 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("new", type=Path, help="where the copy goes")
     command.set_defaults(command=_branch)
 
+
+def _add_measuring_commands(commands: argparse._SubParsersAction) -> None:
     command = commands.add_parser("fid", help="FID and its kin of images, samples or a model")
     command.add_argument("source", help="folder, zip, .npz, .safetensors, run or data set")
     command.add_argument("reference", help="the same; taken whole")
@@ -86,15 +94,6 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("table", type=Path, nargs="?", default=Path("figures/results.csv"))
     command.set_defaults(command=_publish)
 
-    command = commands.add_parser("teacher", help="say what a published teacher is")
-    command.add_argument("path", help="its file or folder, or a diffusers pipeline's hub name")
-    command.set_defaults(command=_teacher)
-
-    command = commands.add_parser("export", help="a student with its card, as a file or pipeline")
-    command.add_argument("run_dir", type=Path, help="folder of the student's finished run")
-    command.add_argument("target", type=Path, help="NAME.safetensors, or a pipeline's folder")
-    command.set_defaults(command=_export)
-
     command = commands.add_parser(
         "cost",
         help="FLOP, time and memory of a run before it is started, from a few of its steps",
@@ -113,10 +112,20 @@ def _parser() -> argparse.ArgumentParser:
     _add_json(command)
     command.set_defaults(command=_cost)
 
+
+def _add_model_commands(commands: argparse._SubParsersAction) -> None:
     command = commands.add_parser("models", help="list the preset networks")
     _add_json(command)
     command.set_defaults(command=_models)
-    return parser
+
+    command = commands.add_parser("teacher", help="say what a published teacher is")
+    command.add_argument("path", help="its file or folder, or a diffusers pipeline's hub name")
+    command.set_defaults(command=_teacher)
+
+    command = commands.add_parser("export", help="a student with its card, as a file or pipeline")
+    command.add_argument("run_dir", type=Path, help="folder of the student's finished run")
+    command.add_argument("target", type=Path, help="NAME.safetensors, or a pipeline's folder")
+    command.set_defaults(command=_export)
 
 
 def _add_parameters(command: argparse.ArgumentParser) -> None:

@@ -70,7 +70,8 @@ def complete(
     the notebook's stop button and SIGTERM end it after the current step, saved. RuntimeError if
     another process is writing the run or memory runs out, OSError if it cannot be saved.
     """
-    if not hasattr(state.ema, "config"):  # found out before the run, not after it
+    last = getattr(state, "newcomer", None) or state.ema
+    if not hasattr(last, "config"):  # found out before the run, not after it
         raise ValueError("this denoiser cannot be saved: make it with presets.build_denoiser")
     folder, saving = Path(folder), saving or Saving()
     card = json.loads(json.dumps({"settings": asdict(settings), **card}))

@@ -32,6 +32,8 @@ USUAL = {  # of UNet2DModel; others are made for other levels or conditions
 OLD_NAMES = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
 TIMEOUT = 10  # seconds that the hub has for an answer
 
+STEPS_LIMIT = 100_000  # of a scheduler; published ones have 1000
+
 
 def read_pipeline(folder: str | Path) -> Denoiser:
     """The network of a pipeline in a folder; its process and number of levels are its options.
@@ -104,10 +106,15 @@ def _read_levels(path: Path) -> dict:
         raise ValueError(
             f"{path} has prediction_type {prediction!r}: use one of {list(PREDICTIONS)}"
         )
+    num_steps = scheduler.get("num_train_timesteps", 1000)
+    if isinstance(num_steps, int) and num_steps > STEPS_LIMIT:  # a few bytes can claim any memory
+        raise ValueError(
+            f"{path} has num_train_timesteps {num_steps}, more than {STEPS_LIMIT:,}: fetch it again"
+        )
     return {
         "prediction": PREDICTIONS[prediction],
         "process": PROCESSES[schedule],
-        "num_steps": scheduler.get("num_train_timesteps", 1000),
+        "num_steps": num_steps,
     }
 
 
