@@ -158,7 +158,7 @@ def test_numbers_of_other_data_levels_or_metrics_are_not_ours(paper, other):
 )
 def test_an_ordering_holds_beyond_two_standard_deviations_only(paper, one, two, verdict):
     table = results({"TRACT 1024>1": one, "TRACT 1024>32>1": two})
-    shown = claims_table(paper, table, STUDY).set_index("finding")["here it"]
+    shown = claims_table(paper, table, [STUDY]).set_index("finding")["by fd_pixels it"]
     assert shown["one phase is worse than two"] == verdict
     assert (shown.drop("one phase is worse than two") == "").all()
 

@@ -3,17 +3,22 @@
 import csv
 import dataclasses
 import re
+import shlex
 from pathlib import Path
 
 import nbformat
 import pytest
 import yaml
 
+from tract.ablations import CHANGES, Study
+from tract.cli import _parser
 from tract.data import load_data
 from tract.execute import check_parameters, declared_parameters
 from tract.methods import Distillation
 from tract.presets import build_denoiser, preset
+from tract.results import read_results
 from tract.state import save_model
+from tract.tables import ablation_table, claims_table, read_published, save_table
 
 ROOT = Path(__file__).resolve().parent.parent
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
@@ -111,3 +116,42 @@ def test_the_code_in_the_readme_distils_a_teacher(tmp_path, monkeypatch, capsys)
     assert "1024>32 step 1 of 2" in capsys.readouterr().out
     assert names["student"].config == preset("digits")
     assert names["data"].shape == load_data("digits").shape
+
+
+def commands():
+    """All `tract` commands that the README and the notebooks tell people to type."""
+    texts = [(ROOT / "README.md").read_text()]
+    for path in NOTEBOOKS:
+        cells = nbformat.read(path, as_version=4).cells
+        texts += [cell.source for cell in cells if cell.cell_type == "markdown"]
+    for text in texts:
+        for block in re.findall(r"^```\w*\n(.*?)^```$", text, re.DOTALL | re.MULTILINE):
+            yield from re.findall(r"^tract (.*)", block.replace("\\\n", " "), re.MULTILINE)
+
+
+@pytest.mark.parametrize("command", list(commands()))
+def test_commands_in_documents_are_commands_on_files_that_are_there(command):
+    options = _parser().parse_args(shlex.split(command, comments=True))
+    for name in ("notebook", "file"):
+        path = getattr(options, name, None)
+        assert path is None or (ROOT / path).is_file()
+    for name, _ in getattr(options, "parameter", []) + getattr(options, "grid", []):
+        assert name in declared_parameters(ROOT / options.notebook)
+
+
+def test_committed_tables_are_what_the_committed_results_say(tmp_path):
+    figures = ROOT / "figures"
+    results, paper = (
+        read_results(figures / "results.csv"),
+        read_published(figures / "published.csv"),
+    )
+    drawn = declared_parameters(ROOT / "notebooks" / "06_figures.ipynb")
+    names = {field.name for field in dataclasses.fields(Study)} & drawn.keys()
+    base = {name: drawn[name] for name in ("batch", "learning_rate")}
+    given = {name: drawn[name] for name in names} | {"base": base}
+    studies = [Study(metric=metric, **given) for metric in drawn["metrics"]]
+    for group in CHANGES:
+        save_table(ablation_table(paper, results, group, studies), tmp_path / f"ablation_{group}")
+    save_table(claims_table(paper, results, studies), tmp_path / "claims")
+    for path in tmp_path.iterdir():
+        assert path.read_text() == (figures / path.name).read_text()

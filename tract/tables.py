@@ -8,6 +8,7 @@ import pandas as pd
 from tract.ablations import CHANGES, CLAIMS, Study
 from tract.files import write_atomically
 
+PUBLISHED = "FID, published (CIFAR-10)"
 # What a measured number must share with a published one to stand beside it.
 SAME = ["data", "process", "method", "phases", "nfe", "images", "metric"]
 
@@ -45,7 +46,7 @@ def ablation_table(
     """An ablation: a row a recipe, the published FID, and a column for each of our studies."""
     theirs = published[published["table"] == group].set_index("recipe")["value"]
     labels = list(dict.fromkeys([*CHANGES[group], *theirs.index]))
-    columns = {group: labels, "FID, published (CIFAR-10)": _spread(theirs.reindex(labels))}
+    columns = {group: labels, PUBLISHED: _spread(theirs.reindex(labels))}
     for study in studies:
         ours = over_seeds(study.rows(results, group), ["recipe"]).set_index("recipe")
         ours = ours.reindex(labels)
@@ -53,27 +54,27 @@ def ablation_table(
     return pd.DataFrame(columns)
 
 
-def claims_table(published: pd.DataFrame, results: pd.DataFrame, study: Study) -> pd.DataFrame:
-    """The paper's orderings, its numbers, ours, and whether ours agree.
+def claims_table(
+    published: pd.DataFrame, results: pd.DataFrame, studies: Sequence[Study]
+) -> pd.DataFrame:
+    """The paper's orderings, its numbers, and for each of our studies ours and whether it agrees.
 
-    "holds": the difference is more than two standard deviations of it; "contradicted": so, the
-    other way round; else "undecided".
+    "holds": the difference is more than two standard deviations of it; "is contradicted": so, the
+    other way round; else "is undecided".
     """
     rows = []
     for claim in CLAIMS:
-        theirs = published[published["table"] == claim.group].set_index("recipe")["value"]
-        ours = over_seeds(study.rows(results, claim.group), ["recipe"]).set_index("recipe")
         pair = [claim.worse, claim.better]
-        ours, theirs = ours.reindex(pair), theirs.reindex(pair)
-        (worse, better), spread = ours["mean"], (ours["std"] ** 2).sum(skipna=False) ** 0.5
-        rows.append(
-            {
-                "finding": claim.finding,
-                "FID, published (CIFAR-10)": " against ".join(_spread(theirs)),
-                study.title: " against ".join(_spread(ours["mean"], ours["std"], ours["count"])),
-                "here it": _verdict(worse - better, spread),
-            }
-        )
+        theirs = published[published["table"] == claim.group].set_index("recipe")["value"]
+        row = {"finding": claim.finding, PUBLISHED: " against ".join(_spread(theirs.reindex(pair)))}
+        for study in studies:
+            ours = over_seeds(study.rows(results, claim.group), ["recipe"]).set_index("recipe")
+            ours = ours.reindex(pair)
+            (worse, better), spread = ours["mean"], (ours["std"] ** 2).sum(skipna=False) ** 0.5
+            texts = _spread(ours["mean"], ours["std"], ours["count"])
+            row[study.title] = " against ".join(texts) if all(texts) else ""
+            row[f"by {study.metric} it"] = _verdict(worse - better, spread)
+        rows.append(row)
     return pd.DataFrame(rows)
 
 
