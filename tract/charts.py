@@ -21,12 +21,14 @@ PUBLISHED = "published, CIFAR-10 (FID)"
 def ablation_chart(
     published: pd.DataFrame, results: pd.DataFrame, group: str, study: Study
 ) -> Figure:
-    """An ablation's recipes from top to bottom: the published numbers, and beside them ours."""
+    """An ablation's recipes from top to bottom: published numbers, if any, and beside them ours."""
     theirs = published[published["table"] == group]
     ours = study.rows(results, group)
     recipes = list(dict.fromkeys([*CHANGES[group], *theirs["recipe"]]))
-    figure, axes = new_figure(1, 2, (9, 0.26 * len(recipes) + 0.9), sharey=True)
-    for ax, title, table in zip(axes[0], (PUBLISHED, study.title), (theirs, ours), strict=True):
+    panels = ({PUBLISHED: theirs} if len(theirs) else {}) | {study.title: ours}
+    size = (4.5 * len(panels), 0.26 * len(recipes) + 0.9)
+    figure, axes = new_figure(1, len(panels), size, sharey=True)
+    for ax, (title, table) in zip(axes[0], panels.items(), strict=True):
         for row, recipe in enumerate(recipes):
             values = table.loc[table["recipe"] == recipe, "value"].astype(float)
             ax.plot(values, [row] * len(values), "o", color=STUDENT, markersize=5, alpha=0.7)
