@@ -5,7 +5,7 @@ PYTHON ?= python3
 READY := .venv/ready
 
 # What a step of training frees is kept for the next one: glibc would give it back to the system
-# and ask for it again, a hundred thousand times a minute. Other libraries ignore this.
+# and ask for it again, page by page. Other libraries ignore this.
 export MALLOC_TRIM_THRESHOLD_ := 4294967296
 export MALLOC_MMAP_THRESHOLD_ := 33554432
 
