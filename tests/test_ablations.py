@@ -236,3 +236,8 @@ def test_a_grid_is_drawn_again_from_the_pixels_that_were_kept(tmp_path):
     assert (again["data"] - rows["data"]).abs().max() <= 1 / 255 + 1e-6
     charts.save_figure(charts.image_rows(again), tmp_path / "deep" / "grid")
     assert (tmp_path / "deep" / "grid.png").read_bytes() == first
+    kept = (tmp_path / "deep" / "grid.safetensors").stat().st_mtime_ns
+    charts.save_grid(rows, tmp_path / "deep" / "grid")
+    assert (tmp_path / "deep" / "grid.safetensors").stat().st_mtime_ns == kept
+    charts.save_grid(rows | {"b": rows["data"]}, tmp_path / "deep" / "grid")
+    assert torch.equal(charts.read_grid(tmp_path / "deep" / "grid")["b"], again["data"])
