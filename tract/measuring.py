@@ -173,7 +173,7 @@ def run_row(folder: str | Path, denoiser: Denoiser) -> dict:
         "commit": card["provenance"]["commit"],
         "seconds": round(past["seconds"], 1),
         "run": Path(folder).resolve().name,
-        "teacher": card.get("teacher_sha256", fingerprint(denoiser))[:12],
+        "teacher": (card.get("teacher_sha256") or fingerprint(denoiser))[:12],
     }
 
 

@@ -13,8 +13,8 @@ ROOT = Path(__file__).resolve().parent.parent
 def quickstart(run_dir: Path = ROOT / "runs" / "quickstart") -> pd.DataFrame:
     """Execute the three notebooks into run_dir, which they share, and return their table.
 
-    Leaves run_dir/results.csv and figures/quickstart. What was finished before is not
-    repeated. FileNotFoundError where the notebooks are not beside the package.
+    Leaves run_dir/results.csv, and figures/quickstart as PNG, PDF and pixels. What was finished
+    before is not repeated. FileNotFoundError where the notebooks are not beside the package.
     """
     figure = ROOT / "figures" / "quickstart"
     for name, more in [("01_teacher", {}), ("02_btd", {}), ("03_tract", {"figure": str(figure)})]:
