@@ -10,7 +10,7 @@ from tract.execute import (
     check_parameters,
     declared_parameters,
     execute,
-    keep_last_bar,
+    keep_readable,
     refuse_unknown_parameters,
 )
 
@@ -113,10 +113,27 @@ def test_of_a_progress_bar_the_last_state_is_kept(tmp_path):
         v4.new_output("display_data", {"text/plain": "x"}),
     ]
     nbformat.write(v4.new_notebook(cells=[v4.new_code_cell("", outputs=outputs)]), path)
-    keep_last_bar(path)
+    keep_readable(path)
     kept = nbformat.read(path, as_version=4).cells[0].outputs
     assert kept[0].text == "start\nrun: 100%|\nend\n"
     assert kept[1].data == {"text/plain": "x"}
+
+
+def test_of_a_widget_its_picture_is_kept(tmp_path):
+    source = """from ipywidgets import IntSlider
+from tract.plots import new_figure
+from tract.widgets import show
+show(IntSlider(3), new_figure(1, 1, (2, 1))[0])"""
+    path, out = write_notebook(tmp_path / "n.ipynb", "images = 1", source), tmp_path / "out.ipynb"
+    execute(path, out, shown=False)
+    first = out.read_text()
+    (output,) = nbformat.reads(first, as_version=4).cells[-1].outputs
+    assert output.data.keys() == {"image/png", "text/plain"}
+    assert output.data["text/plain"] == "<IntSlider>"
+    assert "widgets" not in nbformat.reads(first, as_version=4).metadata
+    execute(path, out, shown=False)
+    again = nbformat.read(out, as_version=4).cells[-1].outputs
+    assert again == [output]
 
 
 def test_a_notebook_runs_in_its_folder_with_its_parameters_and_shows_what_it_prints(

@@ -1,10 +1,14 @@
 """Pictures show the numbers they are given."""
 
+import io
+from concurrent.futures import ThreadPoolExecutor
+
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
 import torch
+from IPython.core.formatters import DisplayFormatter
 from matplotlib.patches import FancyArrowPatch
 
 from tract import plots
@@ -45,6 +49,23 @@ def test_losses_are_drawn_over_images_seen_smoothed_over_a_hundredth():
 def test_figures_are_shown_by_the_caller_only():
     plots.image_rows({"a": torch.zeros(1, 1, 4, 4)})
     assert plt.get_fignums() == []
+
+
+def test_a_figure_is_shown_by_a_notebook_that_pyplot_knows_nothing_of():
+    figure, _ = plots.new_figure(1, 1, (2, 1))
+    data, _ = DisplayFormatter().format(figure)
+    assert plt.imread(io.BytesIO(data["image/png"])).shape == (100, 200, 4)
+    assert data["text/plain"] == "<Figure size 200x100 with 1 Axes>"
+
+
+def test_threads_may_draw_at_the_same_time():
+    def font_size(_):
+        return plots.new_figure(1, 3, (3, 1))[1][0, 0].title.get_size()
+
+    before = dict(plt.rcParams)
+    with ThreadPoolExecutor(8) as threads:
+        assert set(threads.map(font_size, range(64))) == {9.0}
+    assert dict(plt.rcParams) == before
 
 
 def numbers(ax):

@@ -59,6 +59,7 @@ Files, each importing only from those above it:
     fid         FID and its kin, with their conditions
     plots       pictures of data, schedules, samples and losses
     charts      pictures of the tables
+    widgets     widgets that can be read without a kernel
     execute     notebooks through papermill
     quickstart  the main job
     cluster     clients of dask: a cluster that is there, or processes here

@@ -19,6 +19,8 @@ import papermill
 from jupyter_client.manager import AsyncKernelManager
 from nbconvert.preprocessors.coalescestreams import CoalesceStreamsPreprocessor
 
+WIDGET_VIEW = "application/vnd.jupyter.widget-view+json"
+
 
 class LocalKernel(AsyncKernelManager):
     """A kernel reached through files that only its owner can open, not through network ports.
@@ -93,7 +95,7 @@ def execute(
             f"cannot write {output} ({error.strerror or error}): free space, correct permissions "
             "or use another folder",
         ) from error
-    keep_last_bar(output)
+    keep_readable(output)
 
 
 def declared_parameters(notebook: str | Path) -> dict[str, object]:
@@ -135,21 +137,26 @@ def refuse_unknown_parameters(cells: Sequence[str]) -> None:
         check_parameters(declared, _assignments(cells[injected[-1]]))
 
 
-def keep_last_bar(notebook: str | Path) -> None:
-    """Leave of every progress bar in a notebook's outputs only what was last to be seen.
+def keep_readable(notebook: str | Path) -> None:
+    """Leave in a notebook's outputs what is the same, and can be read, without its kernel.
 
-    Papermill's clock times go too: they would change a committed notebook at every execution.
+    Of a progress bar what was last to be seen, of a widget the picture that `widgets.show` gave it.
+    Papermill's clock times and the widgets' state go: both change at every execution.
     """
     content = nbformat.read(notebook, as_version=4)
-    content.metadata.pop("papermill", None)
     coalesce = CoalesceStreamsPreprocessor()
     for i, cell in enumerate(content.cells):
         cell.metadata.pop("papermill", None)
         coalesce.preprocess_cell(cell, {}, i)
         # What is left of a bar that cleared itself is blank.
         outputs = [o for o in cell.get("outputs", []) if o.get("text", "shown").strip()]
+        for output in outputs:
+            if "image/png" in output.get("data", {}):
+                output.data.pop(WIDGET_VIEW, None)
         if "outputs" in cell:
             cell.outputs = outputs
+    content.metadata.pop("papermill", None)
+    content.metadata.pop("widgets", None)
     nbformat.write(content, notebook)
 
 

@@ -1,9 +1,12 @@
 """Pictures: every function draws one figure from plain data and returns it."""
 
+import io
 import itertools
+import threading
 from collections.abc import Mapping, Sequence
 
-import matplotlib.pyplot as plt
+import matplotlib as mpl
+import matplotlib.figure
 import numpy as np
 import pandas as pd
 import seaborn as sns
@@ -11,7 +14,6 @@ import torch
 from matplotlib.axes import Axes
 from matplotlib.axis import Axis
 from matplotlib.collections import LineCollection
-from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import FancyArrowPatch, Rectangle
 from matplotlib.path import Path as BezierPath
@@ -27,6 +29,21 @@ from tract.train import SAMPLES, generator_for
 # Colour-blind safe, and the same meaning in every figure.
 TEACHER, SELF_TEACHER, STUDENT, DATA = "#0072b2", "#d55e00", "#009e73", "#888888"
 CYCLE = sns.husl_palette(256, s=0.9, l=0.62, as_cmap=True)  # for angles: ends where it starts
+_style = threading.Lock()  # matplotlib has one style for all threads, and so one may set it
+
+
+class Figure(mpl.figure.Figure):
+    """A figure that pyplot does not know, so that any thread may draw it; notebooks show it."""
+
+    def _repr_png_(self) -> bytes:
+        return png(self)
+
+
+def png(figure: mpl.figure.Figure, dpi: float = 100) -> bytes:
+    """A figure as PNG, always of its whole size."""
+    content = io.BytesIO()
+    figure.savefig(content, format="png", dpi=dpi)
+    return content.getvalue()
 
 
 def image_rows(rows: Mapping[str, Tensor], scale: float = 0.62) -> Figure:
@@ -251,15 +268,12 @@ def plain_ticks(axis: Axis) -> None:
     axis.set_minor_locator(NullLocator())
 
 
-def new_figure(rows: int, columns: int, size: tuple[float, float], **options):
-    """A figure and its axes (rows, columns) that only the caller shows.
-
-    Pyplot forgets it, so that no cell draws it twice. size: inches. options: of plt.subplots.
-    """
-    with sns.axes_style("ticks"), plt.rc_context({"font.size": 9, "axes.titlesize": 9}):
-        figure, axes = plt.subplots(
-            rows, columns, figsize=size, squeeze=False, layout="constrained", **options
-        )
+def new_figure(
+    rows: int, columns: int, size: tuple[float, float], **options
+) -> tuple[Figure, np.ndarray]:
+    """A figure and its axes (rows, columns). size: inches. options: of Figure.subplots."""
+    with _style, sns.axes_style("ticks"), mpl.rc_context({"font.size": 9, "axes.titlesize": 9}):
+        figure = Figure(size, layout="constrained")
+        axes = figure.subplots(rows, columns, squeeze=False, **options)
     sns.despine(figure)
-    plt.close(figure)
     return figure, axes
