@@ -6,14 +6,17 @@ import signal
 import sys
 import time
 import traceback
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import torch
+import torch.distributed as dist
 from safetensors.torch import load_file
 
 from tract.data import load_data
 from tract.distill import Distillation, distill, start_distillation
 from tract.levels import cosine
+from tract.parallel import joined
 from tract.presets import build_denoiser
 from tract.runs import complete, history
 
@@ -112,3 +115,14 @@ def forked(function, delay=None):
         time.sleep(delay)
         os.kill(pid, signal.SIGKILL)  # of a process that nobody has waited for: it is still there
     return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+
+
+def together(function, folder, size=2):
+    """Call a function in forked processes that have joined; returns how each ended."""
+
+    def joining(rank):
+        with joined(dist.FileStore(str(folder / "store"), size), rank, size):
+            function()
+
+    with ThreadPoolExecutor(size) as pool:
+        return list(pool.map(lambda rank: forked(lambda: joining(rank)), range(size)))

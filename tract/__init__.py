@@ -12,6 +12,7 @@ Files, each importing only from those above it:
     levels      noise levels: cosine, EDM's, DDPM's
     ddim        the step between levels, and the weight of the target
     compute     device and threads
+    parallel    one run by several processes
     denoiser    prediction types, and the contract of all models
     samplers    DDIM and Heun as whole trajectories
     oracle      exact denoisers in closed form

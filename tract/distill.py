@@ -17,6 +17,7 @@ from tract.denoiser import Denoise, Denoiser, clamped
 from tract.ema import bias_corrected, decay_from_residual, ema_update
 from tract.levels import Level, broadcast
 from tract.methods import METHODS, Distillation
+from tract.parallel import check_share, own_rows, world_size
 from tract.phases import Phase, equal_steps, parse_schedule
 from tract.presets import new_student
 from tract.samplers import X0_ESTIMATES, X0Estimate, ddim_x0
@@ -144,10 +145,12 @@ def distill(
     """Distil through all phases; yields one record per step, state.ema is the result.
 
     data: samples to noise, as the teacher saw them. levels: the first teacher's grid. Paper,
-    algorithm 1. ValueError, at once, if schedule, grid, data and networks do not fit.
+    algorithm 1. ValueError, at once, if schedule, grid, data and networks do not fit, or
+    processes cannot share a batch.
     """
     phases = parse_schedule(settings.step_schedule, levels.num_steps)
     data.check_batch(settings.batch)
+    check_share(settings.batch, world_size())
     noisiest = (levels.sigma[-1] / levels.alpha[-1]).item()
     _check_learner(state.student, data, phases[state.phase :], noisiest)
     if state.phase < state.takeover:
@@ -203,6 +206,7 @@ def _distillation_steps(
         x0, labels = data.batch(settings.batch, generator)
         eps = torch.randn(x0.shape, generator=generator, device=device)
         first = method.draw(phase, settings.batch, generator)
+        x0, labels, eps, first = own_rows(x0, labels, eps, first)
         i_u, i_s = first - 1, (first - 1) // phase.segment * phase.segment
         t, u, s = (levels[i * phase.stride] for i in (first, i_u, i_s))
 
@@ -211,7 +215,8 @@ def _distillation_steps(
         target = closure_target(limit(state.teacher), second, x_t, t, u, s, labels, x0_estimate)
         error = squared_error(state.student, x_t, t, target, labels)
         loss = (error * weight(t, state.student.sigma_data).to(error)).mean()
-        descend(loss, state, settings)
+        mse = error.mean()
+        descend(loss, mse, state, settings)
         state.step += 1
         update = state.step - state.phase * settings.steps_per_phase
         ema_update(state.self_teacher, state.student, bias_corrected(settings.self_ema, update))
@@ -219,4 +224,4 @@ def _distillation_steps(
             begun = state.takeover if state.phase >= state.takeover else 0
             update = state.step - begun * settings.steps_per_phase
         ema_update(state.ema, state.student, bias_corrected(decay, update))
-        yield report(state, settings, loss, error, str(phase))
+        yield report(state, settings, loss, mse, str(phase))

@@ -18,6 +18,7 @@ from tract.ddim import add_noise
 from tract.denoiser import Denoise, Denoiser
 from tract.ema import bias_corrected, decay_from_residual, ema_update
 from tract.levels import Level
+from tract.parallel import average, check_share, own_rows, rank, world_size
 from tract.presets import check_fits
 
 
@@ -101,14 +102,14 @@ class Record:
     phase: str = ""  # such as "1024>32", in distillation
 
 
-def report(state, settings: Training, loss: Tensor, error: Tensor, phase: str = "") -> Record:
-    """The record of a step that is complete, from its losses () and (B,)."""
+def report(state, settings: Training, loss: Tensor, mse: Tensor, phase: str = "") -> Record:
+    """The record of a step that is complete, from its losses ()."""
     return Record(
         step=state.step,
         num_steps=settings.num_steps,
         images_seen=state.step * settings.batch,
         loss=loss.item(),
-        mse=error.mean().item(),
+        mse=mse.item(),
         phase=phase,
     )
 
@@ -144,9 +145,10 @@ def train_teacher(
     """Train a denoiser from data; yields one record per step, state.ema is the result.
 
     Levels are drawn uniformly from the grid; the loss is weight(t) |D(x_t) - x0|^2. ValueError,
-    at once, if the data are less than a batch.
+    at once, if the data are less than a batch or processes cannot share one.
     """
     data.check_batch(settings.batch)
+    check_share(settings.batch, world_size())
     check_student(state.student, data)
     return _teacher_steps(state, data, levels, settings)
 
@@ -162,14 +164,16 @@ def _teacher_steps(
         x0, labels = data.batch(settings.batch, generator)
         eps = torch.randn(x0.shape, generator=generator, device=device)
         i_t = torch.randint(1, len(levels), (settings.batch,), generator=generator, device=device)
+        x0, labels, eps, i_t = own_rows(x0, labels, eps, i_t)
         t = levels[i_t]
-        with dropout_keyed(device, settings.seed, DROPOUT, state.step):
+        with dropout_keyed(device, settings.seed, DROPOUT, state.step, rank()):
             error = squared_error(state.student, add_noise(x0, eps, t), t, x0, labels)
         loss = (error * weight(t, state.student.sigma_data).to(error)).mean()
-        descend(loss, state, settings)
+        mse = error.mean()
+        descend(loss, mse, state, settings)
         state.step += 1
         ema_update(state.ema, state.student, bias_corrected(decay, state.step))
-        yield report(state, settings, loss, error)
+        yield report(state, settings, loss, mse)
 
 
 def check_student(student: Denoiser, data: Data) -> None:
@@ -188,11 +192,15 @@ def squared_error(
     return (denoise(x_t, t, labels) - target).square().flatten(1).mean(1)
 
 
-def descend(loss: Tensor, state, settings: Training) -> None:
-    """One step of the optimizer on state.student; FloatingPointError before a loss spoils it."""
+def descend(loss: Tensor, mse: Tensor, state, settings: Training) -> None:
+    """One step of the optimizer on state.student; FloatingPointError before a loss spoils it.
+
+    Where several processes have joined, loss and mse () become the means over all of them.
+    """
     state.optimizer.zero_grad(set_to_none=True)
     loss.backward()
-    parameters = state.student.parameters()
+    parameters = list(state.student.parameters())
+    average([loss.detach(), mse.detach(), *(p.grad for p in parameters if p.grad is not None)])
     norm = nn.utils.clip_grad_norm_(parameters, settings.clip_norm, foreach=True)
     if not torch.isfinite(loss + norm):  # a finite loss can have a gradient that is not
         raise FloatingPointError(
