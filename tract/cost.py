@@ -223,7 +223,8 @@ def _start(
         state = start_training(denoiser, settings)
         return state, train_teacher(state, data, levels_of(process, GRID_STEPS), settings)
     state = start_distillation(denoiser, settings)
-    state.restore_counters({"phase": phase, "step": phase * settings.steps_per_phase})
+    begun = {"phase": phase, "step": phase * settings.steps_per_phase}
+    state.restore_counters(state.counters() | begun)
     return state, distill(state, data, levels_of(process, settings.grid_steps), settings)
 
 
