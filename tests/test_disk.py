@@ -385,7 +385,7 @@ def best_whole(tmp_path_factory):
 
 
 def test_the_best_by_a_metric_is_the_lowest(best_whole):
-    values = pd.read_json(best_whole / "metric.jsonl", lines=True).metric
+    values = pd.read_json(best_whole / "metric.jsonl", lines=True, precise_float=True).metric
     assert len(values) == 12
     assert 0 < values.argmin() < 11  # not simply the first or the last
     denoiser, card = load_model(best_whole / "best.safetensors")

@@ -7,6 +7,7 @@ import signal
 import pytest
 import torch
 from helpers import weights
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from tract import cards, runs
 from tract.cards import claim, read_card
@@ -73,12 +74,16 @@ def assert_is(folder, whole):
     """The run in this folder ended as the uninterrupted one."""
     assert torch.equal(weights(load_model(folder)[0]), weights(load_model(whole)[0]))
     assert losses(folder) == losses(whole)
-    assert sorted(p.name for p in folder.iterdir()) == sorted(p.name for p in whole.iterdir())
+    assert sorted(names(folder)) == sorted(names(whole))
+
+
+def names(folder):
+    """Names of a run's files, but for TensorBoard's, which tell the time."""
+    return [p.name for p in folder.iterdir() if "tfevents" not in p.name]
 
 
 def test_a_run_leaves_card_history_and_model(whole):
-    names = sorted(p.name for p in whole.glob("[!.]*"))
-    assert names == ["card.json", "history.jsonl", "model.safetensors"]
+    assert sorted(names(whole)) == [".lock", "card.json", "history.jsonl", "model.safetensors"]
     assert [step for step, _ in losses(whole)] == [1, 2, 3, 4, 5, 6]
 
 
@@ -219,6 +224,53 @@ def test_checkpoints_are_a_minute_apart_and_never_ahead_of_the_history(tmp_path,
     monkeypatch.setattr(runs, "save_state", saving)
     run(folder, watch=slow)
     assert saved == [3, 6]  # after 75 seconds, and 75 later
+
+
+def test_whoever_watches_sees_what_is_written_and_can_stop_the_run(tmp_path, whole):
+    folder, seen = tmp_path / "run", []
+
+    def watch(records, run):
+        for record in records:
+            yield record
+            seen.append((record.step, run.state.step, len(losses(run.folder))))
+            run.stop.requested = record.step == 2
+
+    state = start_training(model(), SETTINGS)
+    records = train_teacher(state, POINTS, karras(8), SETTINGS)
+    with pytest.raises(KeyboardInterrupt):
+        complete(folder, state, records, SETTINGS, CARD, watch=watch)
+    # Of the step after which the request was made, the one before it has been looked at.
+    assert seen == [(1, 1, 1), (2, 2, 2)]
+    assert (folder / "checkpoint-000000003.safetensors").exists()
+    run(folder)
+    assert_is(folder, whole)
+
+
+def scalars(folder, name):
+    events = EventAccumulator(str(folder)).Reload().Scalars(name)
+    return [event.step for event in events], [event.value for event in events]
+
+
+def test_tensorboard_shows_every_step_of_a_resumed_run_once(tmp_path):
+    folder = tmp_path / "run"
+
+    def crash(records):
+        for record in records:
+            if record.step == 6:
+                raise RuntimeError("power cut")
+            yield record
+
+    saving = Saving(steps=2, metric=lambda denoiser: 0.25, metric_steps=3)
+    with pytest.raises(RuntimeError, match="power cut"):
+        run(folder, watch=crash, saving=saving)
+    run(folder, saving=saving)  # from step 4, and step 5 a second time
+    assert len(list(folder.glob("events.out.tfevents.*"))) == 2
+    table = history(folder)
+    for name in ("loss", "mse"):
+        steps, values = scalars(folder, name)
+        assert steps == list(range(1, 7))
+        assert values == pytest.approx(table[name])
+    assert scalars(folder, "metric") == ([3, 6], [0.25, 0.25])
 
 
 def test_other_settings_are_refused_with_their_names_and_the_folder_is_left_alone(whole):

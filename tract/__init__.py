@@ -29,7 +29,6 @@ Files, each importing only from those above it:
     mlp         a small network for points
     presets     networks by name, and from their description
     train       settings, loss weights, randomness, and the teacher's loop
-    growth      when a phase goes on to the next of growing teacher grids
     methods     what tells BTD, TRACT and consistency distillation apart; settings of a run
     distill     BTD, TRACT and consistency distillation as one loop
     state       weights and whole states as files
@@ -46,6 +45,7 @@ Files, each importing only from those above it:
     results     the table of measured numbers
     teachers/diffusers_write  students as pipelines of diffusers
     guards      one writer of a run, named failures, interrupts between steps
+    events      TensorBoard's event files
     runs        run directories: progress, history, checkpoints, resuming
     moments     mean and covariance, batch by batch
     classifier  a small classifier of the data

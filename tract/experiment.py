@@ -21,7 +21,7 @@ from tract.guards import only_writer
 from tract.levels import FIXED, Level, levels_of
 from tract.methods import Distillation
 from tract.presets import build_denoiser, check_fits, preset
-from tract.runs import Saving, complete
+from tract.runs import Saving, Watch, complete, progress_bar
 from tract.samplers import step_indices
 from tract.state import fingerprint, load_model, save_model
 from tract.teachers.load import Teacher, load_teacher
@@ -94,7 +94,11 @@ class Experiment:
         return card | {"data_sha256": self.data.sha256}
 
     def train_teacher(
-        self, preset_name: str, settings: Training, saving: Saving | None = None
+        self,
+        preset_name: str,
+        settings: Training,
+        saving: Saving | None = None,
+        watch: Watch = progress_bar,
     ) -> Denoiser:
         """Train, resume or read the teacher; ValueError if the network does not fit the data."""
         network = preset(preset_name)
@@ -106,7 +110,7 @@ class Experiment:
         about = self.card()  # hashes all data
         claim(self.folder / "experiment.json", about, note={"data_dir": self.data_dir})
         card = {"experiment": about, "network": network, "method": TEACHER}
-        return complete(self.folder / TEACHER, state, records, settings, card, saving)
+        return complete(self.folder / TEACHER, state, records, settings, card, saving, watch)
 
     def import_teacher(self, path_or_name: str) -> Denoiser:
         """Take a published teacher, as `load_teacher` finds it, for the teacher of this experiment.
@@ -145,7 +149,9 @@ class Experiment:
                 f"{teacher.process!r} and teacher_steps to {teacher.teacher_steps}"
             )
 
-    def distill(self, settings: Distillation, saving: Saving | None = None) -> Denoiser:
+    def distill(
+        self, settings: Distillation, saving: Saving | None = None, watch: Watch = progress_bar
+    ) -> Denoiser:
         """Distil the teacher, resume that, or read the finished student."""
         teacher, teacher_card = load_model(self.folder / TEACHER, device())
         state = start_distillation(teacher, settings)
@@ -157,14 +163,15 @@ class Experiment:
             "teacher": teacher_card.get("settings") or teacher_card.get("source"),
             "teacher_sha256": fingerprint(teacher),
         }
-        return complete(self.folder / run_name(settings), state, records, settings, card, saving)
+        folder = self.folder / run_name(settings)
+        return complete(folder, state, records, settings, card, saving, watch)
 
     def grid(self, settings: Training) -> Level:
         """Levels that a run steps through: as many as its schedule starts with.
 
         ValueError where the teacher knows its own levels only, as those of DDPM's betas.
         """
-        steps = getattr(settings, "grid_steps", self.teacher_steps)
+        steps = getattr(settings, "step_schedule", (self.teacher_steps,))[0]
         if self.process in FIXED and steps != self.teacher_steps:
             raise ValueError(
                 f"step_schedule starts with {steps}, and {self.process} has other levels for other "
@@ -202,8 +209,7 @@ def run_name(settings: Training) -> str:
     """
     if not isinstance(settings, Distillation):
         return TEACHER
-    steps = settings.phases.replace(">", "-").replace("<", "_")  # names of files on any system
-    images = f"{settings.images}images"
+    steps, images = settings.phases.replace(">", "-"), f"{settings.images}images"
     changed = [
         f"{field.name}{getattr(settings, field.name)}"
         for field in fields(settings)

@@ -2,6 +2,7 @@
 
 card.json                       settings, network, data, levels; where and with what it ran
 history.jsonl                   one line per optimizer step
+events.out.tfevents.*           the same for TensorBoard
 checkpoint-STEP.safetensors     the whole state, the last two, while the run is unfinished
 best.safetensors, metric.jsonl  the best average so far by a metric, if one was asked for
 phase-N.safetensors             the average at the end of the N-th phase of a distillation
@@ -14,7 +15,7 @@ import os
 import shutil
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import closing
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -26,10 +27,12 @@ from tqdm import tqdm
 from tract.cards import claim
 from tract.checks import check_whole, is_number
 from tract.denoiser import Denoiser
+from tract.distill import DistillationState
+from tract.events import Events
 from tract.files import TEMPORARY, write_atomically
-from tract.guards import interrupt_between_steps, named_failures, only_writer
+from tract.guards import Stop, interrupt_between_steps, named_failures, only_writer
 from tract.state import load_model, load_state, save_model, save_state
-from tract.train import Record, Training
+from tract.train import Record, TeacherState, Training
 
 
 @dataclass(frozen=True)
@@ -55,15 +58,46 @@ class Saving:
             )
 
 
+@dataclass(frozen=True)
+class Run:
+    """A run under way, as those see it who watch it: stop.requested = True ends it, saved."""
+
+    folder: Path
+    state: TeacherState | DistillationState
+    settings: Training
+    stop: Stop
+
+
+# Passes all records on. What a step led to has been written when it is asked for the next one.
+Watch = Callable[[Iterator[Record], Run], Generator[Record, None, None]]
+
+
+def progress_bar(records: Iterator[Record], run: Run) -> Generator[Record, None, None]:
+    """Watch a run as a text bar that terminals, papermill's log and notebooks all show."""
+    with tqdm(
+        desc=run.folder.name,
+        total=run.settings.num_steps,
+        initial=run.state.step,
+        unit="step",
+        file=sys.stdout,
+        mininterval=1,
+    ) as bar:
+        for record in records:
+            yield record
+            bar.set_postfix_str(f"{record.phase} loss {record.loss:.3g}", refresh=False)
+            bar.update()
+
+
 def complete(
     folder: str | Path,
-    state,
+    state: TeacherState | DistillationState,
     records: Iterator[Record],
     settings: Training,
     card: dict,
     saving: Saving | None = None,
+    watch: Watch = progress_bar,
 ) -> Denoiser:
-    """Carry a training run through to its end with a progress bar, and return its average.
+    """Carry a training run through to its end, watched by a progress bar, and return its average.
 
     records: the generator over this state. A finished run in the folder is returned as it is, an
     unfinished one is resumed, and one with other settings is refused with their names. Ctrl-C,
@@ -88,7 +122,7 @@ def complete(
             return denoiser
         if unfinished:
             _resume(folder, state, settings)
-        _train(folder, state, records, settings, card, saving)
+        _train(folder, state, records, settings, card, saving, watch)
         save_model(folder / "model.safetensors", state.ema, card)
         denoiser = load_model(folder, _device(state.ema))[0]
         _remove(_checkpoints(folder))
@@ -97,11 +131,12 @@ def complete(
 
 def _train(
     folder: Path,
-    state,
+    state: TeacherState | DistillationState,
     records: Iterator[Record],
     settings: Training,
     card: dict,
     saving: Saving,
+    watch: Watch,
 ) -> None:
     """Consume the records: write each one, save when it is time, stop when asked to."""
     past = _trim(folder / "history.jsonl", state.step)
@@ -109,14 +144,21 @@ def _train(
     best = min((value for value in measured if value < math.inf), default=math.inf)  # and no nan
     seconds_before = past[-1]["seconds"] if past else 0.0
     start = saved = time.monotonic()
-    steps = _progress(records, folder.name, state.step, settings.num_steps)
-    with interrupt_between_steps() as stop, named_failures(folder, settings), closing(steps):
+    with (
+        interrupt_between_steps() as stop,
+        named_failures(folder, settings),
+        Events(folder, state.step) as events,
+        closing(watch(records, Run(folder, state, settings, stop))) as steps,
+    ):
         for record in steps:
             now = time.monotonic()
             line = asdict(record) | {"seconds": seconds_before + now - start}
             _append(folder / "history.jsonl", line)
+            events.add(record.step, loss=record.loss, mse=record.mse)
             if saving.metric_steps and record.step % saving.metric_steps == 0:
-                best = _measure(folder, state, record.step, card, saving.metric, best)
+                value = _measure(folder, state, card, saving.metric, best)
+                events.add(record.step, metric=value)
+                best = min(best, value)  # still the best if the value is nan
             if (
                 stop.requested
                 or now - saved > 60 * saving.minutes
@@ -200,14 +242,14 @@ def _checkpoints(folder: Path) -> list[Path]:
 
 
 def _measure(
-    folder: Path, state, step: int, card: dict, metric: Callable[[Denoiser], float], best: float
+    folder: Path, state, card: dict, metric: Callable[[Denoiser], float], best: float
 ) -> float:
-    """Measure the average, keep it if it is the best so far, and return the best value."""
+    """Measure the average, keep it if it is better than the best so far, and return its value."""
     value = float(metric(state.ema))
-    _append(folder / "metric.jsonl", {"step": step, "metric": value})
-    if not value < best:  # nor nan
-        return best
-    save_model(folder / "best.safetensors", state.ema, {**card, "step": step, "metric": value})
+    found = {"step": state.step, "metric": value}
+    _append(folder / "metric.jsonl", found)
+    if value < best:  # and no nan
+        save_model(folder / "best.safetensors", state.ema, card | found)
     return value
 
 
@@ -268,17 +310,6 @@ def _trim(path: Path, step: int) -> list[dict]:
             kept.append(record)
     write_atomically(path, "".join(json.dumps(r) + "\n" for r in kept).encode())
     return kept
-
-
-def _progress(records: Iterator[Record], name: str, step: int, num_steps: int) -> Iterator[Record]:
-    """Pass records on under a text bar that terminals, papermill's log and notebooks all show."""
-    with tqdm(
-        desc=name, total=num_steps, initial=step, unit="step", file=sys.stdout, mininterval=1
-    ) as bar:
-        for record in records:
-            yield record
-            bar.set_postfix_str(f"{record.phase} loss {record.loss:.3g}", refresh=False)
-            bar.update()
 
 
 def _device(module: torch.nn.Module) -> torch.device:
