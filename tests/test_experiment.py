@@ -207,6 +207,8 @@ def test_runs_are_named_by_what_tells_them_apart():
     assert run_name(TRAINING) == "teacher"
     plain = Distillation(images=256, step_schedule=(8, 1))
     assert run_name(plain) == "TRACT-8-1-256images-seed0"
+    growing = dataclasses.replace(plain, step_schedule=[[4, 8], 1])
+    assert run_name(growing) == "TRACT-4_8-1-256images-seed0"
     changed = dataclasses.replace(plain, self_ema=0.9, learning_rate=2e-4, seed=1)
     assert run_name(changed) == "TRACT-8-1-256images-learning_rate0.0002-self_ema0.9-seed1"
 
@@ -215,11 +217,13 @@ OTHER = {
     "images": 1024,
     "batch": 64,
     "learning_rate": 2e-4,
+    "cooldown": 0.5,
     "weight": "uniform",
     "ema_residual": 1e-4,
     "clip_norm": 2.0,
     "seed": 1,
     "step_schedule": (8, 4, 4, 1),
+    "growth": "geometric",
     "method": "BTD",
     "teacher_step": "heun",
     "self_ema": 0.9,
@@ -231,7 +235,8 @@ OTHER = {
 
 @pytest.mark.parametrize("name", [field.name for field in dataclasses.fields(Distillation)])
 def test_no_two_settings_share_a_run(name):
-    settings = Distillation(images=512, step_schedule=(8, 4, 4, 2))
+    schedule = ((4, 8), 2) if name == "growth" else (8, 4, 4, 2)
+    settings = Distillation(images=512, step_schedule=schedule)
     assert run_name(dataclasses.replace(settings, **{name: OTHER[name]})) != run_name(settings)
 
 

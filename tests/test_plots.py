@@ -87,6 +87,14 @@ def test_a_schedule_shows_a_teachers_step_and_the_end_of_its_group(schedule):
         assert s == (u // width) * width  # as the distiller draws them
 
 
+def test_growing_grids_are_shown_one_by_one():
+    phases = parse_schedule([[4, 8, 32], 2, 1])
+    figure = plots.schedule_picture(phases, cosine(32))
+    titles = [ax.get_title(loc="left").split(":")[0] for ax in figure.axes]
+    assert titles == ["4>2", "8>2", "32>2", "2>1"]
+    assert [numbers(ax)["t"] - numbers(ax)["u"] for ax in figure.axes] == [8, 4, 1, 16]
+
+
 def test_a_phase_of_equal_steps_shows_one_hop():
     phases = parse_schedule([1024, 32, 32, 1], 1024)
     ax = plots.schedule_picture(phases, cosine(1024)).axes[1]

@@ -29,6 +29,7 @@ Files, each importing only from those above it:
     mlp         a small network for points
     presets     networks by name, and from their description
     train       settings, loss weights, randomness, and the teacher's loop
+    growth      when a phase goes on to the next of growing teacher grids
     methods     what tells BTD, TRACT and consistency distillation apart; settings of a run
     distill     BTD, TRACT and consistency distillation as one loop
     state       weights and whole states as files

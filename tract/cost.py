@@ -74,7 +74,7 @@ def passes(settings: Training) -> list[Passes]:
         return [learning]
     second = METHODS[settings.method].second_hop(Passes(1, 0), Passes(0, 1))
     result = []
-    for phase in parse_schedule(settings.step_schedule, settings.step_schedule[0]):
+    for phase in parse_schedule(settings.step_schedule):
         heun = settings.teacher_step == "heun" and not result  # of the first teacher alone
         hops = [Passes(2 if heun else 1, 0), *([] if phase.segment == 1 else [second])]
         result.append(Passes(*map(sum, zip(*hops, learning, strict=True))))
@@ -98,7 +98,7 @@ def image_flops(config: dict, settings: Training) -> list[int]:
     teacher = student = network_flops(config)
     takeover = None
     if isinstance(settings, Distillation):
-        takeover = equal_steps(parse_schedule(settings.step_schedule, settings.step_schedule[0]))
+        takeover = equal_steps(parse_schedule(settings.step_schedule))
     result = []
     for index, (taught, learned) in enumerate(passes(settings)):
         if index == takeover:
@@ -223,8 +223,9 @@ def _start(
         state = start_training(denoiser, settings)
         return state, train_teacher(state, data, levels_of(process, GRID_STEPS), settings)
     state = start_distillation(denoiser, settings)
-    state.restore_counters({"phase": phase, "step": phase * settings.steps_per_phase})
-    return state, distill(state, data, levels_of(process, settings.step_schedule[0]), settings)
+    begun = {"phase": phase, "step": phase * settings.steps_per_phase}
+    state.restore_counters(state.counters() | begun)
+    return state, distill(state, data, levels_of(process, settings.grid_steps), settings)
 
 
 def _memory(state: TeacherState | DistillationState, records: Iterator[Record]) -> tuple[int, int]:

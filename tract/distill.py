@@ -2,11 +2,12 @@
 
 In a phase n>m the student learns to cross a group of n / m teacher steps in one. In a phase of
 equal steps, n>n, a student of another network learns the teacher's own steps and goes on from
-there in its place.
+there in its place. While the teacher's grid grows, k<n>m, the student and its averages go on as
+they are.
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +16,7 @@ from tract.data import Data
 from tract.ddim import add_noise, closure_weight, ddim_step
 from tract.denoiser import Denoise, Denoiser, clamped
 from tract.ema import bias_corrected, decay_from_residual, ema_update
+from tract.growth import Progress, grown
 from tract.levels import Level, broadcast
 from tract.methods import METHODS, Distillation
 from tract.parallel import check_share, own_rows, world_size
@@ -51,22 +53,24 @@ class DistillationState:
     takeover: int = 0  # ... in this phase, in place of the teacher; 0 if there is none
     phase: int = 0
     step: int = 0  # over all phases
+    progress: Progress = field(default_factory=Progress)  # through this phase's growing grids
 
     def modules(self) -> dict[str, nn.Module]:
         """Networks to save; the first phase's teacher is given from outside and never changes."""
         networks = {"student": self.student, "self_teacher": self.self_teacher, "ema": self.ema}
         return networks | ({"teacher": self.teacher} if self.phase > 0 else {})
 
-    def counters(self) -> dict[str, int]:
-        return {"phase": self.phase, "step": self.step}
+    def counters(self) -> dict[str, float]:
+        return {"phase": self.phase, "step": self.step, **asdict(self.progress)}
 
-    def restore_counters(self, counters: dict[str, int]) -> None:
+    def restore_counters(self, counters: dict[str, float]) -> None:
         """Take the networks that phase has, with weights that are still to be loaded."""
         for phase in (self.takeover, counters["phase"]):  # the others change no network
             if self.phase < phase <= counters["phase"]:
                 self.phase = phase - 1
                 start_next_phase(self)
         self.step = counters["step"]
+        self.progress = Progress(**{name: counters[name] for name in asdict(self.progress)})
 
 
 def start_distillation(
@@ -78,7 +82,7 @@ def start_distillation(
     steps, or without one at once: it should then know the data. ValueError where a student is
     missing: for a teacher that is no network, such as an oracle, or for equal steps.
     """
-    phases = parse_schedule(settings.step_schedule, settings.step_schedule[0])
+    phases = parse_schedule(settings.step_schedule)
     takeover = equal_steps(phases)
     if student is None and settings.student:
         student = new_student(teacher, settings.student, settings.seed)
@@ -107,6 +111,7 @@ def start_next_phase(state: DistillationState) -> None:
     Everything but the teacher starts from the newcomer instead, where it takes over.
     """
     state.phase += 1
+    state.progress = Progress()
     state.teacher = frozen(state.ema)
     start = state.newcomer if state.phase == state.takeover else state.teacher
     state.student = frozen(start).requires_grad_(True)
@@ -189,16 +194,21 @@ def _distillation_steps(
     limit = clamped if settings.clamp else (lambda denoise: denoise)
     decay = decay_from_residual(settings.ema_residual, settings.steps_per_phase)
     done = state.step - state.phase * settings.steps_per_phase
-    if not 0 <= done <= settings.steps_per_phase or state.phase >= len(phases):
+    parts = [phase.parts for phase in phases]
+    if (
+        not 0 <= done <= settings.steps_per_phase
+        or state.phase >= len(phases)
+        or state.progress.part >= len(parts[state.phase])
+    ):
         raise ValueError(
-            f"the state is in phase {state.phase + 1} after {state.step} steps, but these settings "
-            f"have {len(phases)} phases of {settings.steps_per_phase} steps: keep images, batch "
-            "and step_schedule"
+            f"the state is in phase {state.phase + 1} after {state.step} steps, on its grid "
+            f"{state.progress.part + 1}, but these settings have {len(phases)} phases of "
+            f"{settings.steps_per_phase} steps: keep images, batch and step_schedule"
         )
     while state.step < settings.num_steps:
         if state.step == (state.phase + 1) * settings.steps_per_phase:
             start_next_phase(state)
-        phase = phases[state.phase]
+        phase = parts[state.phase][state.progress.part]
         # A student, which later phases have for a teacher, knows where its own DDIM step is to
         # lead; it has no slope that Heun's method could average.
         x0_estimate = X0_ESTIMATES[settings.teacher_step] if state.phase == 0 else ddim_x0
@@ -219,6 +229,9 @@ def _distillation_steps(
         descend(loss, mse, state, settings)
         state.step += 1
         update = state.step - state.phase * settings.steps_per_phase
+        grids = [part.teacher_steps for part in parts[state.phase]]
+        at = settings.growth, grids, update, settings.steps_per_phase
+        state.progress = grown(*at, state.progress, loss.detach())
         ema_update(state.self_teacher, state.student, bias_corrected(settings.self_ema, update))
         if not settings.restart_ema:  # then from where this network began
             begun = state.takeover if state.phase >= state.takeover else 0

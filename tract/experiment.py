@@ -171,7 +171,7 @@ class Experiment:
 
         ValueError where the teacher knows its own levels only, as those of DDPM's betas.
         """
-        steps = getattr(settings, "step_schedule", (self.teacher_steps,))[0]
+        steps = getattr(settings, "grid_steps", self.teacher_steps)
         if self.process in FIXED and steps != self.teacher_steps:
             raise ValueError(
                 f"step_schedule starts with {steps}, and {self.process} has other levels for other "
@@ -209,7 +209,8 @@ def run_name(settings: Training) -> str:
     """
     if not isinstance(settings, Distillation):
         return TEACHER
-    steps, images = settings.phases.replace(">", "-"), f"{settings.images}images"
+    steps = settings.phases.replace(">", "-").replace("<", "_")  # names of files on any system
+    images = f"{settings.images}images"
     changed = [
         f"{field.name}{getattr(settings, field.name)}"
         for field in fields(settings)

@@ -29,6 +29,7 @@ from tract.levels import Level
 from tract.methods import Distillation
 from tract.metrics import frechet_distance, rmse
 from tract.moments import Moments, moments_of
+from tract.phases import written
 from tract.results import RESULTS, append_results, read_results, wide
 from tract.runs import history
 from tract.samplers import step_indices
@@ -116,7 +117,7 @@ def measure_phases(experiment: Experiment, settings: Distillation, count: int = 
         name = f"phase-{phase}" if phase < settings.num_phases else "model"
         student = load_model(folder / f"{name}.safetensors", device())[0]
         x = sample_batches(student, eps, levels, nfe, labels=labels, clamp=experiment.clamp)
-        phases = ">".join(map(str, settings.step_schedule[: phase + 1]))
+        phases = written(settings.step_schedule[: phase + 1])
         at = {"phases": phases, "nfe": nfe, "samples": len(x)}
         number = _number("rmse_to_rollout", rmse(x, rollout), nfe=levels.num_steps)
         rows.append(run_row(folder, student) | at | number)
@@ -165,7 +166,7 @@ def run_row(folder: str | Path, denoiser: Denoiser) -> dict:
         "data": experiment["data_name"],
         "process": experiment["process"],
         "method": card["method"],
-        "phases": ">".join(map(str, settings.get("step_schedule", []))),
+        "phases": written(settings.get("step_schedule", [])),
         "student_params": sum(p.numel() for p in denoiser.parameters()),
         "images": int(past["images_seen"]),
         "seed": settings.get("seed", 0),

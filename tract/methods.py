@@ -13,7 +13,8 @@ from torch import Tensor
 
 from tract.checks import check_choice, check_flag, is_number
 from tract.denoiser import Denoise
-from tract.phases import Phase, equal_steps, parse_schedule
+from tract.growth import GROWTHS
+from tract.phases import Entry, Phase, equal_steps, first_grid, parse_schedule, written
 from tract.presets import STUDENTS
 from tract.samplers import X0_ESTIMATES
 from tract.train import Training
@@ -80,7 +81,8 @@ class Distillation(Training):
     phase of equal steps, see `presets.new_student`.
     """
 
-    step_schedule: tuple[int, ...]  # such as (1024, 32, 1), from the teacher's grid
+    step_schedule: tuple[Entry, ...]  # such as (1024, 32, 1), from the teacher's grid
+    growth: str = "equal"  # how long each of growing teacher grids is used: a name in GROWTHS
     method: str = "TRACT"  # a name in METHODS
     teacher_step: str = "ddim"  # of the first teacher; or "heun", two evaluations a step
     self_ema: float = 0.5  # mu_S, the decay of the self-teacher
@@ -94,7 +96,8 @@ class Distillation(Training):
             raise ValueError(
                 f"step_schedule is {self.step_schedule!r}: use a list of steps, such as [1024, 1]"
             )
-        object.__setattr__(self, "step_schedule", tuple(self.step_schedule))
+        entries = (tuple(e) if isinstance(e, list) else e for e in self.step_schedule)
+        object.__setattr__(self, "step_schedule", tuple(entries))
         check_choice("method", self.method, METHODS)
         check_choice("teacher_step", self.teacher_step, X0_ESTIMATES)
         if not (is_number(self.self_ema) and 0 <= self.self_ema < 1):
@@ -102,8 +105,14 @@ class Distillation(Training):
         check_flag("restart_ema", self.restart_ema)
         check_flag("clamp", self.clamp)
         check_choice("student", self.student, STUDENTS)
-        phases = parse_schedule(self.step_schedule, (self.step_schedule or (1024,))[0])
+        phases = parse_schedule(self.step_schedule)
         METHODS[self.method].check(phases)
+        check_choice("growth", self.growth, GROWTHS)
+        if self.growth != "equal" and not phases[0].coarser:
+            raise ValueError(
+                f"growth is {self.growth!r}, and step_schedule {list(self.step_schedule)} lists no "
+                "growing grids: list them as its first entry, such as [[4, 8, 16, 32], 1]"
+            )
         if self.student and equal_steps(phases) is None:
             *before, last = self.step_schedule
             raise ValueError(
@@ -111,16 +120,23 @@ class Distillation(Training):
                 f"steps first: repeat an entry of step_schedule, such as "
                 f"{[*before, before[-1], last]}"
             )
-        if self.steps_per_phase < 1:
+        parts = len(phases[0].parts)
+        if self.steps_per_phase < parts:
+            what = f"{parts} grids" if parts > 1 else f"{len(phases)} phases"
             raise ValueError(
                 f"images is {self.images}, less than one batch of {self.batch} for each of "
-                f"{len(phases)} phases: use {self.batch * len(phases)} or more"
+                f"{what}: use {self.batch * len(phases) * parts} or more"
             )
 
     @property
     def phases(self) -> str:
         """The schedule as the paper writes it: 1024>32>1."""
-        return ">".join(map(str, self.step_schedule))
+        return written(self.step_schedule)
+
+    @property
+    def grid_steps(self) -> int:
+        """T, the steps of the teacher's grid that the schedule starts from."""
+        return first_grid(self.step_schedule)
 
     @property
     def num_phases(self) -> int:

@@ -1,11 +1,14 @@
 """Phase schedules: lists such as [1024, 32, 1], checked before any compute, and their groups.
 
+The first entry may be a list of growing teacher grids, [[4, 8, 16, 32], 1], written 4<8<16<32>1.
 Plain integers, no tensors: editors, plots and cost estimates read these as well as the distiller.
 """
 
 import itertools
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+
+Entry = int | Sequence[int]  # a number of steps, or growing grids that the teacher takes in turn
 
 
 @dataclass(frozen=True)
@@ -14,11 +17,13 @@ class Phase:
 
     grid_steps is T, the length of the first teacher's grid; all indices count its levels. With
     equal steps (segment 1) nothing is shortened: another network learns what the teacher knows.
+    coarser: teacher grids that come before that of teacher_steps in this phase.
     """
 
     grid_steps: int
     teacher_steps: int
     student_steps: int
+    coarser: tuple[int, ...] = ()
 
     @property
     def stride(self) -> int:
@@ -30,22 +35,41 @@ class Phase:
         """Teacher steps inside one student step."""
         return self.teacher_steps // self.student_steps
 
+    @property
+    def parts(self) -> list["Phase"]:
+        """The phase with each of its teacher grids alone, from the coarsest to the finest."""
+        grids = (*self.coarser, self.teacher_steps)
+        return [replace(self, teacher_steps=steps, coarser=()) for steps in grids]
+
     def __str__(self) -> str:
-        return f"{self.teacher_steps}>{self.student_steps}"
+        return written([(*self.coarser, self.teacher_steps), self.student_steps])
 
 
-def parse_schedule(step_schedule: Sequence[int], grid_steps: int) -> list[Phase]:
+def parse_schedule(step_schedule: Sequence[Entry], grid_steps: int | None = None) -> list[Phase]:
     """Phases of a schedule that starts at the teacher's grid; ValueError if it is impossible.
 
+    grid_steps: of the teacher, by default what the schedule starts with.
+
     Each entry must divide the one before it; the last must be at least 1. One may come twice, as
-    in 1024>32>32>1: in that phase of equal steps another network takes over.
+    in 1024>32>32>1: in that phase of equal steps another network takes over. In a list of growing
+    grids each must divide the next, and the last is the teacher's grid.
     """
-    steps = list(step_schedule)
-    shown = f"step_schedule is {steps}"
-    if not all(isinstance(n, int) and not isinstance(n, bool) for n in steps):
-        raise ValueError(f"{shown}: every entry must be a whole number of steps")
+    shown = f"step_schedule is {list(step_schedule)}"
+    grids = [tuple(e) if isinstance(e, list | tuple) else (e,) for e in step_schedule]
+    if not all(isinstance(n, int) and not isinstance(n, bool) for grid in grids for n in grid):
+        raise ValueError(f"{shown}: every entry must be a whole number of steps, or a list of such")
+    if not all(grids):
+        raise ValueError(f"{shown}: an empty list is no grid, leave it out")
+    if any(len(grid) > 1 for grid in grids[1:]):
+        raise ValueError(
+            f"{shown}: only the first entry can be a list of growing grids, for the teacher of a "
+            "later phase is a student, which knows its own steps alone"
+        )
+    steps = [grid[-1] for grid in grids]
     if len(steps) < 2:
-        raise ValueError(f"{shown}: give two entries or more, such as [{grid_steps}, 1]")
+        example = [grid_steps or (*steps, 1024)[0], 1]
+        raise ValueError(f"{shown}: give two entries or more, such as {example}")
+    grid_steps = grid_steps or steps[0]
     if steps[0] != grid_steps:
         raise ValueError(
             f"{shown} but the teacher's grid has {grid_steps} steps: start with {grid_steps}"
@@ -60,13 +84,44 @@ def parse_schedule(step_schedule: Sequence[int], grid_steps: int) -> list[Phase]
                 f"{shown}: {after} does not divide {before}, so the groups would not line up; "
                 f"near divisors of {before} are {_near_divisors(before, after)}"
             )
-    phases = [Phase(grid_steps, a, b) for a, b in itertools.pairwise(steps)]
+    coarser = grids[0][:-1]
+    _check_growth(shown, coarser, *steps[:2])
+    first, *others = [Phase(grid_steps, a, b) for a, b in itertools.pairwise(steps)]
+    phases = [replace(first, coarser=coarser), *others]
     if sum(phase.segment == 1 for phase in phases) > 1:
         raise ValueError(
             f"{shown}: steps stay equal more than once, and the network changes only once; leave "
             "out what repeats"
         )
     return phases
+
+
+def _check_growth(shown: str, coarser: Sequence[int], finest: int, student_steps: int) -> None:
+    """ValueError unless growing grids refine each other, and the student's steps are no finer."""
+    for before, after in itertools.pairwise((*coarser, finest)):
+        if before >= after or before < 1 or after % before:
+            raise ValueError(
+                f"{shown}: the grid of {after} does not refine that of {before}: let each number "
+                "in the list divide the next"
+            )
+    if coarser and (coarser[0] <= student_steps or coarser[0] % student_steps):
+        raise ValueError(
+            f"{shown}: the coarsest grid of {coarser[0]} steps leaves a student of {student_steps} "
+            f"nothing to shorten, or no groups that line up: begin with a multiple of "
+            f"{student_steps}, {2 * student_steps} or more"
+        )
+
+
+def written(step_schedule: Sequence[Entry]) -> str:
+    """A schedule as the paper writes it, 1024>32>1; growing grids as 4<8<16<32>1."""
+    entries = [e if isinstance(e, list | tuple) else (e,) for e in step_schedule]
+    return ">".join("<".join(map(str, entry)) for entry in entries)
+
+
+def first_grid(step_schedule: Sequence[Entry]) -> int:
+    """T, the steps of the teacher's grid that a schedule starts from, of growing ones the last."""
+    first = step_schedule[0]
+    return first[-1] if isinstance(first, list | tuple) else first
 
 
 def equal_steps(phases: Sequence[Phase]) -> int | None:

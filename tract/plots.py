@@ -101,11 +101,13 @@ def loss_curves(histories: Mapping[str, pd.DataFrame]) -> Figure:
 def schedule_picture(phases: Sequence[Phase], levels: Level, self_taught: bool = True) -> Figure:
     """The groups of every phase, and in one of them, magnified, who makes which hop.
 
-    self_taught: the self-teacher makes the second hop (TRACT), else the teacher does (BTD). Time
-    runs from noise to data, darker where there is more noise; t, u and s are indices of levels.
+    A phase of growing grids has a panel for each. self_taught: the self-teacher makes the second
+    hop (TRACT), else the teacher does (BTD). Time runs from noise to data, darker where there is
+    more noise; t, u and s are indices of levels.
     """
-    figure, axes = new_figure(len(phases), 1, (9, 1.9 * len(phases) + 0.3))
-    for ax, phase in zip(axes[:, 0], phases, strict=True):
+    parts = [part for phase in phases for part in phase.parts]
+    figure, axes = new_figure(len(parts), 1, (9, 1.9 * len(parts) + 0.3))
+    for ax, phase in zip(axes[:, 0], parts, strict=True):
         group = phase.student_steps // 3  # the one that is magnified, counted from the noise
         _whole_time(ax, phase, levels, group)
         _magnified_group(ax, phase, group, self_taught)

@@ -18,6 +18,7 @@ from tract.evaluate import labels_in_turn, noise
 from tract.features import file_sha256
 from tract.images import Images, image_batches
 from tract.levels import levels_of
+from tract.phases import first_grid
 from tract.samplers import sample, step_indices
 from tract.state import fingerprint, load_model, read_tensors
 from tract.teachers.load import Teacher, load_teacher
@@ -208,7 +209,7 @@ def _run(path: Path, device: str) -> Opened:
         raise ValueError(
             f"{path} does not say for which levels it was trained: give a model of a run"
         ) from error
-    grid_steps = card.get("settings", {}).get("step_schedule", [teacher_steps])[0]
+    grid_steps = first_grid(card.get("settings", {}).get("step_schedule", [teacher_steps]))
     return _model(path, Teacher(denoiser, process, grid_steps, "a run"), device, clamp=clamp)
 
 

@@ -5,6 +5,7 @@ Every file is written whole or not at all. Nothing that is read is executed.
 
 import hashlib
 import json
+from math import inf
 from pathlib import Path
 
 import torch
@@ -114,11 +115,11 @@ def load_state(path: str | Path, state) -> None:
     ValueError, with the state as it was, if the file is damaged or of another run.
     """
     tensors, card = read_tensors(path)
-    counters = card.get("counters")
+    counters, now = card.get("counters"), state.counters()
     if (
         not isinstance(counters, dict)
-        or counters.keys() != state.counters().keys()
-        or not all(type(count) is int and count >= 0 for count in counters.values())
+        or counters.keys() != now.keys()
+        or not all(type(n) is type(now[name]) and 0 <= n < inf for name, n in counters.items())
     ):
         raise ValueError(
             f"{path} is no checkpoint of this kind of run: it holds {sorted(card)} and counters "

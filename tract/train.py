@@ -59,7 +59,8 @@ class Training:
 
     images: int  # samples seen in all, with repetitions
     batch: int = 128
-    learning_rate: float = 1e-3  # of Adam, constant
+    learning_rate: float = 1e-3  # of Adam
+    cooldown: float = 0.0  # share of a phase, its last, in which the rate falls linearly to 0
     weight: str = "truncated_snr"  # a name in WEIGHTS
     ema_residual: float = 1e-3  # share of the start left in the average that is sampled from
     clip_norm: float = 1.0  # of the gradient of the loss averaged over pixels
@@ -75,6 +76,8 @@ class Training:
             )
         check_choice("weight", self.weight, WEIGHTS)
         check_positive("learning_rate", self.learning_rate)
+        if not (is_number(self.cooldown) and 0 <= self.cooldown <= 1):
+            raise ValueError(f"cooldown is {self.cooldown!r}: use a share from 0 to 1")
         check_positive("clip_norm", self.clip_norm)
         if not (is_number(self.ema_residual) and 0 < self.ema_residual < 1):
             raise ValueError(f"ema_residual is {self.ema_residual!r}: use a share between 0 and 1")
@@ -197,6 +200,8 @@ def descend(loss: Tensor, mse: Tensor, state, settings: Training) -> None:
 
     Where several processes have joined, loss and mse () become the means over all of them.
     """
+    for group in state.optimizer.param_groups:
+        group["lr"] = learning_rate(settings, state.step)
     state.optimizer.zero_grad(set_to_none=True)
     loss.backward()
     parameters = list(state.student.parameters())
@@ -209,6 +214,13 @@ def descend(loss: Tensor, mse: Tensor, state, settings: Training) -> None:
             "data; weights are unchanged"
         )
     state.optimizer.step()
+
+
+def learning_rate(settings: Training, step: int) -> float:
+    """Adam's learning rate in the step that follows so many steps of a run."""
+    length = settings.cooldown * settings.steps_per_phase
+    left = settings.steps_per_phase - step % settings.steps_per_phase  # of the phase
+    return settings.learning_rate * (left / length if left < length else 1)
 
 
 def frozen(module: nn.Module) -> nn.Module:

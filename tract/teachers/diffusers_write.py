@@ -11,6 +11,7 @@ from tract.denoiser import Denoiser
 from tract.diffusers_unet import DiffusersUNet
 from tract.files import TEMPORARY
 from tract.levels import Level, levels_of
+from tract.phases import first_grid
 from tract.results import RESULTS, read_results
 from tract.samplers import step_indices
 from tract.state import load_model, save_model
@@ -57,7 +58,7 @@ def export_run(run_dir: str | Path, target: str | Path) -> None:
     denoiser, card = load_model(run_dir)
     try:
         experiment, num_steps = card["experiment"], card["settings"]["step_schedule"][-1]
-        levels = levels_of(experiment["process"], card["settings"]["step_schedule"][0])
+        levels = levels_of(experiment["process"], first_grid(card["settings"]["step_schedule"]))
         clamp = experiment["clamp"]
     except (KeyError, TypeError) as error:
         raise ValueError(
