@@ -137,7 +137,7 @@ def comparison(experiment: Experiment, table: pd.DataFrame, count: int) -> dict[
     """Rows of images by label: data, then each row of a wide table, all from the same noise."""
     rows = {"data": to_unit(experiment.data.samples[:count]).cpu()}
     for row in table.itertuples():
-        label = f"{row.method} {_shortened(row.phases)}".strip()
+        label = f"{row.method} {shortened(row.phases)}".strip()
         label += f", {row.nfe} step" + ("s" if row.nfe > 1 else "")
         label = label if label not in rows else f"{label}, {row.run}"
         rows[label] = saved_samples(experiment, row.run)[row.nfe][:count]
@@ -195,7 +195,7 @@ def _number(metric: str, value: float, /, **conditions) -> dict:
     return {"metric": metric, "value": round(value, 6), "conditions": json.dumps(conditions)}
 
 
-def _shortened(phases: str) -> str:
+def shortened(phases: str) -> str:
     """1024>512>256>...>1 as 1024>512>...>1, for labels."""
     steps = phases.split(">")
     return ">".join([*steps[:2], "...", steps[-1]]) if len(steps) > 4 else phases

@@ -94,7 +94,8 @@ def loss_curves(histories: Mapping[str, pd.DataFrame]) -> Figure:
             ax.plot(table["images_seen"], smooth[column], label=label, linewidth=1)
     for ax, title in zip(axes[0], ("weighted loss", "squared error of x0"), strict=True):
         ax.set(yscale="log", xlabel="images seen", title=title)
-    axes[0, 1].legend(frameon=False)
+    handles = axes[0, 1].get_legend_handles_labels()[0]
+    figure.legend(handles=handles, loc="outside lower center", ncols=3, frameon=False)
     return figure
 
 

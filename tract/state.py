@@ -77,14 +77,20 @@ def save_model(path: str | Path, denoiser: Denoiser, card: dict) -> None:
     write_tensors(path, denoiser.state_dict(), {**card, "network": denoiser.config})
 
 
-def load_model(path: str | Path, device: torch.device | str = "cpu") -> tuple[Denoiser, dict]:
-    """A denoiser in evaluation mode, and its card, from a file or the folder of a finished run."""
+def load_model(
+    path: str | Path, device: torch.device | str = "cpu", role: str = ""
+) -> tuple[Denoiser, dict]:
+    """A denoiser in evaluation mode, and its card, from a file or the folder of a finished run.
+
+    role: which network of a checkpoint it is, such as "ema".
+    """
     path = Path(path)
     if path.is_dir():
         path = path / "model.safetensors"
     if not path.is_file():
         raise FileNotFoundError(f"no model at {path}: finish the run that writes it, or correct it")
     tensors, card = read_tensors(path)
+    tensors = _under(role, tensors) if role else tensors
     network = card.get("network")
     try:
         if network["options"].get("num_blocks", 0) > len(tensors):

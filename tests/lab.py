@@ -1,0 +1,89 @@
+"""JupyterLab as a person has it, and a headless Chromium in front of it."""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from playwright.sync_api import Locator, Page, expect, sync_playwright
+
+CHROMIUM = shutil.which("chromium")
+# Nothing but the page that is looked at: no sandbox where we are root, no calls to its maker.
+FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-quic"]
+FLAGS += ["--disable-component-update", "--disable-sync", "--no-first-run"]
+SETTINGS = {
+    "apputils-extension/notification": {"fetchNews": "false", "checkForUpdates": False},
+    "notebook-extension/tracker": {"windowingMode": "none"},  # all cells are in the page
+}
+
+
+@contextmanager
+def jupyterlab(folder: Path, home: Path) -> Iterator[str]:
+    """Serve a folder on a free port of this machine alone; yields the address with its token.
+
+    home: a folder for settings and for what the server says of itself.
+    """
+    for name, settings in SETTINGS.items():
+        path = home / "settings" / "@jupyterlab" / f"{name}.jupyterlab-settings"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(settings))
+    places = {"CONFIG_DIR": "config", "DATA_DIR": "data", "RUNTIME_DIR": "runtime"}
+    env = os.environ | {f"JUPYTER_{key}": str(home / place) for key, place in places.items()}
+    env |= {f"JUPYTERLAB_{n.upper()}_DIR": str(home / n) for n in ("settings", "workspaces")}
+    env |= {"IPYTHONDIR": str(home / "ipython"), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "jupyterlab", "--no-browser", "--allow-root", "--port=0"]
+    command += ["--ip=127.0.0.1", "--LabApp.news_url=None"]
+    with (home / "server.log").open("w") as log:
+        server = subprocess.Popen(command, cwd=folder, env=env, stdout=log, stderr=log)
+        try:
+            yield _address(server, home)
+        finally:
+            server.terminate()
+            server.wait(30)
+
+
+def _address(server: subprocess.Popen, home: Path) -> str:
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline and server.poll() is None:
+        for path in (home / "runtime").glob(f"jpserver-{server.pid}.json"):
+            about = json.loads(path.read_text())
+            return f"{about['url']}lab/tree/{{name}}?token={about['token']}&reset"
+        time.sleep(0.1)
+    raise RuntimeError((home / "server.log").read_text())
+
+
+@contextmanager
+def browser_page(width: int = 1200, height: int = 1000) -> Iterator[Page]:
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
+        page = browser.new_page(viewport={"width": width, "height": height})
+        yield page
+        browser.close()
+
+
+def open_notebook(page: Page, address: str, name: str) -> None:
+    """Open a notebook alone in the window, with its kernel ready."""
+    page.goto(address.format(name=name))
+    page.wait_for_selector('.jp-Notebook-ExecutionIndicator[data-status="idle"]', timeout=60_000)
+    page.keyboard.press("Control+b")  # the list of files
+
+
+def run_cell(page: Page, text: str) -> Locator:
+    """Run the code cell with this text in its source; returns the cell."""
+    cell = page.locator(".jp-CodeCell").filter(has=page.locator(".jp-InputArea", has_text=text))
+    cell.locator(".cm-content").click()
+    page.keyboard.press("Control+Enter")
+    return cell
+
+
+def wait_until_run(cell: Locator, seconds: float = 60) -> None:
+    """Wait until a cell has its number instead of a star."""
+    expect(cell.locator(".jp-InputPrompt")).to_have_text(
+        re.compile(r"^\[\d+\]:$"), timeout=1000 * seconds
+    )
