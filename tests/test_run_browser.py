@@ -21,7 +21,7 @@ from tract.guards import only_writer
 from tract.measuring import measure, measure_phases, saved_samples
 from tract.methods import Distillation
 from tract.run_browser import RunBrowser
-from tract.runs import Saving
+from tract.runs import Saving, history
 from tract.samplers import sample
 from tract.state import load_model
 from tract.train import Training
@@ -93,6 +93,7 @@ def test_a_history_that_is_being_written_is_read_up_to_its_last_whole_line(root)
     path = root / "quick" / "teacher" / "history.jsonl"
     path.write_text(path.read_text() + '{"step": 3, "num_st')
     assert found(root)["quick/teacher"].step == 2
+    assert list(history(path.parent)["step"]) == [1, 2]
     path.write_text(path.read_text() + "\n")
     assert "history.jsonl is damaged" in found(root)["quick/teacher"].reason
 

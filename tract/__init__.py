@@ -64,7 +64,7 @@ Files, each importing only from those above it:
     charts      pictures of the tables
     widgets     widgets that can be read without a kernel
     catalogue   runs below a folder: what they are and make
-    run_browser runs in a table, compared
+    run_browser  runs in a table, compared
     execute     notebooks through papermill
     quickstart  the main job
     cluster     clients of dask: a cluster that is there, or processes here

@@ -9,6 +9,7 @@ phase-N.safetensors             the average at the end of the N-th phase of a di
 model.safetensors               the inference average, once the run is finished
 """
 
+import io
 import json
 import math
 import os
@@ -254,11 +255,13 @@ def _measure(
 
 
 def history(folder: str | Path) -> pd.DataFrame:
-    """Loss and time of every step of a run, finished or not."""
+    """Loss and time of every step of a run, finished or not, even while it is being written."""
     path = Path(folder) / "history.jsonl"
     if not path.is_file():
         raise FileNotFoundError(f"no {path}: begin that run first, or correct run_dir")
-    return pd.read_json(path, lines=True)
+    content = path.read_bytes()
+    whole_lines = content[: content.rfind(b"\n") + 1]
+    return pd.read_json(io.BytesIO(whole_lines), lines=True)
 
 
 def branch(folder: str | Path, new: str | Path) -> None:
