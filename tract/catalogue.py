@@ -15,17 +15,15 @@ from torch import Tensor
 
 from tract.cards import read_card
 from tract.compute import device
-from tract.denoiser import Denoiser, clamped
-from tract.evaluate import labels_in_turn, noise
+from tract.data import to_unit
 from tract.files import TEMPORARY
 from tract.guards import only_writer
-from tract.levels import levels_of
 from tract.measuring import SAMPLES, shortened
-from tract.presets import sample_shape
 from tract.results import RESULTS, read_results
-from tract.samplers import sample
-from tract.state import load_model, read_tensors
+from tract.sources import open_run
+from tract.state import read_tensors
 
+MODEL = "model.safetensors"  # the result of a finished run
 FINISHED, UNFINISHED, DAMAGED = "finished", "unfinished", "damaged"
 # All that a run writes; a folder with anything else in it is not deleted.
 WRITTEN = (
@@ -95,7 +93,7 @@ def _read_run(folder: Path, root: Path) -> Run:
         step, num_steps = last.get("step", 0), last.get("num_steps", 0)
     except (OSError, ValueError) as error:
         return Run(name, folder, DAMAGED, changed, str(error))
-    state = FINISHED if (folder / "model.safetensors").is_file() else UNFINISHED
+    state = FINISHED if (folder / MODEL).is_file() else UNFINISHED
     return Run(name, folder, state, changed, "", card, step, num_steps)
 
 
@@ -182,36 +180,24 @@ def samples_at(run: Run, nfe: int, count: int) -> Tensor:
         if samples is not None and len(samples) >= count:
             return samples[:count]
     weights = _weights(run)
-    return _sampled(run.folder, weights, weights.stat().st_mtime_ns, nfe, count)
+    seed = run.card["experiment"]["seed"]
+    return _sampled(weights, weights.stat().st_mtime_ns, nfe, count, seed)
 
 
 def _weights(run: Run) -> Path:
     """The file with a run's average: its result, or its newest checkpoint."""
     checkpoints = sorted(run.folder.glob("checkpoint-*.safetensors"))
-    for path in [run.folder / "model.safetensors", *reversed(checkpoints)]:
+    for path in [run.folder / MODEL, *reversed(checkpoints)]:
         if path.is_file():
             return path
     raise FileNotFoundError(f"{run.name} has no weights yet: let it come to its first checkpoint")
 
 
 @lru_cache(maxsize=256)
-def _sampled(folder: Path, weights: Path, stamp: int, nfe: int, count: int) -> Tensor:
+def _sampled(weights: Path, stamp: int, nfe: int, count: int, seed: int) -> Tensor:
     """Samples of the weights in a file. stamp: when it was written, for the memory alone."""
-    card = read_card(folder / "card.json")
-    experiment, settings = card["experiment"], card.get("settings", {})
-    role = "" if weights.name == "model.safetensors" else "ema"
-    denoiser: Denoiser = load_model(weights, device(), role)[0]
-    grid_steps = settings.get("step_schedule", [experiment["teacher_steps"]])[0]
-    options = denoiser.config["options"]
-    eps = noise(sample_shape(denoiser.config), 0, count, experiment["seed"]).to(device())
-    labels = labels_in_turn(options.get("num_classes", 0), 0, count)
-    return sample(
-        clamped(denoiser) if experiment["clamp"] else denoiser,
-        eps,
-        levels_of(experiment["process"], grid_steps),
-        nfe,
-        labels=None if labels is None else labels.to(device()),
-    ).cpu()
+    role = "" if weights.name == MODEL else "ema"
+    return to_unit(open_run(weights, device(), role)(nfe, seed).read(0, count))
 
 
 def delete_run(run: Run, root: str | Path) -> None:

@@ -123,22 +123,18 @@ def preset(name: str) -> dict:
     }
 
 
-def sample_shape(config: dict) -> tuple[int, ...]:
-    """Shape of what the described network takes: (channels, height, width), or (D,) of points."""
-    options = config["options"]
-    if config["net"] == "mlp":
-        return (options["point_dim"],)
-    return (options["image_channels"], options["image_size"], options["image_size"])
-
-
 def check_fits(config: dict, data: Data) -> None:
     """ValueError if samples of this data, or their labels, do not fit the described network."""
-    options, shape = config["options"], sample_shape(config)
-    kind = "points" if config["net"] == "mlp" else "images (channels, height, width)"
+    options = config["options"]
+    if config["net"] == "mlp":
+        kind, shape = "points of shape", (options["point_dim"],)
+    else:
+        kind, size = "images (channels, height, width) of shape", options["image_size"]
+        shape = (options["image_channels"], size, size)
     if data.shape != shape:
         raise ValueError(
-            f"{data.name} has samples of shape {data.shape}, the network takes {kind} of shape "
-            f"{shape}: choose another preset or other data"
+            f"{data.name} has samples of shape {data.shape}, the network takes {kind} {shape}: "
+            "choose another preset or other data"
         )
     if data.num_classes != options.get("num_classes", 0):
         raise ValueError(

@@ -71,9 +71,9 @@ def open_source(
         return _array(path.name, _read_npz(path), {"sha256": file_sha256(path)})
     if path.suffix == ".safetensors":
         tensors, card = read_tensors(path)
-        return _run(path, device) if "network" in card else _samples(path, tensors)
+        return open_run(path, device) if "network" in card else _samples(path, tensors)
     if (path / "model.safetensors").is_file():
-        return _run(path, device)
+        return open_run(path, device)
     if path.suffix == ".zip" or (path.is_dir() and not _is_pipeline(path)):
         return _images(path)
     return _model(path, load_teacher(path, device), device, clamp=True)
@@ -198,9 +198,12 @@ def _tensor(image: Image.Image) -> Tensor:
     return pixels[None] if pixels.ndim == 2 else pixels.permute(2, 0, 1)
 
 
-def _run(path: Path, device: str) -> Opened:
-    """A model of a run, which steps through the grid that its schedule starts with."""
-    denoiser, card = load_model(path, device)
+def open_run(path: Path, device: str, role: str = "") -> Opened:
+    """A model of a run, which steps through the grid that its schedule starts with.
+
+    role: which network of a checkpoint. ValueError for a model that is of no run.
+    """
+    denoiser, card = load_model(path, device, role)
     try:
         process, teacher_steps, clamp = (
             card["experiment"][name] for name in ("process", "teacher_steps", "clamp")
