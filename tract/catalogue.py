@@ -19,6 +19,7 @@ from tract.data import to_unit
 from tract.files import TEMPORARY
 from tract.guards import only_writer
 from tract.measuring import SAMPLES, shortened
+from tract.phases import first_grid, written
 from tract.results import RESULTS, read_results
 from tract.sources import open_run
 from tract.state import read_tensors
@@ -55,13 +56,13 @@ class Run:
 
     @property
     def phases(self) -> str:
-        return ">".join(map(str, self.settings.get("step_schedule", [])))
+        return written(self.settings.get("step_schedule", []))
 
     @property
     def grid_steps(self) -> int:
         """Steps of the grid of levels that it is sampled on."""
         teacher_steps = self.card["experiment"]["teacher_steps"]
-        return self.settings.get("step_schedule", [teacher_steps])[0]
+        return first_grid(self.settings.get("step_schedule", [teacher_steps]))
 
 
 def find_runs(folder: str | Path) -> list[Run]:
