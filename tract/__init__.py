@@ -13,6 +13,7 @@ Files, each importing only from those above it:
     ddim        the step between levels, and the weight of the target
     compute     device and threads
     parallel    one run by several processes
+    team        starting them, and giving them their task
     denoiser    prediction types, and the contract of all models
     samplers    DDIM and Heun as whole trajectories
     oracle      exact denoisers in closed form
@@ -54,6 +55,7 @@ Files, each importing only from those above it:
     metrics     Frechet distance and its kin
     evaluate    samples from noise that is the same for every model
     experiment  what the notebooks of one run directory share
+    worker      what a further process of a training does
     sources     images to measure: data, files, models
     statistics  moments of the features of a source, resumed and kept
     measuring   samples of a run, and numbers about them
@@ -72,4 +74,5 @@ Files, each importing only from those above it:
     console     tables, JSON lines and YAML of the command
     cost        what a run costs, told before it is started
     cli         the `tract` command
+    __main__    the same for `python -m tract`
 """

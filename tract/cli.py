@@ -1,6 +1,7 @@
 """The `tract` command: reads arguments, calls the package, turns errors into one clear line."""
 
 import argparse
+import os
 import signal
 import sys
 from pathlib import Path
@@ -12,6 +13,8 @@ def main(arguments: list[str] | None = None) -> int:
     """Run one subcommand; exit status 0 if it succeeded, 1 if it failed, 2 for wrong usage."""
     options = _parser().parse_args(arguments)
     try:
+        if int(os.environ.get("WORLD_SIZE", "1")) > 1 and options.command not in LAUNCHED:
+            raise ValueError("this command runs in one process: start it without a launcher")
         options.command(options)
     except (ValueError, ArithmeticError, OSError, RuntimeError) as error:
         print(f"tract: {error}", file=sys.stderr)
@@ -154,8 +157,12 @@ def _quickstart(options: argparse.Namespace) -> None:
 
 def _run(options: argparse.Namespace) -> None:
     from tract.execute import execute
+    from tract.team import leading
+    from tract.worker import follow_launch
 
-    execute(options.notebook, options.output, _parameters(options))
+    if not follow_launch():
+        with leading():
+            execute(options.notebook, options.output, _parameters(options))
 
 
 def _sweep(options: argparse.Namespace) -> None:
@@ -201,6 +208,7 @@ def _fid(options: argparse.Namespace) -> None:
     from tract.compute import device
     from tract.fid import measure
     from tract.measuring import rows_of_fid
+    from tract.parallel import joined_launch, rank
     from tract.results import append_results
 
     names = ("features", "weights", "mode", "metrics", "samples", "steps", "seeds", "batch")
@@ -210,8 +218,10 @@ def _fid(options: argparse.Namespace) -> None:
             f"results is given, and {options.source} is no run directory, whose settings a row "
             "there tells: leave it out"
         )
-    with messages(options.json):
+    with joined_launch(), messages(options.json):
         rows = measure(options.source, options.reference, device=device(), **given)
+        if rank() > 0:
+            return
     if options.results:
         append_results(options.results, rows_of_fid(options.source, rows))
     if options.json:
@@ -289,3 +299,6 @@ def _models(options: argparse.Namespace) -> None:
             }
         )
     print_rows(rows, options.json)
+
+
+LAUNCHED = (_run, _fid)  # may have several processes, by torchrun or `accelerate launch`

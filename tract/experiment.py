@@ -4,10 +4,13 @@ experiment.json    written by the first notebook, read by the others
 NAME/              one directory for each training run, see `runs`
 """
 
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from dataclasses import MISSING, asdict, dataclass, fields
 from functools import cached_property
 from pathlib import Path
 
+import torch
 from torch import Tensor
 
 from tract.cards import claim, read_card
@@ -15,17 +18,19 @@ from tract.checks import check_flag, check_text, check_whole
 from tract.compute import device
 from tract.data import Data, load_data
 from tract.denoiser import Denoiser
-from tract.distill import distill, start_distillation
+from tract.distill import DistillationState, distill, start_distillation
 from tract.evaluate import fixed_noise
 from tract.guards import only_writer
 from tract.levels import FIXED, Level, levels_of
 from tract.methods import Distillation
+from tract.parallel import check_share
 from tract.presets import build_denoiser, check_fits, preset
 from tract.runs import Saving, Watch, complete, progress_bar
 from tract.samplers import step_indices
 from tract.state import fingerprint, load_model, save_model
 from tract.teachers.load import Teacher, load_teacher
-from tract.train import Training, start_training, train_teacher
+from tract.team import team_size, together
+from tract.train import Record, TeacherState, Training, start_training, train_teacher
 
 TEACHER = "teacher"  # name of the teacher's run
 DATA_OPTIONS = ("image_size", "grey", "flip")  # of load_data
@@ -99,18 +104,49 @@ class Experiment:
         settings: Training,
         saving: Saving | None = None,
         watch: Watch = progress_bar,
+        processes: int = 1,
     ) -> Denoiser:
-        """Train, resume or read the teacher; ValueError if the network does not fit the data."""
+        """Train, resume or read the teacher; ValueError if the network does not fit the data.
+
+        processes: how many train it together, see `team`.
+        """
+        team = self._team(settings, processes, preset_name)
+        state, records = self.teacher_run(preset_name, settings)
+        about = self.card()  # hashes all data
+        claim(self.folder / "experiment.json", about, note={"data_dir": self.data_dir})
+        card = {"experiment": about, "network": state.ema.config, "method": TEACHER}
+        return complete(self.folder / TEACHER, state, records, settings, card, saving, watch, team)
+
+    def teacher_run(
+        self, preset_name: str, settings: Training
+    ) -> tuple[TeacherState, Iterator[Record]]:
+        """The training of a new teacher at its start: its state, and the loop over it."""
         network = preset(preset_name)
         if self.conditional:
             network["options"]["num_classes"] = self.data.num_classes
         check_fits(network, self.data)
         state = start_training(build_denoiser(network, settings.seed).to(device()), settings)
-        records = train_teacher(state, self.data, self.levels, settings)
-        about = self.card()  # hashes all data
-        claim(self.folder / "experiment.json", about, note={"data_dir": self.data_dir})
-        card = {"experiment": about, "network": network, "method": TEACHER}
-        return complete(self.folder / TEACHER, state, records, settings, card, saving, watch)
+        return state, train_teacher(state, self.data, self.levels, settings)
+
+    def _team(
+        self, settings: Training, processes: int, preset_name: str = ""
+    ) -> Callable[[str], AbstractContextManager[None]]:
+        """Who trains along in a run, from a checkpoint; ValueError if they cannot share a batch."""
+        size = team_size(processes)
+        check_share(settings.batch, size)
+
+        def team(checkpoint: str) -> AbstractContextManager[None]:
+            task = {
+                "experiment": asdict(self) | {"folder": str(self.folder)},
+                "data_sha256": self.data.sha256 if size > 1 else "",
+                "settings": asdict(settings),
+                "preset": preset_name,
+                "checkpoint": checkpoint,
+                "threads": torch.get_num_threads(),
+            }
+            return together(task, size)
+
+        return team
 
     def import_teacher(self, path_or_name: str) -> Denoiser:
         """Take a published teacher, as `load_teacher` finds it, for the teacher of this experiment.
@@ -150,21 +186,35 @@ class Experiment:
             )
 
     def distill(
-        self, settings: Distillation, saving: Saving | None = None, watch: Watch = progress_bar
+        self,
+        settings: Distillation,
+        saving: Saving | None = None,
+        watch: Watch = progress_bar,
+        processes: int = 1,
     ) -> Denoiser:
-        """Distil the teacher, resume that, or read the finished student."""
-        teacher, teacher_card = load_model(self.folder / TEACHER, device())
-        state = start_distillation(teacher, settings)
-        records = distill(state, self.data, self.grid(settings), settings)
+        """Distil the teacher, resume that, or read the finished student.
+
+        processes: how many do it together, see `team`.
+        """
+        team = self._team(settings, processes)
+        state, records, teacher = self.student_run(settings)
         card = {
             "experiment": self.card(),
             "network": (state.newcomer or state.ema).config,
             "method": settings.method,
-            "teacher": teacher_card.get("settings") or teacher_card.get("source"),
-            "teacher_sha256": fingerprint(teacher),
+            "teacher": teacher.get("settings") or teacher.get("source"),
+            "teacher_sha256": fingerprint(state.teacher),
         }
         folder = self.folder / run_name(settings)
-        return complete(folder, state, records, settings, card, saving, watch)
+        return complete(folder, state, records, settings, card, saving, watch, team)
+
+    def student_run(
+        self, settings: Distillation
+    ) -> tuple[DistillationState, Iterator[Record], dict]:
+        """A distillation at its start: its state, the loop over it, and its teacher's card."""
+        teacher, card = load_model(self.folder / TEACHER, device())
+        state = start_distillation(teacher, settings)
+        return state, distill(state, self.data, self.grid(settings), settings), card
 
     def grid(self, settings: Training) -> Level:
         """Levels that a run steps through: as many as its schedule starts with.

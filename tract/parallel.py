@@ -15,6 +15,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.distributed.rendezvous import rendezvous
 
 TIMEOUT = timedelta(minutes=30)  # to wait for others, who save and measure between steps
 
@@ -34,6 +35,12 @@ def launched() -> int:
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
+def store_of_launch() -> tuple[dist.Store, int, int]:
+    """What launched processes see in common, the number of this one, and how many they are."""
+    store, rank, size = next(rendezvous("env://"))
+    return dist.PrefixStore("tract", store), rank, size
+
+
 @contextmanager
 def joined(store: dist.Store, rank: int, size: int) -> Iterator[None]:
     """Work together with the others of this store: over NCCL on GPUs, over gloo on CPUs.
@@ -48,6 +55,16 @@ def joined(store: dist.Store, rank: int, size: int) -> Iterator[None]:
         yield
     finally:
         dist.destroy_process_group()
+
+
+@contextmanager
+def joined_launch() -> Iterator[None]:
+    """Work together with the processes that were launched, if there are others."""
+    if launched() == 1:
+        yield
+        return
+    with joined(*store_of_launch()):
+        yield
 
 
 def check_share(batch: int, processes: int) -> None:

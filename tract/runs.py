@@ -17,7 +17,7 @@ import shutil
 import sys
 import time
 from collections.abc import Callable, Generator, Iterable, Iterator
-from contextlib import closing
+from contextlib import AbstractContextManager, closing, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -32,7 +32,8 @@ from tract.distill import DistillationState
 from tract.events import Events
 from tract.files import TEMPORARY, write_atomically
 from tract.guards import Stop, interrupt_between_steps, named_failures, only_writer
-from tract.state import load_model, load_state, save_model, save_state
+from tract.parallel import anyone, check_same
+from tract.state import fingerprint, load_model, load_state, save_model, save_state
 from tract.train import Record, TeacherState, Training
 
 
@@ -97,11 +98,13 @@ def complete(
     card: dict,
     saving: Saving | None = None,
     watch: Watch = progress_bar,
+    team: Callable[[str], AbstractContextManager[None]] = nullcontext,
 ) -> Denoiser:
     """Carry a training run through to its end, watched by a progress bar, and return its average.
 
     records: the generator over this state. A finished run in the folder is returned as it is, an
-    unfinished one is resumed, and one with other settings is refused with their names. Ctrl-C,
+    unfinished one is resumed, and one with other settings is refused with their names. team: the
+    others that train along from the checkpoint of a name, or from the start if "". Ctrl-C,
     the notebook's stop button and SIGTERM end it after the current step, saved. RuntimeError if
     another process is writing the run or memory runs out, OSError if it cannot be saved.
     """
@@ -121,9 +124,8 @@ def complete(
             _remove(_checkpoints(folder))  # of a process killed between its model and this
             print(f"{folder.name}: finished before, read from {folder / 'model.safetensors'}")
             return denoiser
-        if unfinished:
-            _resume(folder, state, settings)
-        _train(folder, state, records, settings, card, saving, watch)
+        with team(_resume(folder, state, settings) if unfinished else ""):
+            _train(folder, state, records, settings, card, saving, watch)
         save_model(folder / "model.safetensors", state.ema, card)
         denoiser = load_model(folder, _device(state.ema))[0]
         _remove(_checkpoints(folder))
@@ -144,6 +146,8 @@ def _train(
     measured = [r["metric"] for r in _trim(folder / "metric.jsonl", state.step)]
     best = min((value for value in measured if value < math.inf), default=math.inf)  # and no nan
     seconds_before = past[-1]["seconds"] if past else 0.0
+    _check_same(state)
+    ending = False
     start = saved = time.monotonic()
     with (
         interrupt_between_steps() as stop,
@@ -160,8 +164,9 @@ def _train(
                 value = _measure(folder, state, card, saving.metric, best)
                 events.add(record.step, metric=value)
                 best = min(best, value)  # still the best if the value is nan
+            ending = anyone(stop.requested)
             if (
-                stop.requested
+                ending
                 or now - saved > 60 * saving.minutes
                 or (saving.steps and record.step % saving.steps == 0)
                 or record.step % settings.steps_per_phase == 0
@@ -172,11 +177,25 @@ def _train(
                     save_model(result, state.ema, {**card, "phase": record.phase})
                 _save(folder, state, card, saving.keep)
                 saved = time.monotonic()
-            if stop.requested:
+            if ending:
                 break
-    if stop.requested:
+    if ending:
         print(f"{folder.name}: saved at step {state.step}; run it again to go on")
         raise KeyboardInterrupt
+
+
+def train_along(state, records: Iterator[Record]) -> None:
+    """Consume the records of a run that another process carries through, and writes."""
+    _check_same(state)
+    with interrupt_between_steps() as stop, closing(records):
+        for _ in records:
+            if anyone(stop.requested):
+                break
+
+
+def _check_same(state) -> None:
+    """ValueError unless all processes that have joined begin with the same weights."""
+    check_same("state", [state.step, fingerprint(state.student)])
 
 
 def _save(folder: Path, state, card: dict, keep: int) -> None:
@@ -196,8 +215,11 @@ def _remove(paths: Iterable[Path]) -> None:
         path.unlink()
 
 
-def _resume(folder: Path, state, settings: Training) -> None:
-    """Bring the state to the newest checkpoint that is whole; say which, and why not a newer."""
+def _resume(folder: Path, state, settings: Training) -> str:
+    """Bring the state to the newest checkpoint that is whole; say which, and why not a newer.
+
+    Returns its name.
+    """
     fresh, reasons = dict(vars(state)), []
     for path in _checkpoints(folder):
         try:
@@ -209,7 +231,7 @@ def _resume(folder: Path, state, settings: Training) -> None:
             reasons.append(str(error))
             continue
         print(f"{folder.name}: resuming after step {state.step} from {path.name}")
-        return
+        return path.name
     raise ValueError(
         f"no checkpoint in {folder} can be resumed: restore one, or remove that folder to begin "
         f"again; of the newest, {reasons[0]}"

@@ -19,6 +19,7 @@ from tqdm import tqdm
 from tract.features import Extractor
 from tract.guards import interrupt_between_steps
 from tract.moments import Moments, moments_of
+from tract.parallel import anyone, dealt_out, from_first, rank
 from tract.sources import Source
 from tract.state import read_tensors, write_tensors
 
@@ -45,7 +46,8 @@ def statistics(
 
     kept: features to keep. They are saved every so many minutes, and when Ctrl-C, SIGTERM or an
     error ends it: the next call goes on there and returns the same numbers. batch: images at a
-    time; fewer need less memory.
+    time; fewer need less memory. Processes that have joined deal the batches out among them, and
+    all get the numbers of one; the first alone reads and writes the cache.
     """
     conditions = {
         "source": source.about,
@@ -56,7 +58,7 @@ def statistics(
     }
     key = hashlib.sha256(json.dumps(conditions, sort_keys=True).encode()).hexdigest()
     path = Path(cache) / f"{key}.safetensors"
-    found = before = _read(path) if path.is_file() else None
+    found = before = _read(path) if rank() == 0 and path.is_file() else None
     saved = before.moments.count if before else 0
     path.parent.mkdir(parents=True, exist_ok=True)
     last = time.monotonic()
@@ -66,12 +68,12 @@ def statistics(
                 if time.monotonic() - last > 60 * minutes:
                     _write(path, found, conditions)
                     saved, last = found.moments.count, time.monotonic()
-                if stop.requested:
+                if anyone(stop.requested):
                     raise KeyboardInterrupt
         finally:
             if found and found.moments.count > saved:
                 _write(path, found, conditions)
-    return found
+    return from_first(found)
 
 
 def _more(
@@ -82,8 +84,13 @@ def _more(
     kept: int,
     batch: int,
 ) -> Iterator[Statistics]:
-    """Statistics of more and more images, under a progress bar."""
-    done = found.moments.count if found else 0
+    """Statistics of more and more images, under a progress bar; None in all processes but one."""
+    done = from_first(found.moments.count if found else 0)
+    batches = [(start, min(start + batch, count)) for start in range(done, count, batch)]
+
+    def features_of(images: tuple[int, int]) -> Tensor:
+        return _features(extractor, source.read(*images))
+
     with tqdm(
         desc=f"{extractor.name} of {source.name}",
         total=count,
@@ -91,16 +98,16 @@ def _more(
         unit="image",
         file=sys.stdout,
         mininterval=1,
+        disable=rank() > 0,
     ) as bar:
-        for start in range(done, count, batch):
-            images = source.read(start, min(start + batch, count))
-            features = _features(extractor, images)
-            moments, first = moments_of(features), features[: max(0, kept - start)]
-            if found:
-                moments = found.moments.merged(moments)
-                first = torch.cat([found.kept, first])
-            found = Statistics(moments, first)
-            bar.update(len(images))
+        for (start, stop), features in zip(batches, dealt_out(batches, features_of), strict=True):
+            if features is not None:
+                moments, first = moments_of(features), features[: max(0, kept - start)]
+                if found:
+                    moments = found.moments.merged(moments)
+                    first = torch.cat([found.kept, first])
+                found = Statistics(moments, first)
+            bar.update(stop - start)
             yield found
 
 
