@@ -95,7 +95,7 @@ SMALL = Study("digits", [0], 512, base={"batch": 16})
 def folder(tmp_path, monkeypatch):
     """A folder with a small teacher, and ablations of two recipes of few steps."""
     monkeypatch.setattr(
-        ablations, "CHANGES", {"steps": {f"{n}": {"step_schedule": [8, 2, n]} for n in (1, 2)}}
+        ablations, "ALL", {"steps": {f"{n}": {"step_schedule": [8, 2, n]} for n in (1, 2)}}
     )
     begun = Experiment(
         tmp_path / "run", "digits", teacher_steps=8, reference_steps=8, num_samples=4
@@ -106,7 +106,7 @@ def folder(tmp_path, monkeypatch):
 
 
 def test_only_what_was_not_measured_is_run_and_its_rows_are_added(folder, monkeypatch, capsys):
-    monkeypatch.setitem(ablations.CHANGES["steps"], "2", {"step_schedule": [8, 4, 2]})
+    monkeypatch.setitem(ablations.ALL["steps"], "2", {"step_schedule": [8, 4, 2]})
     table = folder / "all.csv"
     run_missing(SMALL, ["steps"], folder / "run", table, Saving())
     assert "2 runs, 0 of them measured before" in capsys.readouterr().out

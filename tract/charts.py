@@ -50,10 +50,11 @@ def quality_by_steps(published: pd.DataFrame, results: pd.DataFrame, study: Stud
         f"published, {name} (FID)": _by(published[published["table"] == table], "recipe")
         for table, name in (("cifar10", "CIFAR-10"), ("imagenet64", "ImageNet-64"))
     }
-    mine = study.mine(results)
-    teacher = mine[(mine["method"] == "teacher") & (mine["metric"] == study.metric)]
+    students, mine = study.rows(results, "steps"), study.mine(results)
+    theirs = (mine["method"] == "teacher") & mine["teacher"].isin(students["teacher"])
+    teacher = mine[theirs & (mine["metric"] == study.metric)]
     baseline = study.rows(results, "phases").query("method == 'BTD'")
-    measured = pd.concat([teacher, study.rows(results, "steps"), baseline])
+    measured = pd.concat([teacher, students, baseline])
     return _lines(panels | {study.title: _by(measured, "method")}, "nfe", "network evaluations")
 
 
@@ -71,6 +72,35 @@ def drift(results: pd.DataFrame, study: Study) -> Figure:
     rows = study.rows(results, "phases", "rmse_to_rollout")
     panels = {f"rmse to the first teacher's rollout ({study.data})": _by(rows, "recipe")}
     return _lines(panels, "nfe", "steps of the phase's student, from the first phase to the last")
+
+
+def trade_off(results: pd.DataFrame, studies: Mapping[str, Study]) -> Figure:
+    """Why a phase wants neither a short nor a long grid: errors in one phase n>1 against n.
+
+    studies: by the name of the error to the truth in results, such as "rmse_to_teacher". Beside
+    that the teacher's own with n steps, and the student's distance to where those lead.
+    """
+    panels = {}
+    for metric, study in studies.items():
+        learned = _fixed(study.rows(results, "finest_grid", "rmse_to_rollout"))
+        whole = _fixed(study.rows(results, "finest_grid", metric))
+        mine = study.mine(results)
+        own = mine[(mine["method"] == "teacher") & mine["teacher"].isin(whole["teacher"])]
+        own = own[(own["metric"] == metric) & (own["value"] > 0)]  # not itself, the truth
+        lines = {
+            "the teacher's n steps, from the truth": own.assign(n=own["nfe"]),
+            "the student's one, from the teacher's n": learned,
+            "the student's one, from the truth": whole,
+        }
+        tables = [table.assign(line=name) for name, table in lines.items()]
+        panels[f"{metric} ({study.data})"] = pd.concat(tables)
+    return _lines(panels, "n", "n, steps of the teacher's grid and hops in the longest chain")
+
+
+def _fixed(rows: pd.DataFrame) -> pd.DataFrame:
+    """Rows of one phase n>1 from a grid that does not grow, with their n."""
+    rows = rows[rows["phases"].str.fullmatch(r"\d+>1")]
+    return rows.assign(n=rows["phases"].str.split(">").str[0].astype(int))
 
 
 def _by(table: pd.DataFrame, column: str) -> pd.DataFrame:

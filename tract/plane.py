@@ -20,7 +20,7 @@ from tract.data import Data
 from tract.denoiser import Denoiser
 from tract.distill import distill, start_distillation
 from tract.evaluate import fixed_noise
-from tract.experiment import run_name
+from tract.experiment import TEACHER, run_name
 from tract.levels import levels_of
 from tract.methods import Distillation
 from tract.metrics import rmse
@@ -31,9 +31,10 @@ from tract.samplers import heun_x0, sample
 from tract.train import Training, start_training, train_teacher
 
 SPIRAL = "spiral"  # name of the data in results
-METRIC = "rmse_to_flow"  # of a student's points, to where the exact flow takes the same noise
+METRIC = "rmse_to_flow"  # of points, to where the exact flow takes the same noise
 FLOW_STEPS = 1024  # of Heun's method, which stands for the exact flow
 NUM_POINTS = 2048
+EXACT = "exact"  # the teacher, in results
 NETWORK = {
     "net": "mlp",
     "prediction": "v",
@@ -73,7 +74,11 @@ def exact_flow(process: str) -> Tensor:
 
 
 def run_missing_on_plane(study: Study, groups: Sequence[str], results: str | Path) -> None:
-    """Distil and measure what results has no row of, and add the rows there at once."""
+    """Distil and measure what results has no row of, and add the rows there at once.
+
+    Measured are a student's samples against the exact flow, and against where its teacher leads
+    with all the steps of its grid; and that teacher itself.
+    """
     measured = set(study.mine(read_results(results))["run"])
     plan = study.plan(groups)
     wanted = {name: settings for name, settings in plan.items() if name not in measured}
@@ -82,36 +87,47 @@ def run_missing_on_plane(study: Study, groups: Sequence[str], results: str | Pat
     with tqdm(total=total, unit="step", file=sys.stdout, mininterval=1, disable=not wanted) as bar:
         for name, settings in wanted.items():
             bar.set_postfix_str(name, refresh=False)
-            append_results(results, [_row(study, settings, bar)])
+            append_results(results, _rows(study, settings, bar))
 
 
-def _row(study: Study, settings: Distillation, bar: tqdm) -> dict:
-    """Distil one student from the exact teacher, and the row of its error."""
+def _rows(study: Study, settings: Distillation, bar: tqdm) -> list[dict]:
+    """Distil one student from the exact teacher; rows of what it and that teacher came to."""
     teacher, data = spiral()
     levels = levels_of(study.process, settings.grid_steps)
-    exact, start = exact_flow(study.process), beginning(study.process)
-    state, begun = start_distillation(teacher, settings, start), time.monotonic()
+    state = start_distillation(teacher, settings, beginning(study.process))
+    begun = time.monotonic()
     for _ in distill(state, data, levels, settings):
         bar.update()
     seconds = time.monotonic() - begun
     eps, _ = fixed_noise(data, NUM_POINTS, seed=0)
-    num_steps, about = settings.step_schedule[-1], provenance()
-    return {
+    exact = exact_flow(study.process)
+    rollout = sample(teacher, eps, levels, levels.num_steps)
+    found = sample(state.ema, eps, levels, settings.step_schedule[-1])
+    about = provenance()
+    at = {
         "data": study.data,
         "process": study.process,
-        "method": settings.method,
-        "phases": settings.phases,
-        "nfe": num_steps,
-        "student_params": sum(p.numel() for p in state.ema.parameters()),
-        "images": settings.num_steps * settings.batch,
-        "seed": settings.seed,
-        "metric": METRIC,
-        "value": round(rmse(sample(state.ema, eps, levels, num_steps), exact), 6),
         "samples": NUM_POINTS,
         "device": about["device"],
         "commit": about["commit"],
-        "seconds": round(seconds, 1),
-        "run": run_name(settings),
-        "teacher": "exact",
+        "teacher": EXACT,
         "conditions": json.dumps({"flow_steps": FLOW_STEPS, "seed": 0}),
     }
+    student = at | {
+        "method": settings.method,
+        "phases": settings.phases,
+        "nfe": settings.step_schedule[-1],
+        "student_params": sum(p.numel() for p in state.ema.parameters()),
+        "images": settings.num_steps * settings.batch,
+        "seed": settings.seed,
+        "seconds": round(seconds, 1),
+        "run": run_name(settings),
+    }
+    untrained = {"phases": "", "student_params": 0, "images": 0, "seed": 0, "seconds": 0.0}
+    own = at | untrained | {"method": TEACHER, "run": TEACHER, "nfe": levels.num_steps}
+    numbers = [
+        (student, METRIC, rmse(found, exact)),
+        (student, "rmse_to_rollout", rmse(found, rollout)),
+        (own, METRIC, rmse(rollout, exact)),
+    ]
+    return [row | {"metric": metric, "value": round(value, 6)} for row, metric, value in numbers]

@@ -15,7 +15,7 @@ from tract.files import write_atomically
 RESULTS = "results.csv"  # name of the table in a run directory
 
 # What tells two numbers apart; measured again, a number replaces its older value.
-KEY = ("data", "process", "run", "phases", "nfe", "metric")
+KEY = ("data", "process", "teacher", "run", "phases", "nfe", "metric")
 COLUMNS = (
     "data",
     "process",  # name of the noise levels
