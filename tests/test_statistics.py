@@ -1,13 +1,16 @@
 """Statistics of a source: those of all features at once, however they were interrupted."""
 
 import signal
+from functools import partial
 
 import numpy as np
 import pytest
 import torch
+from tiny import together
 
 from tract import statistics as module
 from tract.features import PIXELS, Extractor, pixels
+from tract.parallel import rank
 from tract.sources import Source, open_source
 from tract.statistics import statistics
 
@@ -152,3 +155,26 @@ def test_part_of_a_sorted_source_is_like_the_rest(tmp_path):
     found = statistics(source, PIXELS, 128, 0, tmp_path)
     # 128 of 256 values without replacement: deviation 0.577 sqrt(1/128 - 1/256) = 0.036.
     assert abs(found.moments.mean.item()) < 4 * 0.036
+
+
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+def test_two_processes_get_the_numbers_of_one_and_go_on_alone(images, tmp_path):
+    whole = statistics(watched(images, []), PIXELS, 100, 30, tmp_path / "whole", batch=8)
+
+    def both():
+        sigterm = partial(signal.raise_signal, signal.SIGTERM)
+        at = 24 if rank() == 1 else None  # of one process alone, in the second turn
+        reads, cut = [], tmp_path / "cut"
+        with pytest.raises(KeyboardInterrupt):
+            statistics(watched(images, reads, at, sigterm), PIXELS, 100, 30, cut, batch=8)
+        assert reads == [[(0, 8), (16, 24)], [(8, 16), (24, 32)]][rank()]
+        found = statistics(watched(images, []), PIXELS, 100, 30, tmp_path / "both", batch=8)
+        assert_same(found, whole)
+        assert_same(statistics(watched(images, reads), PIXELS, 100, 30, tmp_path / "both"), whole)
+        assert len(reads) == 2  # and none for what is finished
+
+    assert together(both, tmp_path) == [0, 0]
+    reads = []
+    found = statistics(watched(images, reads), PIXELS, 100, 30, tmp_path / "cut", batch=8)
+    assert reads[0] == (24, 32)
+    assert_same(found, whole)

@@ -58,6 +58,7 @@ Files, each importing only from those above it:
     worker      what a further process of a training does
     sources     images to measure: data, files, models
     statistics  moments of the features of a source, resumed and kept
+    writer      samples of a model as a file, resumed
     measuring   samples of a run, and numbers about them
     ablations   the paper's ablations and our own as data, and the runs they need
     plane       the same on points in the plane, with an exact teacher

@@ -6,6 +6,7 @@ import signal
 import sys
 from pathlib import Path
 
+from tract.checks import check_whole
 from tract.console import messages, print_rows, read_parameters, read_yaml
 
 
@@ -91,6 +92,15 @@ def _add_measuring_commands(commands: argparse._SubParsersAction) -> None:
     command.add_argument("--results", type=Path, help="table to add a run's numbers to")
     _add_json(command)
     command.set_defaults(command=_fid)
+
+    command = commands.add_parser("sample", help="write a model's samples to a file")
+    command.add_argument("model", help="a run or what `tract teacher` knows")
+    command.add_argument("output", type=Path, help="NAME.npz, or NAME.zip of PNG files")
+    command.add_argument("--samples", type=int, default=50_000, help="how many")
+    command.add_argument("--steps", type=int, required=True, help="of the sampler")
+    command.add_argument("--seed", type=int, default=0, help="of the noise")
+    command.add_argument("--batch", type=int, default=256, help="images at a time")
+    command.set_defaults(command=_sample)
 
     command = commands.add_parser("publish", help="add a run directory's numbers to the table")
     command.add_argument("run_dir", type=Path, help="a folder with results.csv")
@@ -233,6 +243,20 @@ def _fid(options: argparse.Namespace) -> None:
         print(f"note: {note}")
 
 
+def _sample(options: argparse.Namespace) -> None:
+    from tract.compute import device
+    from tract.parallel import joined_launch
+    from tract.sources import open_source
+    from tract.writer import write_samples
+
+    check_whole("seed", options.seed, 0)
+    with joined_launch():
+        source = open_source(options.model, device=device())(options.steps, options.seed)
+        if source.count is not None:
+            raise ValueError(f"{options.model} is no model to sample from: give one")
+        write_samples(source, options.samples, options.output, batch=options.batch)
+
+
 def _publish(options: argparse.Namespace) -> None:
     from tract.results import publish
 
@@ -301,4 +325,4 @@ def _models(options: argparse.Namespace) -> None:
     print_rows(rows, options.json)
 
 
-LAUNCHED = (_run, _fid)  # may have several processes, by torchrun or `accelerate launch`
+LAUNCHED = (_run, _fid, _sample)  # may have several processes, by torchrun or `accelerate launch`
