@@ -18,6 +18,7 @@ Files, each importing only from those above it:
     samplers    DDIM and Heun as whole trajectories
     oracle      exact denoisers in closed form
     phases      phase schedules: lists of integers, checked
+    rounds      students that learn perfectly, round by round
     ema         running averages of weights
     files       writing whole files or none
     images      image files in folders and zips, decoded and reduced
@@ -69,6 +70,7 @@ Files, each importing only from those above it:
     widgets     widgets that can be read without a kernel
     catalogue   runs below a folder: what they are and make
     run_browser  runs in a table, compared
+    explorer    schedules and noises to play with
     execute     notebooks through papermill
     quickstart  the main job
     cluster     clients of dask: a cluster that is there, or processes here

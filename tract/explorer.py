@@ -1,0 +1,109 @@
+"""Explorers: a schedule to drag in two dimensions, and one noise with all that is made of it."""
+
+import html
+from collections.abc import Sequence
+from functools import lru_cache
+
+import ipywidgets as ipw
+from torch import Tensor
+
+from tract.denoiser import Denoise
+from tract.levels import Level
+from tract.metrics import rmse
+from tract.phases import Phase, halving_schedule, parse_schedule
+from tract.plots import paths, png, schedule_picture
+from tract.rounds import PerfectStudent, shared_rounds
+from tract.samplers import heun_x0, trajectory
+from tract.widgets import show
+
+
+def explore_schedule(teacher: Denoise, levels: Level, eps: Tensor, data: Tensor) -> None:
+    """Show a schedule to drag, and the map of the student that learns perfectly along it.
+
+    teacher: of points, and cheap to ask. eps (B, 2): noise to walk from. data (N, 2): drawn behind.
+    """
+    explorer = ScheduleExplorer(teacher, levels, eps, data)
+    show(explorer, explorer.map.value)
+
+
+class ScheduleExplorer(ipw.VBox):
+    """Phases, their groups, and a perfect student's walk beside its teacher's and the exact one."""
+
+    def __init__(self, teacher: Denoise, levels: Level, eps: Tensor, data: Tensor):
+        self.teacher, self.levels, self.eps, self.data = teacher, levels, eps, data
+        self.exact = _walk(teacher, eps, levels, levels.num_steps, x0_estimate=heun_x0)
+        divisors = [n for n in range(1, levels.num_steps) if levels.num_steps % n == 0]
+        middle = min(divisors, key=lambda n: abs(n * n - levels.num_steps))
+        self.method = ipw.ToggleButtons(options=["TRACT", "BTD"], style={"button_width": "80px"})
+        self.between = _slider("Between", ["none", *divisors[:0:-1]], middle)
+        self.end = _slider("Steps", divisors[:4], 1)
+        self.rounds = _slider("Rounds", [0, *divisors, levels.num_steps], 2 * middle)
+        self.said = ipw.HTML(layout={"height": "32px"})
+        self.map = ipw.Image(layout={"width": "900px", "height": "325px"})
+        self.groups = ipw.Image(layout={"width": "900px", "height": "410px"})
+        self.groups.layout.object_fit = "contain"
+        self._map, self._groups = lru_cache(self._draw_map), lru_cache(self._draw_groups)
+        for widget in (self.method, self.between, self.end, self.rounds):
+            widget.observe(lambda _: self.draw(), "value")
+        sliders = ipw.HBox([self.between, self.end, self.rounds])
+        super().__init__([self.method, sliders, self.said, self.map, self.groups])
+        self.draw()
+
+    @property
+    def step_schedule(self) -> list[int]:
+        """The schedule that the sliders are at; ValueError where halving does not lead there."""
+        first, end = self.levels.num_steps, self.end.value
+        if self.method.value == "BTD":
+            return halving_schedule(first, end)
+        return [first, end] if self.between.value == "none" else [first, self.between.value, end]
+
+    def draw(self) -> None:
+        """Draw the schedule and what comes of it, or say why there can be none."""
+        try:
+            phases = parse_schedule(self.step_schedule)
+        except ValueError as error:
+            self.said.value = f'<span style="color: #c00">{html.escape(str(error))}</span>'
+            return
+        rounds = shared_rounds(self.rounds.value, len(phases))
+        self.said.value = _told(phases, rounds)
+        self.map.value = self._map(tuple(phases), tuple(rounds))
+        self.groups.value = self._groups(tuple(phases[-3:]), self.method.value == "TRACT")
+
+    def _draw_map(self, phases: tuple[Phase, ...], rounds: tuple[int, ...]) -> bytes:
+        walk = PerfectStudent(self.teacher, self.levels, phases, rounds).walk(self.eps)
+        steps = phases[-1].student_steps
+        untaught = _walk(self.teacher, self.eps, self.levels, steps)
+        shown = f"{steps} step" + ("s" if steps > 1 else "")
+        panels = {
+            f"the teacher, {shown}: {self._error(untaught)}": untaught,
+            f"the student, {shown}: {self._error(walk)}": walk,
+            "the exact flow": [*self.exact[: -1 : len(self.exact) // 128 or 1], self.exact[-1]],
+        }
+        return png(paths(panels, self.data))
+
+    def _draw_groups(self, phases: tuple[Phase, ...], self_taught: bool) -> bytes:
+        return png(schedule_picture(phases, self.levels, self_taught))
+
+    def _error(self, walk: list[Tensor]) -> str:
+        return f"{rmse(walk[-1], self.exact[-1]):.3f} off"
+
+
+def _walk(denoise: Denoise, eps: Tensor, levels: Level, steps: int, **options) -> list[Tensor]:
+    return [x for _, x in trajectory(denoise, eps, levels, steps, **options)]
+
+
+def _slider(name: str, options: Sequence[int | str], value: int) -> ipw.SelectionSlider:
+    return ipw.SelectionSlider(
+        options=options, value=value, description=name, layout={"width": "300px"}
+    )
+
+
+def _told(phases: list[Phase], rounds: list[int]) -> str:
+    """How far the rounds of every phase lead, in words."""
+    parts = [
+        f"<b>{html.escape(str(phase))}</b> {min(count + 1, phase.segment)} of {phase.segment}"
+        for phase, count in zip(phases, rounds, strict=True)
+    ]
+    if len(parts) > 4:
+        parts[2:-2] = ["..."]
+    return f"Teacher's steps that a student's step has learned to make: {', '.join(parts)}"
