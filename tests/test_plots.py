@@ -36,6 +36,17 @@ def test_rows_are_cut_to_the_shortest():
     assert [ax.images[0].get_array().shape for ax in figure.axes] == [(6, 12)] * 2
 
 
+def test_captions_stand_below_their_images_in_rows_of_any_length():
+    images = {f"t = {i}": torch.full((1, 4, 4), i / 2 - 1) for i in range(4)}
+    figure = plots.captioned_rows({"four": images, "two": dict(list(images.items())[:2])})
+    for ax, count in zip(figure.axes, (4, 2), strict=True):
+        shown = np.asarray(ax.images[0].get_array())
+        centres = ax.get_xticks()
+        assert [t.get_text() for t in ax.get_xticklabels()] == list(images)[:count]
+        assert [shown[3, round(x)] for x in centres] == [0, 64, 128, 191][:count]
+    assert figure.axes[0].get_xlim() == figure.axes[1].get_xlim()
+
+
 def test_losses_are_drawn_over_images_seen_smoothed_over_a_hundredth():
     steps = np.arange(1, 201)
     table = pd.DataFrame({"images_seen": 16 * steps, "loss": 1.0 * steps, "mse": 1 / steps})

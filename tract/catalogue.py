@@ -6,7 +6,7 @@ import os
 import shutil
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
 
@@ -25,6 +25,7 @@ from tract.sources import open_run
 from tract.state import read_tensors
 
 MODEL = "model.safetensors"  # the result of a finished run
+CHECKPOINT = "checkpoint-"  # how the names of an unfinished run's states begin
 FINISHED, UNFINISHED, DAMAGED = "finished", "unfinished", "damaged"
 # All that a run writes; a folder with anything else in it is not deleted.
 WRITTEN = (
@@ -180,25 +181,36 @@ def samples_at(run: Run, nfe: int, count: int) -> Tensor:
         samples = read_tensors(saved)[0].get(str(nfe))
         if samples is not None and len(samples) >= count:
             return samples[:count]
-    weights = _weights(run)
-    seed = run.card["experiment"]["seed"]
-    return _sampled(weights, weights.stat().st_mtime_ns, nfe, count, seed)
+    return samples_of(_weights(run), nfe, count, run.card["experiment"]["seed"])
 
 
 def _weights(run: Run) -> Path:
     """The file with a run's average: its result, or its newest checkpoint."""
-    checkpoints = sorted(run.folder.glob("checkpoint-*.safetensors"))
+    checkpoints = sorted(run.folder.glob(f"{CHECKPOINT}*.safetensors"))
     for path in [run.folder / MODEL, *reversed(checkpoints)]:
         if path.is_file():
             return path
     raise FileNotFoundError(f"{run.name} has no weights yet: let it come to its first checkpoint")
 
 
+def samples_of(weights: Path, nfe: int, count: int, seed: int) -> Tensor:
+    """Samples (count, ...) of the average in a run's file, made once while that is the same."""
+    return _samples_of(weights, weights.stat().st_mtime_ns, nfe, count, seed)
+
+
 @lru_cache(maxsize=256)
-def _sampled(weights: Path, stamp: int, nfe: int, count: int, seed: int) -> Tensor:
-    """Samples of the weights in a file. stamp: when it was written, for the memory alone."""
-    role = "" if weights.name == MODEL else "ema"
+def _samples_of(weights: Path, stamp: int, nfe: int, count: int, seed: int) -> Tensor:
+    role = "ema" if weights.name.startswith(CHECKPOINT) else ""
     return to_unit(open_run(weights, device(), role)(nfe, seed).read(0, count))
+
+
+def students_of(run: Run) -> Iterator[tuple[Run, Path]]:
+    """A finished distillation as it was after each of its phases, and the weights then."""
+    schedule = run.settings["step_schedule"]
+    for phase in range(1, len(schedule)):
+        name = MODEL if phase == len(schedule) - 1 else f"phase-{phase}.safetensors"
+        settings = run.settings | {"step_schedule": schedule[: phase + 1]}
+        yield replace(run, card=run.card | {"settings": settings}), run.folder / name
 
 
 def delete_run(run: Run, root: str | Path) -> None:

@@ -7,14 +7,21 @@ from functools import lru_cache
 import ipywidgets as ipw
 from torch import Tensor
 
-from tract.denoiser import Denoise
-from tract.levels import Level
+from tract.catalogue import FINISHED, MODEL, find_runs, labels_of, samples_of, students_of
+from tract.compute import device
+from tract.denoiser import Denoise, clamped
+from tract.experiment import TEACHER, Experiment
+from tract.levels import Level, broadcast
 from tract.metrics import rmse
 from tract.phases import Phase, halving_schedule, parse_schedule
-from tract.plots import paths, png, schedule_picture
+from tract.plots import captioned_rows, paths, png, schedule_picture
 from tract.rounds import PerfectStudent, shared_rounds
 from tract.samplers import heun_x0, trajectory
+from tract.state import load_model
 from tract.widgets import show
+
+NOISES = 12  # to choose from
+PLACES = 8  # on the teacher's walk
 
 
 def explore_schedule(teacher: Denoise, levels: Level, eps: Tensor, data: Tensor) -> None:
@@ -86,6 +93,79 @@ class ScheduleExplorer(ipw.VBox):
 
     def _error(self, walk: list[Tensor]) -> str:
         return f"{rmse(walk[-1], self.exact[-1]):.3f} off"
+
+
+def explore_noise(experiment: Experiment, most_steps: int = 4) -> None:
+    """Show one noise to choose: its teacher's walk, and where students of few steps land from it.
+
+    Students are those of all finished runs of the experiment, after each of their phases.
+    FileNotFoundError without a finished teacher.
+    """
+    explorer = NoiseExplorer(experiment, most_steps)
+    show(explorer, explorer.picture.value)
+
+
+class NoiseExplorer(ipw.VBox):
+    """One noise: the teacher's walk from it to data, and what few steps make of it."""
+
+    def __init__(self, experiment: Experiment, most_steps: int = 4):
+        self.problems: list[str] = []
+        self.noisy, self.guessed = _teachers_walk(experiment)
+        self.landed = self._landings(experiment, most_steps)
+        self.noise = ipw.IntSlider(0, 0, NOISES - 1, description="Noise")
+        self.picture = ipw.Image(layout={"width": "860px", "height": "600px"})
+        self.picture.layout.object_fit = "contain"
+        said = ipw.HTML("<br>".join(map(html.escape, self.problems)))
+        super().__init__([self.noise, self.picture, said])
+        self.noise.observe(lambda _: self.draw(), "value")
+        self.draw()
+
+    def draw(self) -> None:
+        """Draw the noise that the slider is at."""
+        rows = {"teacher's walk": self.noisy, "its x0 there": self.guessed, **self.landed}
+        self.picture.value = png(
+            captioned_rows(
+                {
+                    label: {caption: x[self.noise.value] for caption, x in images.items()}
+                    for label, images in rows.items()
+                }
+            )
+        )
+
+    def _landings(self, experiment: Experiment, most_steps: int) -> dict[str, dict[str, Tensor]]:
+        """Samples by model, by number of steps; what cannot be read is kept to be said."""
+        runs = [run for run in find_runs(experiment.folder) if run.state == FINISHED]
+        teacher = [(run, run.folder / MODEL) for run in runs if run.method == TEACHER]
+        students = [s for run in runs if run.method != TEACHER for s in students_of(run)]
+        walked = {f"teacher\n{experiment.reference_steps} steps": list(self.noisy.values())[-1]}
+        rows = {}
+        for steps in (n for n in range(1, most_steps + 1) if experiment.teacher_steps % n == 0):
+            fitting = [s for s in students if s[0].settings["step_schedule"][-1] == steps]
+            labels = labels_of([run for run, _ in teacher + fitting])
+            images = {}
+            for run, weights in teacher + fitting:
+                try:
+                    x = samples_of(weights, steps, NOISES, experiment.seed)
+                    images[labels[run.name].replace(" ", "\n", 1)] = x
+                except (OSError, ValueError, RuntimeError) as error:
+                    self.problems.append(f"{run.name}, {steps} steps: {error}")
+            rows[f"{steps} step" + "s" * (steps > 1)] = walked | images
+        return rows
+
+
+def _teachers_walk(experiment: Experiment) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Places on the teacher's walk, at the scale of data, and its x0 there, by their time."""
+    teacher = load_model(experiment.folder / TEACHER, device())[0]
+    denoise = clamped(teacher) if experiment.clamp else teacher
+    eps, labels = (None if x is None else x[:NOISES] for x in experiment.noise)
+    levels, steps = experiment.levels.to(eps.device), experiment.reference_steps
+    noisy, guessed = {}, {}
+    for place, (i, x) in enumerate(trajectory(denoise, eps, levels, steps, labels=labels)):
+        if place % -(-steps // PLACES) == 0 or place == steps:
+            scale = (levels[i].alpha ** 2 + levels[i].sigma ** 2).sqrt()
+            noisy[f"t = {i}"] = x / broadcast(scale, x)
+            guessed[f"t = {i}"] = denoise(x, levels[i], labels)
+    return noisy, guessed
 
 
 def _walk(denoise: Denoise, eps: Tensor, levels: Level, steps: int, **options) -> list[Tensor]:

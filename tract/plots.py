@@ -66,6 +66,26 @@ def _image_row(ax: Axes, images: Tensor) -> None:
     ax.spines[:].set_visible(False)
 
 
+def captioned_rows(rows: Mapping[str, Mapping[str, Tensor]], scale: float = 0.85) -> Figure:
+    """Labelled rows of images (C, H, W) in [-1, 1] of one size, each with its caption below it."""
+    count = max(map(len, rows.values()))
+    figure, axes = new_figure(len(rows), 1, (count * scale + 0.9, len(rows) * (scale + 0.35)))
+    for ax, (label, images) in zip(axes[:, 0], rows.items(), strict=True):
+        _image_row(ax, torch.stack(list(images.values())))
+        width = _captions(ax, list(images))
+        ax.set_xlim(-0.5, count * width - 0.5)
+        ax.set_ylabel(label, rotation=0, ha="right", va="center")
+    return figure
+
+
+def _captions(ax: Axes, captions: Sequence[str]) -> float:
+    """Put captions below the images of a row, and return the width of one."""
+    width = (ax.get_xlim()[1] + 0.5) / len(captions)
+    ax.set_xticks((np.arange(len(captions)) + 0.5) * width - 0.5, captions)
+    ax.tick_params("x", length=0, labelsize=8)
+    return width
+
+
 def noise_levels(data: Data, levels: Level, count: int) -> Figure:
     """A few images of a data set at a few levels each, from clean to the noisiest, and the SNR."""
     indices = np.linspace(0, levels.num_steps, count).round().astype(int)
@@ -76,10 +96,9 @@ def noise_levels(data: Data, levels: Level, count: int) -> Figure:
     figure, axes = new_figure(3, 1, (0.75 * count + 1, 2.6))
     for ax, images in zip(axes[:, 0], x.split(count), strict=True):
         _image_row(ax, images / 2)  # noise reaches beyond [-1, 1]
-    centres = (np.arange(count) + 0.5) * (axes[2, 0].get_xlim()[1] + 0.5) / count
     logsnr = levels.logsnr[indices].numpy().round(1) + 0.0  # no -0.0
     labels = [f"{i}\n{value:+.1f}" for i, value in zip(indices, logsnr, strict=True)]
-    axes[2, 0].set_xticks(centres, labels)
+    _captions(axes[2, 0], labels)
     axes[2, 0].set_xlabel("grid index, and log-SNR below it")
     return figure
 
