@@ -1,8 +1,23 @@
-"""What is computed on: the device, and threads of the CPU."""
+"""What is computed on, and how: device, threads, precision, memory format, compilation.
+
+None of it changes a result by more than rounding: it belongs to where and when something ran.
+"""
+
+import importlib.util
+import os
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 
 import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
-from tract.checks import check_whole
+from tract.checks import check_choice, check_flag, check_whole
+
+PRECISIONS = ("fp32", "tf32", "bf16")
+FLAGS = ("channels_last", "compile", "cuda_graphs", "recompute")
 
 
 def device() -> str:
@@ -19,3 +34,135 @@ def use_threads(count: int) -> None:
     check_whole("threads", count, 0)
     if count:
         torch.set_num_threads(count)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Compute:
+    """How networks are computed. ValueError names what cannot be, or cannot be on this device.
+
+    Weights, gradients, the optimizer and averages are float32 and levels float64 throughout.
+    """
+
+    precision: str = "fp32"  # of products and convolutions: in full, in TF32, or by bf16 autocast
+    channels_last: bool = False  # pixel by pixel in memory, as tensor cores want it
+    compile: bool = False  # by torch.compile: minutes once, then fewer passes over memory
+    cuda_graphs: bool = False  # with compile: a network is launched as a whole
+    recompute: bool = False  # blocks once more in the backward pass, instead of keeping them
+    micro_batch: int = 0  # images that the student sees at a time; 0 for the whole batch
+
+    def __post_init__(self):
+        check_choice("precision", self.precision, PRECISIONS)
+        for name in FLAGS:
+            check_flag(name, getattr(self, name))
+        check_whole("micro_batch", self.micro_batch, 0)
+        if self.cuda_graphs and not self.compile:
+            raise ValueError("cuda_graphs are made by compile: ask for both, or for neither")
+        if self.cuda_graphs and self.micro_batch:
+            raise ValueError(
+                "cuda_graphs reuse the memory of gradients, which micro_batch adds up over several "
+                "passes: leave one of them out"
+            )
+        self._check_device()
+
+    def _check_device(self) -> None:
+        cuda = device() == "cuda"
+        capability = torch.cuda.get_device_capability() if cuda else (0, 0)
+        name = torch.cuda.get_device_name() if cuda else "the CPU"
+        if self.precision == "tf32" and capability < (8, 0):
+            raise ValueError(f"{name} has no TF32: use precision fp32")
+        if self.precision == "bf16" and cuda and capability < (8, 0):
+            raise ValueError(f"{name} has no bf16: use precision fp32")
+        if self.cuda_graphs and not cuda:
+            raise ValueError("cuda_graphs need a GPU, and there is none: leave them out")
+        if self.compile and not (_has_triton() if cuda else _has_compiler()):
+            needed = "the package triton" if cuda else "a C++ compiler (g++, clang++ or $CXX)"
+            raise ValueError(f"compile needs {needed}, and there is none: install it, or leave out")
+
+    @classmethod
+    def of(cls, words: Sequence[str], micro_batch: int = 0) -> "Compute":
+        """From words such as ["bf16", "channels_last"], as parameters and commands give them."""
+        if not isinstance(words, list | tuple):
+            raise ValueError(f"compute is {words!r}: use a list, such as ['bf16', 'channels_last']")
+        for word in words:
+            check_choice("compute", word, (*PRECISIONS, *FLAGS))
+        precisions = [word for word in words if word in PRECISIONS] or ["fp32"]
+        if len(precisions) > 1:
+            raise ValueError(f"compute has the precisions {', '.join(precisions)}: choose one")
+        flags = {word: True for word in words if word in FLAGS}
+        return cls(precision=precisions[0], micro_batch=micro_batch, **flags)
+
+    def __str__(self) -> str:
+        words = [self.precision, *(name for name in FLAGS if getattr(self, name))]
+        return "+".join(words) + (f"+micro_batch={self.micro_batch}" if self.micro_batch else "")
+
+    def parts(self, batch: int) -> list[slice]:
+        """The passes in which a student sees a batch."""
+        size = self.micro_batch or batch
+        return [slice(start, start + size) for start in range(0, batch, size)]
+
+
+def _has_triton() -> bool:
+    return importlib.util.find_spec("triton") is not None
+
+
+def _has_compiler() -> bool:
+    return any(shutil.which(name) for name in (os.environ.get("CXX", "g++"), "g++", "clang++"))
+
+
+@contextmanager
+def float32_products(compute: Compute) -> Iterator[None]:
+    """Products and convolutions of float32 in full, or in TF32 if compute says so.
+
+    Left alone, torch rounds the inputs of convolutions on a GPU to TF32 and those of matrix
+    products not.
+    """
+    products, convolutions = torch.backends.cuda.matmul, torch.backends.cudnn
+    before = products.allow_tf32, convolutions.allow_tf32
+    products.allow_tf32 = convolutions.allow_tf32 = compute.precision == "tf32"
+    try:
+        yield
+    finally:
+        products.allow_tf32, convolutions.allow_tf32 = before
+
+
+class Recomputable(nn.Module):
+    """A block that can be computed again in the backward pass, so that its inside is not kept."""
+
+    recompute = False
+
+    def __call__(self, *inputs: Tensor) -> Tensor:
+        if self.recompute and torch.is_grad_enabled():
+            return checkpoint(super().__call__, *inputs, use_reentrant=False)
+        return super().__call__(*inputs)
+
+
+def arrange(network: nn.Module, compute: Compute) -> None:
+    """Set what compute asks of a network itself: its memory format, and what it keeps.
+
+    ValueError if it is to recompute blocks and has none that can.
+    """
+    if compute.channels_last:
+        network.to(memory_format=torch.channels_last)
+    blocks = [part for part in network.modules() if hasattr(part, "recompute")]
+    if compute.recompute and not blocks:
+        raise ValueError("recompute is asked of a network without blocks for it: leave it out")
+    for block in blocks:
+        block.recompute = compute.recompute
+
+
+def computed(denoise: Callable[..., Tensor], compute: Compute) -> Callable[..., Tensor]:
+    """The same denoiser in the precision of compute, and compiled; oracles stay as they are."""
+    if not isinstance(denoise, nn.Module):
+        return denoise
+    run = denoise
+    if compute.compile:
+        mode = "reduce-overhead" if compute.cuda_graphs else "default"
+        run = torch.compile(denoise, mode=mode)
+    if compute.precision != "bf16":
+        return run
+
+    def autocast(x_t: Tensor, *inputs) -> Tensor:
+        with torch.autocast(x_t.device.type, torch.bfloat16):
+            return run(x_t, *inputs)
+
+    return autocast

@@ -9,6 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from tract.compute import Recomputable
+from tract.unet import pixels
+
 Resampling = Callable[[Tensor, Tensor], Tensor]  # `halve` or `double`
 
 
@@ -74,7 +77,7 @@ def group_norm(channels: int, eps: float) -> nn.GroupNorm:
     return nn.GroupNorm(min(32, channels // 4), channels, eps=eps)
 
 
-class Block(nn.Module):
+class Block(Recomputable):
     """Two convolutions conditioned on the embedding, then perhaps attention over all pixels.
 
     What the networks differ in here is said by subclasses. ValueError if there are fewer
@@ -139,12 +142,12 @@ class Block(nn.Module):
 
     def attend(self, x: Tensor) -> Tensor:
         """What attention adds to x (B, C, H, W)."""
-        batch, _, height, width = x.shape
         # Channels are counted by head, then by channel of the head, then q, k, v.
-        qkv = self.qkv(self.norm2(x)).reshape(batch, self.num_heads, -1, 3, height * width)
-        q, k, v = qkv.transpose(2, 4).unbind(3)  # each (B, heads, H W, channels of the head)
-        h = F.scaled_dot_product_attention(q, k, v).transpose(-1, -2)
-        return self.proj(h.reshape(x.shape))
+        qkv = pixels(self.qkv(self.norm2(x))).unflatten(2, (self.num_heads, -1, 3))
+        qkv = qkv.permute(4, 0, 2, 1, 3).contiguous()
+        q, k, v = qkv  # each (B, heads, H W, channels of the head)
+        h = F.scaled_dot_product_attention(q, k, v).transpose(1, 2)
+        return self.proj(h.flatten(2).transpose(1, 2).reshape(x.shape))
 
 
 class SongBlock(Block):

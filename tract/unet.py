@@ -10,6 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from tract.compute import Recomputable
+
 
 class Embedding(nn.Module):
     """Log-SNR (B,) and labels (B,) to one conditioning vector (B, emb_channels)."""
@@ -38,7 +40,7 @@ class Embedding(nn.Module):
         return F.silu(emb)
 
 
-class ResBlock(nn.Module):
+class ResBlock(Recomputable):
     """Two convolutions around a scale and shift by the embedding; may halve or double the size."""
 
     def __init__(
@@ -85,7 +87,7 @@ class UpBlock(ResBlock):
         return F.interpolate(x, scale_factor=2, mode="nearest")
 
 
-class Attention(nn.Module):
+class Attention(Recomputable):
     """Self-attention over all pixels, added to its input; the embedding is not used."""
 
     def __init__(self, channels: int, *, head_channels: int, groups: int, norm_eps: float):
@@ -96,11 +98,19 @@ class Attention(nn.Module):
         self.proj_out = zero_init(nn.Conv2d(channels, channels, 1))
 
     def forward(self, x: Tensor, emb: Tensor) -> Tensor:
-        batch, channels, height, width = x.shape
-        qkv = self.qkv(self.norm(x)).reshape(batch, 3, self.num_heads, -1, height * width)
-        q, k, v = qkv.transpose(-1, -2).unbind(1)  # each (B, heads, H W, channels / heads)
-        h = F.scaled_dot_product_attention(q, k, v).transpose(-1, -2)
-        return x + self.proj_out(h.reshape(batch, channels, height, width))
+        qkv = pixels(self.qkv(self.norm(x))).unflatten(2, (3, self.num_heads, -1))
+        q, k, v = qkv.permute(2, 0, 3, 1, 4)  # each (B, heads, H W, channels / heads)
+        h = F.scaled_dot_product_attention(q, k, v).transpose(1, 2)
+        return x + self.proj_out(h.flatten(2).transpose(1, 2).reshape(x.shape))
+
+
+def pixels(x: Tensor) -> Tensor:
+    """Images (B, C, H, W) as sequences (B, H W, C) of pixels that are whole in memory.
+
+    Without that no fused kernel takes queries and keys, and attention (H W)^2 is written out.
+    Channels-last images are so already, and nothing is copied.
+    """
+    return x.flatten(2).transpose(1, 2).contiguous()
 
 
 class UNet(nn.Module):
