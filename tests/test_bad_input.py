@@ -16,12 +16,13 @@ from tract.denoiser import Denoiser
 from tract.distill import Distillation, distill, start_distillation
 from tract.execute import execute
 from tract.experiment import TEACHER, Experiment, open_experiment
+from tract.history import history
 from tract.levels import cosine, karras, levels_of
 from tract.measuring import measure
 from tract.mlp import MLP
 from tract.phases import halving_schedule
 from tract.presets import build_denoiser, preset
-from tract.runs import Saving, complete, history
+from tract.runs import Saving, complete
 from tract.state import load_model, save_model
 from tract.train import Training, start_training, train_teacher
 from tract.unet import UNet

@@ -1,6 +1,7 @@
 """What goes wrong around a run, in space, locks, memory and numbers: said, and nothing is lost."""
 
 import errno
+import itertools
 import math
 import os
 import re
@@ -22,7 +23,7 @@ from tract.distill import distill, start_distillation
 from tract.levels import cosine, ddpm_linear, karras
 from tract.runs import Saving, branch
 from tract.state import load_model, read_tensors
-from tract.train import descend
+from tract.train import learn
 from tract.unet import UNet
 
 EVERY = Saving(steps=1, keep=2)
@@ -275,22 +276,22 @@ def test_out_of_memory_names_the_batch_and_the_run_goes_on(tmp_path, whole, monk
     assert_same_run(folder, whole)
 
 
-def spoil_gradient(loss):
-    """The same loss, with a gradient that is no number, as 0 * inf gives."""
-    return loss + (loss * 0).sqrt() * 0
+def spoil_gradient(error):
+    """The same errors, with a gradient that is no number, as 0 * inf gives."""
+    return error + (error * 0).sqrt() * 0
 
 
-@pytest.mark.parametrize("spoil", [lambda loss: loss * math.nan, spoil_gradient])
+@pytest.mark.parametrize("spoil", [lambda error: error * math.nan, spoil_gradient])
 def test_no_number_leaves_the_last_checkpoint_and_a_branch_takes_another_rate(
     tmp_path, whole, monkeypatch, spoil
 ):
-    folder, real = tmp_path / "run", descend
+    folder, steps = tmp_path / "run", itertools.count(1)
 
-    def spoilt(loss, state, settings):
-        real(spoil(loss) if state.step == 4 else loss, state, settings)
+    def spoilt(error, weight, rows):
+        return learn(spoil(error) if next(steps) == 5 else error, weight, rows)
 
     with monkeypatch.context() as patch:
-        patch.setattr("tract.distill.descend", spoilt)
+        patch.setattr("tract.distill.learn", spoilt)
         with pytest.raises(FloatingPointError, match="at step 5, .*learning_rate .*tract branch"):
             tiny_run(folder, saving=EVERY)
     assert_intact(folder)

@@ -109,18 +109,22 @@ def test_the_target_is_the_teachers_x0_where_there_is_no_second_hop(levels, gene
     assert torch.equal(closure_target(teacher, self_teacher, x_t, t, s, s), teacher(x_t, t))
 
 
-def test_the_second_hop_is_asked_only_where_there_is_one(levels, generator):
-    t, u, s = levels[torch.tensor([32, 9])], levels[torch.tensor([31, 8])], levels[[30, 8]]
-    x_t, asked = noisy(t, generator), []
+def test_without_a_second_hop_the_target_is_the_teachers_x0(levels, generator):
+    t, u = levels[torch.tensor([32, 9])], levels[torch.tensor([31, 8])]
+    x_t = noisy(t, generator)
+    assert torch.equal(closure_target(teacher, None, x_t, t, u, u), teacher(x_t, t))
 
-    def second(x_u, u, labels):
-        asked.append(u)
-        return self_teacher(x_u, u)
 
-    closure_target(teacher, second, x_t, t, u, u)
-    assert asked == []
-    closure_target(teacher, second, x_t, t, u, s)
-    assert len(asked) == 1
+def test_the_second_hop_is_asked_only_in_phases_that_have_one():
+    settings = settings_for(step_schedule=(8, 8, 1))
+    state = start_distillation(mlp(), settings, mlp(seed=1))
+    state.self_teacher.forward = None  # calling it fails
+    records = distill(state, POINTS, cosine(8), settings)
+    for _ in range(settings.steps_per_phase + 1):
+        next(records)
+    state.self_teacher.forward = None  # the second phase's
+    with pytest.raises(TypeError, match="not callable"):
+        next(records)
 
 
 @pytest.mark.parametrize(("i_t", "i_s"), [(32, 24), (24, 8), (9, 1), (8, 0), (32, 0)])

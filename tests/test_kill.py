@@ -12,8 +12,9 @@ from pathlib import Path
 import pytest
 from tiny import assert_same_run, forked, recipe, tiny_run
 
-from tract import cards, runs
-from tract.runs import Saving, history
+from tract import cards
+from tract import history as histories
+from tract.runs import Saving
 
 KILLS = 50
 
@@ -59,7 +60,7 @@ POINTS = {
     "fsync": (os, half_written),
     "replace": (Path, None),
     "unlink": (Path, None),
-    "_append": (runs, half_a_line),
+    "append": (histories, half_a_line),
 }
 
 
@@ -130,7 +131,7 @@ def test_sigterm_saves_within_ten_seconds_and_the_run_goes_on(tmp_path):
     output, errors = process.communicate(timeout=60)
     assert time.monotonic() - sent < 10
     assert process.returncode != 0, errors
-    step = len(history(folder))
+    step = len(histories.history(folder))
     assert 0 < step < long.num_steps
     assert f"run: saved at step {step}; run it again to go on" in output
     tiny_run(tmp_path / "whole", long)

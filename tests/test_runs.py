@@ -14,9 +14,10 @@ from tract.cards import claim, read_card
 from tract.data import Data
 from tract.denoiser import Denoiser
 from tract.distill import Distillation, distill, start_distillation
+from tract.history import history
 from tract.levels import karras
 from tract.presets import build_denoiser
-from tract.runs import Saving, complete, history
+from tract.runs import Saving, complete
 from tract.state import load_model
 from tract.train import Training, start_training, train_teacher
 

@@ -15,10 +15,11 @@ from safetensors.torch import load_file
 
 from tract.data import load_data
 from tract.distill import Distillation, distill, start_distillation
+from tract.history import history
 from tract.levels import cosine
 from tract.parallel import joined
 from tract.presets import build_denoiser
-from tract.runs import complete, history
+from tract.runs import complete
 
 DIGITS = load_data("digits").unlabelled()
 LEVELS = cosine(16)

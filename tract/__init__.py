@@ -11,7 +11,7 @@ Files, each importing only from those above it:
     checks      refusals of values that cannot be
     levels      noise levels: cosine, EDM's, DDPM's
     ddim        the step between levels, and the weight of the target
-    compute     device and threads
+    compute     device, threads, precision, memory format and compilation
     parallel    one run by several processes
     team        starting them, and giving them their task
     denoiser    prediction types, and the contract of all models
@@ -30,6 +30,7 @@ Files, each importing only from those above it:
     diffusers_unet  the network of diffusers' pixel-space pipelines
     mlp         a small network for points
     presets     networks by name, and from their description
+    records     what a finished step reports, once a GPU has come so far
     train       settings, loss weights, randomness, and the teacher's loop
     growth      when a phase goes on to the next of growing teacher grids
     methods     what tells BTD, TRACT and consistency distillation apart; settings of a run
@@ -49,6 +50,7 @@ Files, each importing only from those above it:
     teachers/diffusers_write  students as pipelines of diffusers
     guards      one writer of a run, named failures, interrupts between steps
     events      TensorBoard's event files
+    history     a line for every step of a run
     runs        run directories: progress, history, checkpoints, resuming
     moments     mean and covariance, batch by batch
     classifier  a small classifier of the data

@@ -17,7 +17,7 @@ from torch.utils.checkpoint import checkpoint
 from tract.checks import check_choice, check_flag, check_whole
 
 PRECISIONS = ("fp32", "tf32", "bf16")
-FLAGS = ("channels_last", "compile", "cuda_graphs", "recompute")
+FLAGS = ("channels_last", "compile", "recompute")
 
 
 def device() -> str:
@@ -46,7 +46,6 @@ class Compute:
     precision: str = "fp32"  # of products and convolutions: in full, in TF32, or by bf16 autocast
     channels_last: bool = False  # pixel by pixel in memory, as tensor cores want it
     compile: bool = False  # by torch.compile: minutes once, then fewer passes over memory
-    cuda_graphs: bool = False  # with compile: a network is launched as a whole
     recompute: bool = False  # blocks once more in the backward pass, instead of keeping them
     micro_batch: int = 0  # images that the student sees at a time; 0 for the whole batch
 
@@ -55,13 +54,6 @@ class Compute:
         for name in FLAGS:
             check_flag(name, getattr(self, name))
         check_whole("micro_batch", self.micro_batch, 0)
-        if self.cuda_graphs and not self.compile:
-            raise ValueError("cuda_graphs are made by compile: ask for both, or for neither")
-        if self.cuda_graphs and self.micro_batch:
-            raise ValueError(
-                "cuda_graphs reuse the memory of gradients, which micro_batch adds up over several "
-                "passes: leave one of them out"
-            )
         self._check_device()
 
     def _check_device(self) -> None:
@@ -72,8 +64,6 @@ class Compute:
             raise ValueError(f"{name} has no TF32: use precision fp32")
         if self.precision == "bf16" and cuda and capability < (8, 0):
             raise ValueError(f"{name} has no bf16: use precision fp32")
-        if self.cuda_graphs and not cuda:
-            raise ValueError("cuda_graphs need a GPU, and there is none: leave them out")
         if self.compile and not (_has_triton() if cuda else _has_compiler()):
             needed = "the package triton" if cuda else "a C++ compiler (g++, clang++ or $CXX)"
             raise ValueError(f"compile needs {needed}, and there is none: install it, or leave out")
@@ -95,10 +85,16 @@ class Compute:
         words = [self.precision, *(name for name in FLAGS if getattr(self, name))]
         return "+".join(words) + (f"+micro_batch={self.micro_batch}" if self.micro_batch else "")
 
-    def parts(self, batch: int) -> list[slice]:
-        """The passes in which a student sees a batch."""
+    def parts(self, *tensors: Tensor | None) -> Iterator[tuple[Tensor | None, ...]]:
+        """Rows of tensors (B, ...) that the student sees at a time; None stays None."""
+        batch = len(tensors[0])
         size = self.micro_batch or batch
-        return [slice(start, start + size) for start in range(0, batch, size)]
+        for start in range(0, batch, size):
+            rows = slice(start, start + size)
+            yield tuple(None if tensor is None else tensor[rows] for tensor in tensors)
+
+
+EAGER = Compute()
 
 
 def _has_triton() -> bool:
@@ -154,10 +150,7 @@ def computed(denoise: Callable[..., Tensor], compute: Compute) -> Callable[..., 
     """The same denoiser in the precision of compute, and compiled; oracles stay as they are."""
     if not isinstance(denoise, nn.Module):
         return denoise
-    run = denoise
-    if compute.compile:
-        mode = "reduce-overhead" if compute.cuda_graphs else "default"
-        run = torch.compile(denoise, mode=mode)
+    run = torch.compile(denoise) if compute.compile else denoise
     if compute.precision != "bf16":
         return run
 

@@ -24,7 +24,8 @@ from tract.levels import Level, levels_of
 from tract.methods import METHODS, Distillation
 from tract.phases import equal_steps, halving_schedule, parse_schedule
 from tract.presets import build_denoiser, new_student, preset
-from tract.train import Record, TeacherState, Training, start_training, train_teacher
+from tract.records import Record
+from tract.train import TeacherState, Training, start_training, train_teacher
 
 GRID_STEPS = 1024  # of a teacher in training, whose cost does not depend on it
 STEPS = 5  # that are timed

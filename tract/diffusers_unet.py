@@ -42,6 +42,18 @@ class DiffusersUNet(nn.Module):
         logsnr = levels_of(process, num_steps)[1:].logsnr
         self.register_buffer("logsnr", logsnr, persistent=False)
 
+    @property
+    def recompute(self) -> bool:
+        """Whether blocks are computed again in the backward pass, see `compute.Recomputable`."""
+        return self.unet.is_gradient_checkpointing
+
+    @recompute.setter
+    def recompute(self, wanted: bool) -> None:
+        if wanted:
+            self.unet.enable_gradient_checkpointing()
+        else:
+            self.unet.disable_gradient_checkpointing()
+
     def timestep(self, logsnr: Tensor) -> Tensor:
         """Number of the level (B,), interpolated in ln sigma; exact at numbered levels.
 

@@ -6,31 +6,35 @@ there in its place. While the teacher's grid grows, k<n>m, the student and its a
 they are.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 
 import torch
 from torch import Tensor, nn
 
+from tract.compute import EAGER, Compute, arrange, computed, float32_products
 from tract.data import Data
 from tract.ddim import add_noise, closure_weight, ddim_step
 from tract.denoiser import Denoise, Denoiser, clamped
-from tract.ema import bias_corrected, decay_from_residual, ema_update
+from tract.ema import bias_corrected, decay_from_residual, follower
 from tract.growth import Progress, grown
 from tract.levels import Level, broadcast
 from tract.methods import METHODS, Distillation
 from tract.parallel import check_share, own_rows, world_size
 from tract.phases import Phase, equal_steps, parse_schedule
 from tract.presets import new_student
+from tract.records import Record
 from tract.samplers import X0_ESTIMATES, X0Estimate, ddim_x0
 from tract.train import (
     DISTILLATION,
     WEIGHTS,
-    Record,
+    adam,
     check_student,
+    checked,
     descend,
     frozen,
     generator_for,
+    learn,
     report,
     squared_error,
 )
@@ -100,7 +104,7 @@ def start_distillation(
     if isinstance(teacher, nn.Module):
         teacher = frozen(teacher)
     learner = frozen(start).requires_grad_(True)
-    optimizer = torch.optim.Adam(learner.parameters(), lr=settings.learning_rate)
+    optimizer = adam(learner, settings.learning_rate)
     networks = learner, frozen(start), frozen(start)
     return DistillationState(teacher, *networks, optimizer, newcomer, takeover or 0)
 
@@ -116,14 +120,13 @@ def start_next_phase(state: DistillationState) -> None:
     start = state.newcomer if state.phase == state.takeover else state.teacher
     state.student = frozen(start).requires_grad_(True)
     state.self_teacher, state.ema = frozen(start), frozen(start)
-    learning_rate = state.optimizer.defaults["lr"]
-    state.optimizer = torch.optim.Adam(state.student.parameters(), lr=learning_rate)
+    state.optimizer = adam(state.student, state.optimizer.defaults["lr"])
 
 
 @torch.no_grad()
 def closure_target(
     teacher: Denoise,
-    second: Denoise,
+    second: Denoise | None,
     x_t: Tensor,
     t: Level,
     u: Level,
@@ -134,24 +137,28 @@ def closure_target(
     """x0 (B, ...) that leads from t to s in one step, as the hops t -> u and u -> s do in two.
 
     Paper eq. 8 and 9 for VP, 14 and 15 for VE; with the teacher as `second` it is BTD's target.
-    Where u = s it is the teacher's x0, and where that is so for all the second is not asked.
+    Where u = s it is the teacher's x0; second is None where that is so for all.
     """
     x0_first = x0_estimate(teacher, x_t, t, u, labels)
-    weight = closure_weight(t, u, s)
-    if bool((weight == 1).all()):
+    if second is None:
         return x0_first
     x0_second = second(ddim_step(x_t, x0_first, t, u), u, labels)
-    return torch.lerp(x0_second, x0_first, broadcast(weight, x_t))
+    return torch.lerp(x0_second, x0_first, broadcast(closure_weight(t, u, s), x_t))
 
 
 def distill(
-    state: DistillationState, data: Data, levels: Level, settings: Distillation
+    state: DistillationState,
+    data: Data,
+    levels: Level,
+    settings: Distillation,
+    compute: Compute = EAGER,
 ) -> Iterator[Record]:
     """Distil through all phases; yields one record per step, state.ema is the result.
 
     data: samples to noise, as the teacher saw them. levels: the first teacher's grid. Paper,
     algorithm 1. ValueError, at once, if schedule, grid, data and networks do not fit, or
-    processes cannot share a batch.
+    processes cannot share a batch. FloatingPointError where a loss is no number, see
+    `train.checked`.
     """
     phases = parse_schedule(settings.step_schedule, levels.num_steps)
     data.check_batch(settings.batch)
@@ -166,7 +173,10 @@ def distill(
             "where Heun's step multiplies the teacher's errors by thousands: use karras or "
             "ddpm_linear levels, or teacher_step 'ddim'"
         )
-    return _distillation_steps(state, data, levels, settings, phases)
+    for network in vars(state).values():
+        if isinstance(network, Denoiser):
+            arrange(network, compute)
+    return checked(_distillation_steps(state, data, levels, settings, phases, compute), settings)
 
 
 def _check_learner(student: Denoiser, data: Data, phases: Sequence[Phase], noisiest: float) -> None:
@@ -187,54 +197,85 @@ def _distillation_steps(
     levels: Level,
     settings: Distillation,
     phases: Sequence[Phase],
+    compute: Compute,
 ) -> Iterator[Record]:
-    device = data.samples.device
-    levels, weight = levels.to(device), WEIGHTS[settings.weight]
-    method = METHODS[settings.method]
-    limit = clamped if settings.clamp else (lambda denoise: denoise)
-    decay = decay_from_residual(settings.ema_residual, settings.steps_per_phase)
     done = state.step - state.phase * settings.steps_per_phase
-    parts = [phase.parts for phase in phases]
     if (
         not 0 <= done <= settings.steps_per_phase
         or state.phase >= len(phases)
-        or state.progress.part >= len(parts[state.phase])
+        or state.progress.part >= len(phases[state.phase].parts)
     ):
         raise ValueError(
             f"the state is in phase {state.phase + 1} after {state.step} steps, on its grid "
             f"{state.progress.part + 1}, but these settings have {len(phases)} phases of "
             f"{settings.steps_per_phase} steps: keep images, batch and step_schedule"
         )
+    levels = levels.to(data.samples.device)
     while state.step < settings.num_steps:
         if state.step == (state.phase + 1) * settings.steps_per_phase:
             start_next_phase(state)
-        phase = parts[state.phase][state.progress.part]
-        # A student, which later phases have for a teacher, knows where its own DDIM step is to
-        # lead; it has no slope that Heun's method could average.
-        x0_estimate = X0_ESTIMATES[settings.teacher_step] if state.phase == 0 else ddim_x0
+        yield from _phase_steps(state, data, levels, settings, phases[state.phase], compute)
+
+
+def _phase_steps(
+    state: DistillationState,
+    data: Data,
+    levels: Level,
+    settings: Distillation,
+    phase: Phase,
+    compute: Compute,
+) -> Iterator[Record]:
+    """The steps of a phase that are still to be made."""
+    device, weight, method = levels.sigma.device, WEIGHTS[settings.weight], METHODS[settings.method]
+    student, sigma_data = computed(state.student, compute), state.student.sigma_data
+    teacher, second = (
+        computed(network, compute) for network in (state.teacher, state.self_teacher)
+    )
+    if settings.clamp:
+        teacher, second = clamped(teacher), clamped(second)
+    second = method.second_hop(teacher, second) if phase.segment > 1 else None
+    # A student, which later phases have for a teacher, knows where its own DDIM step is to lead;
+    # it has no slope that Heun's method could average.
+    x0_estimate = X0_ESTIMATES[settings.teacher_step] if state.phase == 0 else ddim_x0
+    average = _averages(state, settings)
+    grids = [part.teacher_steps for part in phase.parts]
+    begin = state.phase * settings.steps_per_phase
+    while state.step < begin + settings.steps_per_phase:
+        part = phase.parts[state.progress.part]
         generator = generator_for(device, settings.seed, DISTILLATION, state.step)
         x0, labels = data.batch(settings.batch, generator)
         eps = torch.randn(x0.shape, generator=generator, device=device)
-        first = method.draw(phase, settings.batch, generator)
-        x0, labels, eps, first = own_rows(x0, labels, eps, first)
-        i_u, i_s = first - 1, (first - 1) // phase.segment * phase.segment
-        t, u, s = (levels[i * phase.stride] for i in (first, i_u, i_s))
-
-        x_t = add_noise(x0, eps, t)
-        second = method.second_hop(limit(state.teacher), limit(state.self_teacher))
-        target = closure_target(limit(state.teacher), second, x_t, t, u, s, labels, x0_estimate)
-        error = squared_error(state.student, x_t, t, target, labels)
-        loss = (error * weight(t, state.student.sigma_data).to(error)).mean()
-        mse = error.mean()
-        descend(loss, mse, state, settings)
+        batch = own_rows(x0, labels, eps, method.draw(part, settings.batch, generator))
+        losses, rows = 0, len(batch[0])
+        state.optimizer.zero_grad(set_to_none=True)
+        with float32_products(compute):
+            for x0, labels, eps, first in compute.parts(*batch):
+                i_u, i_s = first - 1, (first - 1) // part.segment * part.segment
+                t, u, s = (levels[i * part.stride] for i in (first, i_u, i_s))
+                x_t = add_noise(x0, eps, t)
+                target = closure_target(teacher, second, x_t, t, u, s, labels, x0_estimate)
+                error = squared_error(student, x_t, t, target, labels)
+                losses = losses + learn(error, weight(t, sigma_data), rows)
+        numbers = descend(losses, state, settings)
         state.step += 1
-        update = state.step - state.phase * settings.steps_per_phase
-        grids = [part.teacher_steps for part in parts[state.phase]]
-        at = settings.growth, grids, update, settings.steps_per_phase
-        state.progress = grown(*at, state.progress, loss.detach())
-        ema_update(state.self_teacher, state.student, bias_corrected(settings.self_ema, update))
-        if not settings.restart_ema:  # then from where this network began
-            begun = state.takeover if state.phase >= state.takeover else 0
-            update = state.step - begun * settings.steps_per_phase
-        ema_update(state.ema, state.student, bias_corrected(decay, update))
-        yield report(state, settings, loss, mse, str(phase))
+        at = settings.growth, grids, state.step - begin, settings.steps_per_phase
+        state.progress = grown(*at, state.progress, losses[0])
+        average()
+        yield report(state, settings, numbers, str(part))
+
+
+def _averages(state: DistillationState, settings: Distillation) -> Callable[[], None]:
+    """A function that moves the averages of this phase after a step."""
+    self_teacher = follower(state.self_teacher, state.student)
+    ema = follower(state.ema, state.student)
+    decay = decay_from_residual(settings.ema_residual, settings.steps_per_phase)
+    begin = begun = state.phase * settings.steps_per_phase
+    if not settings.restart_ema:  # then from where this network began
+        takeover = state.takeover if state.phase >= state.takeover else 0
+        begun = takeover * settings.steps_per_phase
+
+    def move() -> None:
+        self_teacher(bias_corrected(settings.self_ema, state.step - begin))
+        ema(bias_corrected(decay, state.step - begun))
+
+    return move

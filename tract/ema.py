@@ -1,23 +1,33 @@
 """Exponential moving averages of a network's weights, without a host synchronisation."""
 
+from collections.abc import Callable
+
 import torch
 from torch import nn
 
 
-@torch.no_grad()
-def ema_update(target: nn.Module, source: nn.Module, decay: float) -> None:
-    """Move every parameter of target to decay * target + (1 - decay) * source; copy buffers.
+def follower(target: nn.Module, source: nn.Module) -> Callable[[float], None]:
+    """A function of decay that moves all of target's parameters towards source's; copies buffers.
 
-    decay in [0, 1] weighs the old value. ValueError if the two do not have the same names.
+    They become decay * target + (1 - decay) * source: decay in [0, 1] weighs the old value. Names
+    are looked up here, once. ValueError if the two do not have the same.
     """
     averages, values = dict(target.named_parameters()), dict(source.named_parameters())
     if averages.keys() != values.keys():
         odd = sorted(averages.keys() ^ values.keys())
         raise ValueError(f"the average and its source differ in {odd}: use the same network")
-    torch._foreach_lerp_(list(averages.values()), [values[n] for n in averages], 1 - decay)
+    buffers = dict(target.named_buffers())
     sources = dict(source.named_buffers())
-    for name, buffer in target.named_buffers():
-        buffer.copy_(sources[name])
+    values, sources = [values[name] for name in averages], [sources[name] for name in buffers]
+    averages, buffers = list(averages.values()), list(buffers.values())
+
+    @torch.no_grad()
+    def follow(decay: float) -> None:
+        torch._foreach_lerp_(averages, values, 1 - decay)
+        if buffers:
+            torch._foreach_copy_(buffers, sources)
+
+    return follow
 
 
 def bias_corrected(decay: float, update: int) -> float:

@@ -25,12 +25,13 @@ from tract.levels import FIXED, Level, levels_of
 from tract.methods import Distillation
 from tract.parallel import check_share
 from tract.presets import build_denoiser, check_fits, preset
+from tract.records import Record
 from tract.runs import Saving, Watch, complete, progress_bar
 from tract.samplers import step_indices
 from tract.state import fingerprint, load_model, save_model
 from tract.teachers.load import Teacher, load_teacher
 from tract.team import team_size, together
-from tract.train import Record, TeacherState, Training, start_training, train_teacher
+from tract.train import TeacherState, Training, start_training, train_teacher
 
 TEACHER = "teacher"  # name of the teacher's run
 DATA_OPTIONS = ("image_size", "grey", "flip")  # of load_data

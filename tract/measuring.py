@@ -25,13 +25,13 @@ from tract.denoiser import Denoiser
 from tract.evaluate import sample_batches
 from tract.experiment import TEACHER, Experiment, run_name
 from tract.features import Extractor, extractor
+from tract.history import history
 from tract.levels import Level
 from tract.methods import Distillation
 from tract.metrics import frechet_distance, rmse
 from tract.moments import Moments, moments_of
 from tract.phases import written
 from tract.results import RESULTS, append_results, read_results, wide
-from tract.runs import history
 from tract.samplers import step_indices
 from tract.sources import open_source
 from tract.state import fingerprint, load_model, read_tensors, write_tensors

@@ -4,6 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from tract.compute import Recomputable
 from tract.unet import Embedding
 
 
@@ -31,7 +32,7 @@ class MLP(nn.Module):
         return self.dense_out(F.silu(h))
 
 
-class MLPBlock(nn.Module):
+class MLPBlock(Recomputable):
     """Two linear layers around a scale and shift by the embedding, as in the U-Net's ResBlock."""
 
     def __init__(self, channels: int):

@@ -22,8 +22,8 @@ from tract.catalogue import (
     results_of,
     samples_at,
 )
+from tract.history import history
 from tract.plots import Figure, image_rows, loss_curves, new_figure, png
-from tract.runs import history
 from tract.widgets import show
 
 COUNT = 12  # samples of a run

@@ -9,7 +9,6 @@ phase-N.safetensors             the average at the end of the N-th phase of a di
 model.safetensors               the inference average, once the run is finished
 """
 
-import io
 import json
 import math
 import os
@@ -21,7 +20,6 @@ from contextlib import AbstractContextManager, closing, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-import pandas as pd
 import torch
 from tqdm import tqdm
 
@@ -29,12 +27,13 @@ from tract.cards import claim
 from tract.checks import check_whole, is_number
 from tract.denoiser import Denoiser
 from tract.distill import DistillationState
-from tract.events import Events
-from tract.files import TEMPORARY, write_atomically
+from tract.files import TEMPORARY
 from tract.guards import Stop, interrupt_between_steps, named_failures, only_writer
+from tract.history import History, append, trim
 from tract.parallel import anyone, check_same
+from tract.records import Record
 from tract.state import fingerprint, load_model, load_state, save_model, save_state
-from tract.train import Record, TeacherState, Training
+from tract.train import TeacherState, Training
 
 
 @dataclass(frozen=True)
@@ -86,8 +85,8 @@ def progress_bar(records: Iterator[Record], run: Run) -> Generator[Record, None,
     ) as bar:
         for record in records:
             yield record
-            bar.set_postfix_str(f"{record.phase} loss {record.loss:.3g}", refresh=False)
-            bar.update()
+            if bar.update():  # redrawn, as seldom as that: to read a loss may be to wait for a GPU
+                bar.set_postfix_str(f"{record.phase} loss {record.loss:.3g}", refresh=False)
 
 
 def complete(
@@ -142,35 +141,31 @@ def _train(
     watch: Watch,
 ) -> None:
     """Consume the records: write each one, save when it is time, stop when asked to."""
-    past = _trim(folder / "history.jsonl", state.step)
-    measured = [r["metric"] for r in _trim(folder / "metric.jsonl", state.step)]
+    measured = [line["metric"] for line in trim(folder / "metric.jsonl", state.step)]
     best = min((value for value in measured if value < math.inf), default=math.inf)  # and no nan
-    seconds_before = past[-1]["seconds"] if past else 0.0
     _check_same(state)
     ending = False
-    start = saved = time.monotonic()
+    saved = time.monotonic()
     with (
         interrupt_between_steps() as stop,
         named_failures(folder, settings),
-        Events(folder, state.step) as events,
+        History(folder, state.step) as history,
         closing(watch(records, Run(folder, state, settings, stop))) as steps,
     ):
         for record in steps:
-            now = time.monotonic()
-            line = asdict(record) | {"seconds": seconds_before + now - start}
-            _append(folder / "history.jsonl", line)
-            events.add(record.step, loss=record.loss, mse=record.mse)
+            history.record(record)
             if saving.metric_steps and record.step % saving.metric_steps == 0:
                 value = _measure(folder, state, card, saving.metric, best)
-                events.add(record.step, metric=value)
+                history.add(record.step, metric=value)
                 best = min(best, value)  # still the best if the value is nan
             ending = anyone(stop.requested)
             if (
                 ending
-                or now - saved > 60 * saving.minutes
+                or time.monotonic() - saved > 60 * saving.minutes
                 or (saving.steps and record.step % saving.steps == 0)
                 or record.step % settings.steps_per_phase == 0
             ):
+                history.write()
                 # What a phase led to comes first: killed in between, a run makes it again.
                 if record.step % settings.steps_per_phase == 0 and record.step < settings.num_steps:
                     result = folder / f"phase-{state.phase + 1}.safetensors"
@@ -270,20 +265,10 @@ def _measure(
     """Measure the average, keep it if it is better than the best so far, and return its value."""
     value = float(metric(state.ema))
     found = {"step": state.step, "metric": value}
-    _append(folder / "metric.jsonl", found)
+    append(folder / "metric.jsonl", found)
     if value < best:  # and no nan
         save_model(folder / "best.safetensors", state.ema, card | found)
     return value
-
-
-def history(folder: str | Path) -> pd.DataFrame:
-    """Loss and time of every step of a run, finished or not, even while it is being written."""
-    path = Path(folder) / "history.jsonl"
-    if not path.is_file():
-        raise FileNotFoundError(f"no {path}: begin that run first, or correct run_dir")
-    content = path.read_bytes()
-    whole_lines = content[: content.rfind(b"\n") + 1]
-    return pd.read_json(io.BytesIO(whole_lines), lines=True)
 
 
 def branch(folder: str | Path, new: str | Path) -> None:
@@ -313,28 +298,6 @@ def branch(folder: str | Path, new: str | Path) -> None:
         ) from error
     finally:
         shutil.rmtree(copy, ignore_errors=True)
-
-
-def _append(path: Path, line: dict) -> None:
-    """Add one line to a file of JSON lines, at once."""
-    with path.open("a") as file:
-        file.write(json.dumps(line) + "\n")
-
-
-def _trim(path: Path, step: int) -> list[dict]:
-    """Cut JSON lines to those up to a step, so that no step appears twice, and return them."""
-    if not path.is_file():
-        return []
-    kept = []
-    for line in path.read_bytes().splitlines():
-        try:
-            record = json.loads(line)
-        except ValueError:
-            break  # the last line of a killed run, or of one without space
-        if record["step"] <= step:
-            kept.append(record)
-    write_atomically(path, "".join(json.dumps(r) + "\n" for r in kept).encode())
-    return kept
 
 
 def _device(module: torch.nn.Module) -> torch.device:

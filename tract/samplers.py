@@ -26,15 +26,13 @@ def heun_x0(denoise: Denoise, x_t: Tensor, t: Level, s: Level, labels: Tensor | 
 
     Heun averages the noise estimates of both ends of an Euler step. In x0 this is D_t +
     weight (D_s - D_t) with weight = (sigma_t / alpha_t) / (2 sigma_s / alpha_s): nothing is
-    cancelled, and where sigma_s = 0 there is no second end and D_t is left. Two evaluations.
+    cancelled, and where sigma_s = 0 there is no second end and D_t is left. Two evaluations, for
+    whether the second is needed is known to the device alone.
     Karras et al. 2022, algorithm 1.
     """
     x0_t = denoise(x_t, t, labels)
-    last = s.sigma == 0
-    if bool(last.all()):
-        return x0_t
     x0_s = denoise(ddim_step(x_t, x0_t, t, s), s, labels)
-    weight = torch.where(last, 0.0, t.sigma * s.alpha / (2 * t.alpha * s.sigma))
+    weight = torch.where(s.sigma == 0, 0.0, t.sigma * s.alpha / (2 * t.alpha * s.sigma))
     return torch.lerp(x0_t, x0_s, broadcast(weight, x_t))
 
 
@@ -66,12 +64,14 @@ def trajectory(
     eps: standard normal noise (B, ...), which becomes sigma_T eps at the start.
     """
     indices = step_indices(levels.num_steps, num_steps)
+    clean = levels.sigma[0].item() == 0  # then the last step has no second end
     levels = levels.to(eps.device)
     x = broadcast(levels[-1].sigma, eps) * eps
     yield indices[0], x
     for i_t, i_s in itertools.pairwise(indices):
         t, s = levels[i_t], levels[i_s]
-        x = ddim_step(x, x0_estimate(denoise, x, t, s, labels), t, s)
+        estimate = ddim_x0 if clean and i_s == 0 else x0_estimate
+        x = ddim_step(x, estimate(denoise, x, t, s, labels), t, s)
         yield i_s, x
 
 

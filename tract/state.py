@@ -140,9 +140,12 @@ def load_state(path: str | Path, state) -> None:
         raise
     for role, module in state.modules().items():
         module.load_state_dict(_under(role, tensors))
+    parameters = state.optimizer.param_groups[0]["params"]
     moments: dict[int, dict[str, Tensor]] = {}
     for name, value in _under("optimizer", tensors).items():
         index, _, moment = name.partition(".")
+        if moment != "step":  # in memory as its weight is, which the fused optimizer relies on
+            value = torch.empty_like(parameters[int(index)]).copy_(value)
         moments.setdefault(int(index), {})[moment] = value
     groups = state.optimizer.state_dict()["param_groups"]
     state.optimizer.load_state_dict({"state": moments, "param_groups": groups})

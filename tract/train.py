@@ -3,6 +3,7 @@
 A loop is a generator that yields a small record after the optimizer and the averages stepped.
 """
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from copy import deepcopy
@@ -13,13 +14,15 @@ import torch
 from torch import Tensor, nn
 
 from tract.checks import check_choice, check_positive, check_whole, is_number
+from tract.compute import EAGER, Compute, arrange, computed, float32_products
 from tract.data import Data
 from tract.ddim import add_noise
 from tract.denoiser import Denoise, Denoiser
-from tract.ema import bias_corrected, decay_from_residual, ema_update
+from tract.ema import bias_corrected, decay_from_residual, follower
 from tract.levels import Level
 from tract.parallel import average, check_share, own_rows, rank, world_size
 from tract.presets import check_fits
+from tract.records import Losses, Record
 
 
 def truncated_snr(level: Level, sigma_data: float) -> Tensor:
@@ -93,28 +96,37 @@ class Training:
         return self.num_steps
 
 
-@dataclass(frozen=True)
-class Record:
-    """What a finished optimizer step reports; losses are means over the batch and pixels."""
-
-    step: int  # optimizer steps done
-    num_steps: int  # of how many
-    images_seen: int
-    loss: float  # weighted: what was minimised
-    mse: float  # unweighted squared error of x0
-    phase: str = ""  # such as "1024>32", in distillation
+def report(state, settings: Training, losses: Losses, phase: str = "") -> Record:
+    """The record of a step that is complete."""
+    images_seen = state.step * settings.batch
+    return Record(state.step, settings.num_steps, images_seen, losses, phase)
 
 
-def report(state, settings: Training, loss: Tensor, mse: Tensor, phase: str = "") -> Record:
-    """The record of a step that is complete, from its losses ()."""
-    return Record(
-        step=state.step,
-        num_steps=settings.num_steps,
-        images_seen=state.step * settings.batch,
-        loss=loss.item(),
-        mse=mse.item(),
-        phase=phase,
-    )
+def checked(records: Iterator[Record], settings: Training) -> Iterator[Record]:
+    """Pass records on; FloatingPointError for a step whose loss was no number.
+
+    Asked is the step before, which a GPU has left behind, and at the end of a phase this one too:
+    the work of a GPU is never waited for while there is more of it to send. All processes that have
+    joined so stop after the same step.
+    """
+    before = None
+    for record in records:
+        if before is not None:
+            check_finite(before.losses, before.step, settings)
+        if record.step % settings.steps_per_phase == 0:
+            check_finite(record.losses, record.step, settings)
+        yield record
+        before = record
+
+
+def check_finite(losses: Losses, step: int, settings: Training) -> None:
+    """FloatingPointError if the loss of a step, or its gradient, is no number."""
+    loss, _, norm = losses.read()
+    if not math.isfinite(loss + norm):  # a finite loss can have a gradient that is not
+        raise FloatingPointError(
+            f"the loss is {loss} at step {step}, its gradient {norm}: lower learning_rate (now "
+            f"{settings.learning_rate}) or check the teacher and the data; weights are unchanged"
+        )
 
 
 @dataclass
@@ -138,45 +150,56 @@ class TeacherState:
 
 def start_training(denoiser: Denoiser, settings: Training) -> TeacherState:
     """State at step 0 of training this denoiser, which is trained in place."""
-    optimizer = torch.optim.Adam(denoiser.parameters(), lr=settings.learning_rate)
-    return TeacherState(denoiser.train(), frozen(denoiser), optimizer)
+    return TeacherState(denoiser.train(), frozen(denoiser), adam(denoiser, settings.learning_rate))
 
 
 def train_teacher(
-    state: TeacherState, data: Data, levels: Level, settings: Training
+    state: TeacherState,
+    data: Data,
+    levels: Level,
+    settings: Training,
+    compute: Compute = EAGER,
 ) -> Iterator[Record]:
     """Train a denoiser from data; yields one record per step, state.ema is the result.
 
     Levels are drawn uniformly from the grid; the loss is weight(t) |D(x_t) - x0|^2. ValueError,
-    at once, if the data are less than a batch or processes cannot share one.
+    at once, if the data are less than a batch or processes cannot share one. FloatingPointError
+    where a loss is no number, see `checked`.
     """
     data.check_batch(settings.batch)
     check_share(settings.batch, world_size())
     check_student(state.student, data)
-    return _teacher_steps(state, data, levels, settings)
+    for network in state.modules().values():
+        arrange(network, compute)
+    return checked(_teacher_steps(state, data, levels, settings, compute), settings)
 
 
 def _teacher_steps(
-    state: TeacherState, data: Data, levels: Level, settings: Training
+    state: TeacherState, data: Data, levels: Level, settings: Training, compute: Compute
 ) -> Iterator[Record]:
     device = data.samples.device
     levels, weight = levels.to(device), WEIGHTS[settings.weight]
     decay = decay_from_residual(settings.ema_residual, settings.num_steps)
+    student, sigma_data = computed(state.student, compute), state.student.sigma_data
+    follow = follower(state.ema, state.student)
     while state.step < settings.num_steps:
         generator = generator_for(device, settings.seed, TEACHER, state.step)
         x0, labels = data.batch(settings.batch, generator)
         eps = torch.randn(x0.shape, generator=generator, device=device)
         i_t = torch.randint(1, len(levels), (settings.batch,), generator=generator, device=device)
-        x0, labels, eps, i_t = own_rows(x0, labels, eps, i_t)
-        t = levels[i_t]
-        with dropout_keyed(device, settings.seed, DROPOUT, state.step, rank()):
-            error = squared_error(state.student, add_noise(x0, eps, t), t, x0, labels)
-        loss = (error * weight(t, state.student.sigma_data).to(error)).mean()
-        mse = error.mean()
-        descend(loss, mse, state, settings)
+        batch = own_rows(x0, labels, eps, i_t)
+        losses, rows = 0, len(batch[0])
+        state.optimizer.zero_grad(set_to_none=True)
+        key = settings.seed, DROPOUT, state.step, rank()
+        with float32_products(compute), dropout_keyed(device, *key):
+            for x0, labels, eps, i_t in compute.parts(*batch):
+                t = levels[i_t]
+                error = squared_error(student, add_noise(x0, eps, t), t, x0, labels)
+                losses = losses + learn(error, weight(t, sigma_data), rows)
+        numbers = descend(losses, state, settings)
         state.step += 1
-        ema_update(state.ema, state.student, bias_corrected(decay, state.step))
-        yield report(state, settings, loss, mse)
+        follow(bias_corrected(decay, state.step))
+        yield report(state, settings, numbers)
 
 
 def check_student(student: Denoiser, data: Data) -> None:
@@ -195,25 +218,43 @@ def squared_error(
     return (denoise(x_t, t, labels) - target).square().flatten(1).mean(1)
 
 
-def descend(loss: Tensor, mse: Tensor, state, settings: Training) -> None:
-    """One step of the optimizer on state.student; FloatingPointError before a loss spoils it.
+def learn(error: Tensor, weight: Tensor, rows: int) -> Tensor:
+    """Add to the gradient what these errors (b,) are in a batch of so many rows.
 
-    Where several processes have joined, loss and mse () become the means over all of them.
+    Returns (2,): their shares of the batch's loss and squared error, which are means over it.
     """
-    for group in state.optimizer.param_groups:
+    shares = torch.stack([(error * weight.to(error)).sum(), error.sum()]) / rows
+    shares[0].backward()
+    return shares.detach()
+
+
+def descend(losses: Tensor, state, settings: Training) -> Losses:
+    """One step of the optimizer on state.student, whose gradient is that of these losses (2,).
+
+    Where several processes have joined, gradient and losses become the means over all of them. A
+    loss that is no number leaves the weights as they are: FloatingPointError on a CPU; on a GPU,
+    which would have to be waited for, this step and all that follow are skipped there, and
+    `checked` raises.
+    """
+    optimizer = state.optimizer
+    for group in optimizer.param_groups:
         group["lr"] = learning_rate(settings, state.step)
-    state.optimizer.zero_grad(set_to_none=True)
-    loss.backward()
     parameters = list(state.student.parameters())
-    average([loss.detach(), mse.detach(), *(p.grad for p in parameters if p.grad is not None)])
+    average([losses, *(p.grad for p in parameters if p.grad is not None)])
     norm = nn.utils.clip_grad_norm_(parameters, settings.clip_norm, foreach=True)
-    if not torch.isfinite(loss + norm):  # a finite loss can have a gradient that is not
-        raise FloatingPointError(
-            f"the loss is {loss.item()} at step {state.step + 1}, its gradient {norm.item()}: "
-            f"lower learning_rate (now {settings.learning_rate}) or check the teacher and the "
-            "data; weights are unchanged"
-        )
-    state.optimizer.step()
+    numbers = Losses(torch.cat([losses, norm[None]]))
+    if numbers.late:
+        bad = 1 - torch.isfinite(losses[0] + norm).float()
+        optimizer.found_inf = torch.maximum(bad, getattr(optimizer, "found_inf", bad))
+    else:
+        check_finite(numbers, state.step + 1, settings)
+    optimizer.step()
+    return numbers
+
+
+def adam(network: nn.Module, learning_rate: float) -> torch.optim.Adam:
+    """The optimizer of a network: one kernel for all weights, which skips where found_inf is 1."""
+    return torch.optim.Adam(network.parameters(), lr=learning_rate, fused=True)
 
 
 def learning_rate(settings: Training, step: int) -> float:

@@ -1,0 +1,68 @@
+"""What a finished optimizer step reports, without making a GPU wait for those who read it."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+class Losses:
+    """Loss, squared error and gradient norm of a step, on their way from the device to the host.
+
+    A CPU has them at once. A GPU sends them when it has come so far, and works on meanwhile.
+    """
+
+    def __init__(self, numbers: Tensor):
+        self._host = numbers.to("cpu", non_blocking=True)  # into pinned memory
+        self._sent = None
+        if numbers.is_cuda:
+            self._sent = torch.cuda.Event()
+            self._sent.record()
+
+    @property
+    def late(self) -> bool:
+        """Whether they come from a device that works on meanwhile."""
+        return self._sent is not None
+
+    @property
+    def arrived(self) -> bool:
+        """Whether `read` would return at once."""
+        return self._sent is None or self._sent.query()
+
+    def read(self) -> tuple[float, float, float]:
+        """(loss, mse, norm), waiting for a GPU if they have not arrived."""
+        if self._sent is not None:
+            self._sent.synchronize()
+        return tuple(self._host.tolist())
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Losses) and self.read() == other.read()
+
+    def __repr__(self) -> str:
+        return "Losses(loss={}, mse={}, norm={})".format(*self.read())
+
+
+@dataclass(frozen=True)
+class Record:
+    """A finished step; its losses are means over the batch and pixels, read when asked for."""
+
+    step: int  # optimizer steps done
+    num_steps: int  # of how many
+    images_seen: int
+    losses: Losses
+    phase: str = ""  # such as "1024>32", in distillation
+
+    @property
+    def loss(self) -> float:
+        """Weighted: what was minimised."""
+        return self.losses.read()[0]
+
+    @property
+    def mse(self) -> float:
+        """Unweighted squared error of x0."""
+        return self.losses.read()[1]
+
+    def line(self) -> dict:
+        """All of it as plain numbers and text, for a file."""
+        about = {"step": self.step, "num_steps": self.num_steps, "images_seen": self.images_seen}
+        return about | {"loss": self.loss, "mse": self.mse, "phase": self.phase}
