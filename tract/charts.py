@@ -20,14 +20,14 @@ PUBLISHED = "published, CIFAR-10 (FID)"
 
 
 def ablation_chart(
-    published: pd.DataFrame, results: pd.DataFrame, group: str, study: Study
+    published: pd.DataFrame, results: pd.DataFrame, group: str, *studies: Study
 ) -> Figure:
     """An ablation's recipes from top to bottom: published numbers, if any, and beside them ours."""
     theirs = published[published["table"] == group]
-    ours = study.rows(results, group)
+    ours = {study.title: study.rows(results, group) for study in studies}
     recipes = list(dict.fromkeys([*ALL[group], *theirs["recipe"]]))
-    panels = ({PUBLISHED: theirs} if len(theirs) else {}) | {study.title: ours}
-    size = (4.5 * len(panels), 0.26 * len(recipes) + 0.9)
+    panels = ({PUBLISHED: theirs} if len(theirs) else {}) | ours
+    size = (min(4.5, 11 / len(panels)) * len(panels), 0.26 * len(recipes) + 0.9)
     figure, axes = new_figure(1, len(panels), size, sharey=True)
     for ax, (title, table) in zip(axes[0], panels.items(), strict=True):
         for row, recipe in enumerate(recipes):

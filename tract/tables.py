@@ -78,6 +78,29 @@ def claims_table(
     return pd.DataFrame(rows)
 
 
+def versus_table(
+    results: pd.DataFrame, group: str, baseline: str, studies: Sequence[Study]
+) -> pd.DataFrame:
+    """Recipes of a group in each of our studies, and what they are compared with a baseline.
+
+    "better" and "worse" by more than two standard deviations of the difference, else "undecided".
+    """
+    columns = {group: list(ALL[group])}
+    for study in studies:
+        ours = over_seeds(study.rows(results, group), ["recipe"]).set_index("recipe")
+        ours = ours.reindex(columns[group])
+        columns[study.title] = _spread(ours["mean"], ours["std"], ours["count"])
+        known = ours.loc[baseline]
+        words = {"holds": "better", "is contradicted": "worse", "is undecided": "undecided"}
+        columns[f"{study.metric} against {baseline}"] = [
+            words.get(_verdict(known["mean"] - mean, (known["std"] ** 2 + std**2) ** 0.5), "")
+            if label != baseline
+            else ""
+            for label, mean, std in zip(ours.index, ours["mean"], ours["std"], strict=True)
+        ]
+    return pd.DataFrame(columns)
+
+
 def over_seeds(rows: pd.DataFrame, by: Sequence[str]) -> pd.DataFrame:
     """Mean, standard deviation (n - 1, none of one) and count of the values of each `by`."""
     grouped = rows.astype({"value": float}).groupby(list(by), sort=False)["value"]
