@@ -13,7 +13,14 @@ from tract.measuring import measure
 from tract.methods import Distillation
 from tract.results import COLUMNS, read_results
 from tract.runs import Saving
-from tract.tables import ablation_table, claims_table, paper_table, read_published, save_table
+from tract.tables import (
+    ablation_table,
+    claims_table,
+    paper_table,
+    read_published,
+    save_table,
+    versus_table,
+)
 from tract.train import Training
 
 PUBLISHED = "figures/published.csv"
@@ -187,6 +194,23 @@ def test_tables_are_written_as_csv_and_markdown(tmp_path):
     assert (tmp_path / "t.md").read_text() == "| a | b |\n| --- | --- |\n| 1 | x |\n| 2 |  |\n"
 
 
+def test_recipes_are_better_or_worse_than_a_baseline_beyond_two_deviations_only():
+    values = {
+        "TRACT 1024>32>1": [10.0, 11.0, 12.0],
+        "TRACT 32>1": [1.0, 2.0, 3.0],
+        "TRACT 64>1": [9.0, 10.0, 11.0],
+        "BTD 32>16>...>1": [20.0, 21.0, 22.0],
+        "TRACT 4<8<16<32>1": [1.0],
+    }
+    table = versus_table(
+        results(values, group="one_phase"), "one_phase", "TRACT 1024>32>1", [STUDY]
+    )
+    verdicts = table.set_index("one_phase")["fd_pixels against TRACT 1024>32>1"]
+    assert list(verdicts) == ["", "worse", "better", "undecided", "", ""]
+    assert table[STUDY.title][2] == "2 ± 1 (3)"
+    assert list(table[STUDY.title][4:]) == ["1 (1)", ""]
+
+
 def values_in(axes):
     """Horizontal positions of all points that an axes shows."""
     return sorted(x for line in axes.lines if line.get_marker() == "o" for x in line.get_xdata())
@@ -206,6 +230,18 @@ def test_lines_go_through_the_means_of_the_seeds(paper):
     assert line.get_xydata().tolist() == [[30720, 2.5], [61440, 2.0]]
 
 
+def test_a_valley_is_drawn_from_the_grids_that_do_not_grow(paper):
+    labels = {"fixed 16": [1.0, 3.0], "fixed 64": [4.0], "growing to 32": [9.0]}
+    truth = results(labels, group="finest_grid", metric="fd_pixels", teacher="a")
+    own = truth.iloc[:3].assign(method="teacher", phases="", nfe=[16, 64, 256], value=[0.5, 0.2, 0])
+    stranger = own.assign(teacher="b")
+    rollout = truth.assign(metric="rmse_to_rollout", value=truth["value"] / 2)
+    table = pd.concat([truth, own, stranger, rollout])
+    (ax,) = charts.trade_off(table, {"fd_pixels": STUDY}).axes
+    lines = [line.get_xydata().tolist() for line in ax.lines if line.get_marker() == "None"]
+    assert lines == [[[16, 0.5], [64, 0.2]], [[16, 1], [64, 2]], [[16, 2], [64, 4]]]
+
+
 def test_charts_of_nothing_measured_are_drawn(paper, tmp_path):
     nothing = pd.DataFrame(columns=COLUMNS)
     for chart in (
@@ -213,6 +249,7 @@ def test_charts_of_nothing_measured_are_drawn(paper, tmp_path):
         charts.quality_by_steps(paper, nothing, STUDY),
         charts.quality_by_images(paper, nothing, STUDY),
         charts.drift(nothing, STUDY),
+        charts.trade_off(nothing, {"fd_pixels": STUDY}),
     ):
         charts.save_figure(chart, tmp_path / "chart")
 

@@ -94,6 +94,7 @@ RUNS = {
     "BTD": (distillation(method="BTD", step_schedule=halving_schedule(16)), [(2, 3)] * 4),
     "consistency": (distillation(method="consistency", step_schedule=[16, 1]), [(1, 4)]),
     "Heun": (distillation(teacher_step="heun", step_schedule=[18, 6, 1]), [(2, 4), (1, 4)]),
+    "growing grids": (distillation(step_schedule=[[4, 8, 16], 2, 1]), [(1, 4)] * 2),
     "a newcomer": (
         distillation(step_schedule=[16, 4, 4, 1], student="digits_small"),
         [(1, 4), (1, 3), (1, 4)],
