@@ -6,8 +6,9 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from tract.compute import EAGER, Compute, arrange, computed, float32_products
 from tract.data import Data
-from tract.denoiser import Denoise, clamped
+from tract.denoiser import Denoise, Denoiser, clamped
 from tract.levels import Level
 from tract.samplers import X0Estimate, ddim_x0, step_indices, trajectory
 from tract.train import SAMPLES, generator_for
@@ -53,20 +54,27 @@ def sample_batches(
     clamp: bool = True,
     batch: int = 256,
     x0_estimate: X0Estimate = ddim_x0,
+    compute: Compute = EAGER,
 ) -> Tensor:
     """Samples (N, ...) for noise of any N, a batch at a time, under a progress bar."""
     step_indices(levels.num_steps, num_steps)
+    if isinstance(denoise, Denoiser):
+        arrange(denoise, compute)
+    denoise = computed(denoise, compute)
     limited = clamped(denoise) if clamp else denoise
     starts = range(0, len(eps), batch)
     done = []
-    with tqdm(
-        desc=f"sampling at {num_steps} steps",
-        total=len(starts) * num_steps,
-        unit="step",
-        file=sys.stdout,
-        mininterval=1,
-        leave=False,
-    ) as bar:
+    with (
+        float32_products(compute),
+        tqdm(
+            desc=f"sampling at {num_steps} steps",
+            total=len(starts) * num_steps,
+            unit="step",
+            file=sys.stdout,
+            mininterval=1,
+            leave=False,
+        ) as bar,
+    ):
         for start in starts:
             part = slice(start, start + batch)
             mine = None if labels is None else labels[part]

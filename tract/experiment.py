@@ -15,7 +15,7 @@ from torch import Tensor
 
 from tract.cards import claim, read_card
 from tract.checks import check_flag, check_text, check_whole
-from tract.compute import device
+from tract.compute import EAGER, Compute, device
 from tract.data import Data, load_data
 from tract.denoiser import Denoiser
 from tract.distill import DistillationState, distill, start_distillation
@@ -54,6 +54,7 @@ class Experiment:
     image_size: int = 0  # this and the next two are DATA_OPTIONS, for data "images" alone
     grey: bool = False
     flip: bool = False
+    compute: Compute = EAGER  # how, not what: no part of the card
 
     def __post_init__(self):
         check_text("run_dir", str(self.folder) if isinstance(self.folder, Path) else self.folder)
@@ -93,7 +94,7 @@ class Experiment:
     def card(self) -> dict:
         """What must stay the same for two runs to be comparable."""
         card = asdict(self)
-        del card["folder"], card["data_dir"]
+        del card["folder"], card["data_dir"], card["compute"]
         for name in DATA_OPTIONS:
             if not card[name]:  # cards from before there were such options stay valid
                 del card[name]
@@ -116,7 +117,8 @@ class Experiment:
         about = self.card()  # hashes all data
         claim(self.folder / "experiment.json", about, note={"data_dir": self.data_dir})
         card = {"experiment": about, "network": state.ema.config, "method": TEACHER}
-        return complete(self.folder / TEACHER, state, records, settings, card, saving, watch, team)
+        folder, note = self.folder / TEACHER, {"compute": str(self.compute)}
+        return complete(folder, state, records, settings, card, saving, watch, team, note)
 
     def teacher_run(
         self, preset_name: str, settings: Training
@@ -127,7 +129,7 @@ class Experiment:
             network["options"]["num_classes"] = self.data.num_classes
         check_fits(network, self.data)
         state = start_training(build_denoiser(network, settings.seed).to(device()), settings)
-        return state, train_teacher(state, self.data, self.levels, settings)
+        return state, train_teacher(state, self.data, self.levels, settings, self.compute)
 
     def _team(
         self, settings: Training, processes: int, preset_name: str = ""
@@ -206,8 +208,8 @@ class Experiment:
             "teacher": teacher.get("settings") or teacher.get("source"),
             "teacher_sha256": fingerprint(state.teacher),
         }
-        folder = self.folder / run_name(settings)
-        return complete(folder, state, records, settings, card, saving, watch, team)
+        folder, note = self.folder / run_name(settings), {"compute": str(self.compute)}
+        return complete(folder, state, records, settings, card, saving, watch, team, note)
 
     def student_run(
         self, settings: Distillation
@@ -215,7 +217,8 @@ class Experiment:
         """A distillation at its start: its state, the loop over it, and its teacher's card."""
         teacher, card = load_model(self.folder / TEACHER, device())
         state = start_distillation(teacher, settings)
-        return state, distill(state, self.data, self.grid(settings), settings), card
+        records = distill(state, self.data, self.grid(settings), settings, self.compute)
+        return state, records, card
 
     def grid(self, settings: Training) -> Level:
         """Levels that a run steps through: as many as its schedule starts with.
@@ -231,7 +234,7 @@ class Experiment:
         return levels_of(self.process, steps)
 
 
-def open_experiment(folder: str | Path) -> Experiment:
+def open_experiment(folder: str | Path, compute: Compute = EAGER) -> Experiment:
     """The experiment that the teacher's notebook began; FileNotFoundError if there is none."""
     path = Path(folder) / "experiment.json"
     if not path.is_file():
@@ -240,7 +243,7 @@ def open_experiment(folder: str | Path) -> Experiment:
     try:
         sha256 = card.pop("data_sha256")
         data_dir = card.pop("provenance")["data_dir"]
-        experiment = Experiment(Path(folder), data_dir=data_dir, **card)
+        experiment = Experiment(Path(folder), data_dir=data_dir, compute=compute, **card)
     except (KeyError, TypeError) as error:  # an entry is missing, or is none of ours
         raise ValueError(
             f"{path} describes no experiment ({error}): restore it, or begin in another run_dir"

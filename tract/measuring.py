@@ -85,10 +85,7 @@ def measure(
     read_results(table)  # refused if it is damaged
     distances = [Distance(experiment, name) for name in features]
     eps, labels = experiment.noise
-    samples = {
-        n: sample_batches(denoiser, eps, levels, n, labels=labels, clamp=experiment.clamp)
-        for n in steps
-    }
+    samples = {n: _sampled(experiment, denoiser, eps, levels, n, labels) for n in steps}
     kept = {str(n): x for n, x in samples.items()}
     write_tensors(experiment.folder / run_name(settings) / SAMPLES, kept, {})
     reference = saved_samples(experiment, TEACHER)[experiment.reference_steps].to(eps)
@@ -116,7 +113,7 @@ def measure_phases(experiment: Experiment, settings: Distillation, count: int = 
     for phase, nfe in enumerate(settings.step_schedule[1:], 1):
         name = f"phase-{phase}" if phase < settings.num_phases else "model"
         student = load_model(folder / f"{name}.safetensors", device())[0]
-        x = sample_batches(student, eps, levels, nfe, labels=labels, clamp=experiment.clamp)
+        x = _sampled(experiment, student, eps, levels, nfe, labels)
         phases = written(settings.step_schedule[: phase + 1])
         at = {"phases": phases, "nfe": nfe, "samples": len(x)}
         number = _number("rmse_to_rollout", rmse(x, rollout), nfe=levels.num_steps)
@@ -144,6 +141,19 @@ def comparison(experiment: Experiment, table: pd.DataFrame, count: int) -> dict[
     return rows
 
 
+def _sampled(
+    experiment: Experiment,
+    denoiser: Denoiser,
+    eps: Tensor,
+    levels: Level,
+    num_steps: int,
+    labels: Tensor | None,
+) -> Tensor:
+    """Samples of an experiment's denoiser, clamped and computed as the experiment says."""
+    options = {"clamp": experiment.clamp, "compute": experiment.compute}
+    return sample_batches(denoiser, eps, levels, num_steps, labels=labels, **options)
+
+
 def _rollout(experiment: Experiment, levels: Level, eps: Tensor, labels: Tensor | None) -> Tensor:
     """The teacher's samples with all steps of a grid, made once."""
     folder = experiment.folder / TEACHER
@@ -151,7 +161,7 @@ def _rollout(experiment: Experiment, levels: Level, eps: Tensor, labels: Tensor 
     with FileLock(path.with_name(f".{path.name}.lock")):
         if not path.is_file():
             teacher, steps = load_model(folder, device())[0], levels.num_steps
-            x = sample_batches(teacher, eps, levels, steps, labels=labels, clamp=experiment.clamp)
+            x = _sampled(experiment, teacher, eps, levels, steps, labels)
             write_tensors(path, {"samples": x}, {})
         return read_tensors(path)[0]["samples"].to(eps)
 

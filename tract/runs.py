@@ -98,12 +98,14 @@ def complete(
     saving: Saving | None = None,
     watch: Watch = progress_bar,
     team: Callable[[str], AbstractContextManager[None]] = nullcontext,
+    note: dict | None = None,
 ) -> Denoiser:
     """Carry a training run through to its end, watched by a progress bar, and return its average.
 
     records: the generator over this state. A finished run in the folder is returned as it is, an
     unfinished one is resumed, and one with other settings is refused with their names. team: the
-    others that train along from the checkpoint of a name, or from the start if "". Ctrl-C,
+    others that train along from the checkpoint of a name, or from the start if "". note: kept
+    beside the card of an unfinished run, and not compared. Ctrl-C,
     the notebook's stop button and SIGTERM end it after the current step, saved. RuntimeError if
     another process is writing the run or memory runs out, OSError if it cannot be saved.
     """
@@ -117,7 +119,8 @@ def complete(
             path.unlink()
         unfinished = bool(_checkpoints(folder))
         finished = (folder / "model.safetensors").is_file()
-        claim(folder / "card.json", card, binding=finished or unfinished)
+        note = None if finished else note  # which says how it was made
+        claim(folder / "card.json", card, binding=finished or unfinished, note=note)
         if finished:
             denoiser = load_model(folder, _device(state.ema))[0]
             _remove(_checkpoints(folder))  # of a process killed between its model and this

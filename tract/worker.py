@@ -9,7 +9,7 @@ from functools import partial
 
 import torch.distributed as dist
 
-from tract.compute import use_threads
+from tract.compute import Compute, use_threads
 from tract.experiment import Experiment, run_name
 from tract.methods import Distillation
 from tract.parallel import launched, store_of_launch
@@ -25,7 +25,8 @@ def prepare(task: dict) -> Callable[[], None]:
     ValueError or FileNotFoundError if files that all need are not here as they are there.
     """
     use_threads(task["threads"])
-    experiment = Experiment(**task["experiment"])
+    compute = Compute(**task["experiment"].pop("compute"))
+    experiment = Experiment(**task["experiment"], compute=compute)
     if experiment.data.sha256 != task["data_sha256"]:
         raise ValueError(
             f"the data {experiment.data_name} are others here than in process 0: use the same files"
