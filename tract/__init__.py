@@ -66,6 +66,7 @@ Files, each importing only from those above it:
     ablations   the paper's ablations and our own as data, and the runs they need
     plane       the same on points in the plane, with an exact teacher
     tables      published numbers beside measured ones
+    agreement   whether results depend on how they are computed
     fid         FID and its kin, with their conditions
     plots       pictures of data, schedules, samples and losses
     charts      pictures of the tables

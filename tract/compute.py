@@ -69,21 +69,25 @@ class Compute:
             raise ValueError(f"compile needs {needed}, and there is none: install it, or leave out")
 
     @classmethod
-    def of(cls, words: Sequence[str], micro_batch: int = 0) -> "Compute":
-        """From words such as ["bf16", "channels_last"], as parameters and commands give them."""
-        if not isinstance(words, list | tuple):
+    def of(cls, words: Sequence[str]) -> "Compute":
+        """From words, as parameters and commands give them: ["bf16", "micro_batch=64"]."""
+        if not isinstance(words, list | tuple) or not all(isinstance(word, str) for word in words):
             raise ValueError(f"compute is {words!r}: use a list, such as ['bf16', 'channels_last']")
+        options = {}
         for word in words:
-            check_choice("compute", word, (*PRECISIONS, *FLAGS))
-        precisions = [word for word in words if word in PRECISIONS] or ["fp32"]
-        if len(precisions) > 1:
-            raise ValueError(f"compute has the precisions {', '.join(precisions)}: choose one")
-        flags = {word: True for word in words if word in FLAGS}
-        return cls(precision=precisions[0], micro_batch=micro_batch, **flags)
+            name, _, number = word.partition("=")
+            if name == "micro_batch" and number.isdecimal():
+                value = int(number)
+            else:
+                check_choice("compute", word, (*PRECISIONS, *FLAGS, "micro_batch=64"))
+                name, value = ("precision", word) if word in PRECISIONS else (word, True)
+            if options.setdefault(name, value) != value:
+                raise ValueError(f"compute gives {name} twice, {options[name]} and {value}: choose")
+        return cls(**options)
 
     def __str__(self) -> str:
         words = [self.precision, *(name for name in FLAGS if getattr(self, name))]
-        return "+".join(words) + (f"+micro_batch={self.micro_batch}" if self.micro_batch else "")
+        return "+".join(words + [f"micro_batch={self.micro_batch}"] * bool(self.micro_batch))
 
     def parts(self, *tensors: Tensor | None) -> Iterator[tuple[Tensor | None, ...]]:
         """Rows of tensors (B, ...) that the student sees at a time; None stays None."""
