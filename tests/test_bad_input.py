@@ -22,7 +22,7 @@ from tract.measuring import measure
 from tract.mlp import MLP
 from tract.phases import halving_schedule
 from tract.presets import build_denoiser, preset
-from tract.runs import Saving, complete
+from tract.runs import Run, Saving, complete
 from tract.state import load_model, save_model
 from tract.train import Training, start_training, train_teacher
 from tract.unet import UNet
@@ -193,7 +193,7 @@ def resumed(**settings):
 
 def unsaved(folder):
     state = start_training(Denoiser(UNet(**NETWORK["options"])), SMALL)
-    complete(folder.parent / "new", state, iter([]), SMALL, CARD)
+    complete(Run(folder.parent / "new", state, iter([]), SMALL, CARD))
 
 
 ROWS = [

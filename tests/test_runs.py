@@ -17,7 +17,7 @@ from tract.distill import Distillation, distill, start_distillation
 from tract.history import history
 from tract.levels import karras
 from tract.presets import build_denoiser
-from tract.runs import Saving, complete
+from tract.runs import Run, Saving, complete
 from tract.state import load_model
 from tract.train import Training, start_training, train_teacher
 
@@ -39,7 +39,7 @@ def run(
     """Train in the folder; watch stands between the training loop and who consumes it."""
     state = start_training(model(), settings)
     records = watch(train_teacher(state, data, karras(8), settings))
-    return complete(folder, state, records, settings, card, saving)
+    return complete(Run(folder, state, records, settings, card, saving))
 
 
 def interrupted_at(step, signum=signal.SIGINT):
@@ -91,7 +91,7 @@ def test_a_run_leaves_card_history_and_model(whole):
 def test_the_result_is_the_average_of_the_run(tmp_path):
     state = start_training(model(), SETTINGS)
     records = train_teacher(state, POINTS, karras(8), SETTINGS)
-    result = complete(tmp_path / "run", state, records, SETTINGS, CARD)
+    result = complete(Run(tmp_path / "run", state, records, SETTINGS, CARD))
     assert torch.equal(weights(result), weights(state.ema))
     assert not torch.equal(weights(result), weights(state.student))
 
@@ -131,7 +131,7 @@ def test_a_distillation_goes_on_across_its_phases(tmp_path):
     def distilled(folder, watch):
         state = start_distillation(model(), settings)
         records = watch(distill(state, POINTS, karras(8), settings))
-        return complete(folder, state, records, settings, CARD)
+        return complete(Run(folder, state, records, settings, CARD))
 
     expected = distilled(tmp_path / "whole", lambda records: records)
     for step in (3, 5):
@@ -227,21 +227,16 @@ def test_checkpoints_are_a_minute_apart_and_never_ahead_of_the_history(tmp_path,
     assert saved == [3, 6]  # after 75 seconds, and 75 later
 
 
-def test_whoever_watches_sees_what_is_written_and_can_stop_the_run(tmp_path, whole):
+def test_whoever_iterates_sees_what_is_written_and_can_stop_the_run(tmp_path, whole):
     folder, seen = tmp_path / "run", []
-
-    def watch(records, run):
-        for record in records:
-            yield record
-            seen.append((record.step, run.state.step, len(losses(run.folder))))
-            run.stop.requested = record.step == 2
-
     state = start_training(model(), SETTINGS)
     records = train_teacher(state, POINTS, karras(8), SETTINGS)
+    stoppable = Run(folder, state, records, SETTINGS, CARD)
     with pytest.raises(KeyboardInterrupt):
-        complete(folder, state, records, SETTINGS, CARD, watch=watch)
-    # Of the step after which the request was made, the one before it has been looked at.
-    assert seen == [(1, 1, 1), (2, 2, 2)]
+        for record in stoppable:
+            seen.append((record.step, state.step, len(losses(folder))))
+            stoppable.stop.requested = record.step == 2
+    assert seen == [(1, 1, 1), (2, 2, 2), (3, 3, 3)]
     assert (folder / "checkpoint-000000003.safetensors").exists()
     run(folder)
     assert_is(folder, whole)
@@ -304,7 +299,7 @@ def test_a_diverged_run_leaves_no_model(tmp_path):
 def test_a_network_that_could_not_be_saved_is_refused_before_it_is_trained(tmp_path):
     state = start_training(Denoiser(model().net, "edm"), SETTINGS)
     with pytest.raises(ValueError, match="cannot be saved: make it with presets.build_denoiser"):
-        complete(tmp_path / "run", state, never([]), SETTINGS, CARD)
+        complete(Run(tmp_path / "run", state, never([]), SETTINGS, CARD))
     assert not (tmp_path / "run").exists()
 
 
@@ -313,7 +308,7 @@ def test_a_newcomer_that_could_not_be_saved_is_refused_before_the_run(tmp_path):
     state = start_distillation(model(), settings, Denoiser(model().net, "edm"))
     assert state.newcomer is not None
     with pytest.raises(ValueError, match="cannot be saved: make it with presets.build_denoiser"):
-        complete(tmp_path / "run", state, never([]), settings, CARD)
+        complete(Run(tmp_path / "run", state, never([]), settings, CARD))
     assert not (tmp_path / "run").exists()
 
 

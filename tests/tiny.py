@@ -19,7 +19,7 @@ from tract.history import history
 from tract.levels import cosine
 from tract.parallel import joined
 from tract.presets import build_denoiser
-from tract.runs import complete
+from tract.runs import Run, complete
 
 DIGITS = load_data("digits").unlabelled()
 LEVELS = cosine(16)
@@ -59,7 +59,7 @@ def tiny_run(folder, settings=None, saving=None, watch=iter):
     settings = settings or recipe()
     state = start(settings)
     records = watch(distill(state, DIGITS, LEVELS, settings))
-    return complete(folder, state, records, settings, CARD, saving)
+    return complete(Run(folder, state, records, settings, CARD, saving))
 
 
 def stopping_at(step):

@@ -26,7 +26,7 @@ from tract.methods import Distillation
 from tract.parallel import check_share
 from tract.presets import build_denoiser, check_fits, preset
 from tract.records import Record
-from tract.runs import Saving, Watch, complete, progress_bar
+from tract.runs import Run, Saving, complete
 from tract.samplers import step_indices
 from tract.state import fingerprint, load_model, save_model
 from tract.teachers.load import Teacher, load_teacher
@@ -105,20 +105,29 @@ class Experiment:
         preset_name: str,
         settings: Training,
         saving: Saving | None = None,
-        watch: Watch = progress_bar,
         processes: int = 1,
     ) -> Denoiser:
         """Train, resume or read the teacher; ValueError if the network does not fit the data.
 
         processes: how many train it together, see `team`.
         """
+        return complete(self.training(preset_name, settings, saving, processes))
+
+    def training(
+        self,
+        preset_name: str,
+        settings: Training,
+        saving: Saving | None = None,
+        processes: int = 1,
+    ) -> Run:
+        """The teacher's training, to iterate over."""
         team = self._team(settings, processes, preset_name)
         state, records = self.teacher_run(preset_name, settings)
         about = self.card()  # hashes all data
         claim(self.folder / "experiment.json", about, note={"data_dir": self.data_dir})
         card = {"experiment": about, "network": state.ema.config, "method": TEACHER}
         folder, note = self.folder / TEACHER, {"compute": str(self.compute)}
-        return complete(folder, state, records, settings, card, saving, watch, team, note)
+        return Run(folder, state, records, settings, card, saving, team, note)
 
     def teacher_run(
         self, preset_name: str, settings: Training
@@ -189,16 +198,18 @@ class Experiment:
             )
 
     def distill(
-        self,
-        settings: Distillation,
-        saving: Saving | None = None,
-        watch: Watch = progress_bar,
-        processes: int = 1,
+        self, settings: Distillation, saving: Saving | None = None, processes: int = 1
     ) -> Denoiser:
         """Distil the teacher, resume that, or read the finished student.
 
         processes: how many do it together, see `team`.
         """
+        return complete(self.distillation(settings, saving, processes))
+
+    def distillation(
+        self, settings: Distillation, saving: Saving | None = None, processes: int = 1
+    ) -> Run:
+        """The teacher's distillation, to iterate over."""
         team = self._team(settings, processes)
         state, records, teacher = self.student_run(settings)
         card = {
@@ -209,7 +220,7 @@ class Experiment:
             "teacher_sha256": fingerprint(state.teacher),
         }
         folder, note = self.folder / run_name(settings), {"compute": str(self.compute)}
-        return complete(folder, state, records, settings, card, saving, watch, team, note)
+        return Run(folder, state, records, settings, card, saving, team, note)
 
     def student_run(
         self, settings: Distillation

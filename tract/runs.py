@@ -15,9 +15,9 @@ import os
 import shutil
 import sys
 import time
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, closing, nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import torch
@@ -59,127 +59,115 @@ class Saving:
             )
 
 
-@dataclass(frozen=True)
+@dataclass
 class Run:
-    """A run under way, as those see it who watch it: stop.requested = True ends it, saved."""
+    """A training run in its folder: who iterates over it makes its steps.
+
+    records: the generator over this state. A finished run has no more of them, an unfinished one is
+    resumed, and one with other settings is refused with their names. Ctrl-C, the notebook's stop
+    button, SIGTERM and stop.requested = True end it after a step, saved, with KeyboardInterrupt.
+    team: the others that train along from the checkpoint of a name, or from the start if "". note:
+    kept beside the card of an unfinished run, and not compared.
+    RuntimeError if another process is writing the run or memory runs out, OSError if it cannot be
+    saved.
+    """
 
     folder: Path
     state: TeacherState | DistillationState
+    records: Iterator[Record]
     settings: Training
-    stop: Stop
+    card: dict
+    saving: Saving | None = None
+    team: Callable[[str], AbstractContextManager[None]] = nullcontext
+    note: dict | None = None
+    stop: Stop = field(default_factory=Stop)
 
+    def __post_init__(self):
+        last = getattr(self.state, "newcomer", None) or self.state.ema
+        if not hasattr(last, "config"):  # found out before the run, not after it
+            raise ValueError("this denoiser cannot be saved: make it with presets.build_denoiser")
+        self.folder, self.saving = Path(self.folder), self.saving or Saving()
+        self.card = json.loads(json.dumps({"settings": asdict(self.settings), **self.card}))
 
-# Passes all records on. What a step led to has been written when it is asked for the next one.
-Watch = Callable[[Iterator[Record], Run], Generator[Record, None, None]]
+    def __iter__(self) -> Iterator[Record]:
+        """Records of the steps still to be made, each when it has been written."""
+        folder, state = self.folder, self.state
+        with only_writer(folder):
+            for path in folder.glob(f".*{TEMPORARY}"):  # of a process killed while it wrote
+                path.unlink()
+            unfinished = bool(_checkpoints(folder))
+            finished = (folder / "model.safetensors").is_file()
+            note = None if finished else self.note  # which says how it was made
+            claim(folder / "card.json", self.card, binding=finished or unfinished, note=note)
+            if finished:
+                print(f"{folder.name}: finished before, read from {folder / 'model.safetensors'}")
+                return
+            with self.team(_resume(folder, state, self.settings) if unfinished else ""):
+                yield from self._steps()
+            save_model(folder / "model.safetensors", state.ema, self.card)
 
-
-def progress_bar(records: Iterator[Record], run: Run) -> Generator[Record, None, None]:
-    """Watch a run as a text bar that terminals, papermill's log and notebooks all show."""
-    with tqdm(
-        desc=run.folder.name,
-        total=run.settings.num_steps,
-        initial=run.state.step,
-        unit="step",
-        file=sys.stdout,
-        mininterval=1,
-    ) as bar:
-        for record in records:
-            yield record
-            if bar.update():  # redrawn, as seldom as that: to read a loss may be to wait for a GPU
-                bar.set_postfix_str(f"{record.phase} loss {record.loss:.3g}", refresh=False)
-
-
-def complete(
-    folder: str | Path,
-    state: TeacherState | DistillationState,
-    records: Iterator[Record],
-    settings: Training,
-    card: dict,
-    saving: Saving | None = None,
-    watch: Watch = progress_bar,
-    team: Callable[[str], AbstractContextManager[None]] = nullcontext,
-    note: dict | None = None,
-) -> Denoiser:
-    """Carry a training run through to its end, watched by a progress bar, and return its average.
-
-    records: the generator over this state. A finished run in the folder is returned as it is, an
-    unfinished one is resumed, and one with other settings is refused with their names. team: the
-    others that train along from the checkpoint of a name, or from the start if "". note: kept
-    beside the card of an unfinished run, and not compared. Ctrl-C,
-    the notebook's stop button and SIGTERM end it after the current step, saved. RuntimeError if
-    another process is writing the run or memory runs out, OSError if it cannot be saved.
-    """
-    last = getattr(state, "newcomer", None) or state.ema
-    if not hasattr(last, "config"):  # found out before the run, not after it
-        raise ValueError("this denoiser cannot be saved: make it with presets.build_denoiser")
-    folder, saving = Path(folder), saving or Saving()
-    card = json.loads(json.dumps({"settings": asdict(settings), **card}))
-    with only_writer(folder):
-        for path in folder.glob(f".*{TEMPORARY}"):  # of a process killed while it wrote
-            path.unlink()
-        unfinished = bool(_checkpoints(folder))
-        finished = (folder / "model.safetensors").is_file()
-        note = None if finished else note  # which says how it was made
-        claim(folder / "card.json", card, binding=finished or unfinished, note=note)
-        if finished:
-            denoiser = load_model(folder, _device(state.ema))[0]
-            _remove(_checkpoints(folder))  # of a process killed between its model and this
-            print(f"{folder.name}: finished before, read from {folder / 'model.safetensors'}")
-            return denoiser
-        with team(_resume(folder, state, settings) if unfinished else ""):
-            _train(folder, state, records, settings, card, saving, watch)
-        save_model(folder / "model.safetensors", state.ema, card)
-        denoiser = load_model(folder, _device(state.ema))[0]
-        _remove(_checkpoints(folder))
+    def result(self) -> Denoiser:
+        """The average of a finished run, which needs its checkpoints no more."""
+        denoiser = load_model(self.folder, _device(self.state.ema))[0]
+        _remove(_checkpoints(self.folder))
         return denoiser
 
+    def _steps(self) -> Iterator[Record]:
+        """Pass the records on: each is written first, the state saved when it is time."""
+        folder, state, settings, saving = self.folder, self.state, self.settings, self.saving
+        measured = [line["metric"] for line in trim(folder / "metric.jsonl", state.step)]
+        best = min((value for value in measured if value < math.inf), default=math.inf)  # no nan
+        _check_same(state)
+        ending = False
+        saved = time.monotonic()
+        with (
+            interrupt_between_steps() as self.stop,
+            named_failures(folder, settings),
+            History(folder, state.step) as history,
+        ):
+            for record in self.records:
+                history.record(record)
+                if saving.metric_steps and record.step % saving.metric_steps == 0:
+                    value = _measure(folder, state, self.card, saving.metric, best)
+                    history.add(record.step, metric=value)
+                    best = min(best, value)  # still the best if the value is nan
+                ending = anyone(self.stop.requested)
+                phase_ends = record.step % settings.steps_per_phase == 0
+                if (
+                    ending
+                    or phase_ends
+                    or time.monotonic() - saved > 60 * saving.minutes
+                    or (saving.steps and record.step % saving.steps == 0)
+                ):
+                    history.write()
+                    # What a phase led to comes first: killed in between, a run makes it again.
+                    if phase_ends and record.step < settings.num_steps:
+                        result = folder / f"phase-{state.phase + 1}.safetensors"
+                        save_model(result, state.ema, {**self.card, "phase": record.phase})
+                    _save(folder, state, self.card, saving.keep)
+                    saved = time.monotonic()
+                yield record
+                if ending:
+                    break
+        if ending:
+            print(f"{folder.name}: saved at step {state.step}; run it again to go on")
+            raise KeyboardInterrupt
 
-def _train(
-    folder: Path,
-    state: TeacherState | DistillationState,
-    records: Iterator[Record],
-    settings: Training,
-    card: dict,
-    saving: Saving,
-    watch: Watch,
-) -> None:
-    """Consume the records: write each one, save when it is time, stop when asked to."""
-    measured = [line["metric"] for line in trim(folder / "metric.jsonl", state.step)]
-    best = min((value for value in measured if value < math.inf), default=math.inf)  # and no nan
-    _check_same(state)
-    ending = False
-    saved = time.monotonic()
-    with (
-        interrupt_between_steps() as stop,
-        named_failures(folder, settings),
-        History(folder, state.step) as history,
-        closing(watch(records, Run(folder, state, settings, stop))) as steps,
-    ):
-        for record in steps:
-            history.record(record)
-            if saving.metric_steps and record.step % saving.metric_steps == 0:
-                value = _measure(folder, state, card, saving.metric, best)
-                history.add(record.step, metric=value)
-                best = min(best, value)  # still the best if the value is nan
-            ending = anyone(stop.requested)
-            if (
-                ending
-                or time.monotonic() - saved > 60 * saving.minutes
-                or (saving.steps and record.step % saving.steps == 0)
-                or record.step % settings.steps_per_phase == 0
-            ):
-                history.write()
-                # What a phase led to comes first: killed in between, a run makes it again.
-                if record.step % settings.steps_per_phase == 0 and record.step < settings.num_steps:
-                    result = folder / f"phase-{state.phase + 1}.safetensors"
-                    save_model(result, state.ema, {**card, "phase": record.phase})
-                _save(folder, state, card, saving.keep)
-                saved = time.monotonic()
-            if ending:
-                break
-    if ending:
-        print(f"{folder.name}: saved at step {state.step}; run it again to go on")
-        raise KeyboardInterrupt
+
+def complete(run: Run) -> Denoiser:
+    """Carry a run through to its end, under a text bar that all can show; returns its average."""
+    about = {"desc": run.folder.name, "total": run.settings.num_steps, "unit": "step"}
+    bar = None
+    try:
+        for record in run:
+            if bar is None:  # after the first step it is known where the run goes on
+                bar = tqdm(initial=record.step, file=sys.stdout, mininterval=1, **about)
+            elif bar.update():  # redrawn, as seldom as that: to read a loss may be to wait
+                bar.set_postfix_str(f"{record.phase} loss {record.loss:.3g}", refresh=False)
+    finally:
+        if bar is not None:
+            bar.close()
+    return run.result()
 
 
 def train_along(state, records: Iterator[Record]) -> None:
@@ -210,7 +198,7 @@ def _save(folder: Path, state, card: dict, keep: int) -> None:
 
 def _remove(paths: Iterable[Path]) -> None:
     for path in paths:
-        path.unlink()
+        path.unlink(missing_ok=True)  # another process may have
 
 
 def _resume(folder: Path, state, settings: Training) -> str:
