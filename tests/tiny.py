@@ -7,12 +7,14 @@ import sys
 import time
 import traceback
 from concurrent.futures import ThreadPoolExecutor
+from datetime import timedelta
 from pathlib import Path
 
 import torch
 import torch.distributed as dist
 from safetensors.torch import load_file
 
+from tract import parallel
 from tract.data import load_data
 from tract.distill import Distillation, distill, start_distillation
 from tract.history import history
@@ -123,6 +125,7 @@ def together(function, folder, size=2):
     """Call a function in forked processes that have joined; returns how each ended."""
 
     def joining(rank):
+        parallel.TIMEOUT = timedelta(seconds=60)  # where they wait for each other in vain
         with joined(dist.FileStore(str(folder / "store"), size), rank, size):
             function()
 
