@@ -18,10 +18,11 @@ from tract.catalogue import (
 )
 from tract.experiment import Experiment
 from tract.guards import only_writer
+from tract.history import history
 from tract.measuring import measure, measure_phases, saved_samples
 from tract.methods import Distillation
 from tract.run_browser import RunBrowser
-from tract.runs import Saving, history
+from tract.runs import Saving
 from tract.samplers import sample
 from tract.state import load_model
 from tract.train import Training

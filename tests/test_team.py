@@ -20,8 +20,9 @@ from tract import team, worker
 from tract.cards import claim
 from tract.cli import main
 from tract.experiment import TEACHER, Experiment, run_name
+from tract.history import history
 from tract.methods import Distillation
-from tract.runs import Saving, history, progress_bar
+from tract.runs import Saving
 from tract.state import save_model
 from tract.team import follow, team_size, together
 from tract.train import Training
@@ -38,17 +39,12 @@ def experiment(folder):
     return begun
 
 
-def signalling(step, signum):
-    """Watch a run and send a signal to the process that trains along once this step is done."""
-
-    def watch(records, run):
-        for record in progress_bar(records, run):
-            yield record
-            if record.step == step:
-                (helper,) = psutil.Process().children()
-                helper.send_signal(signum)
-
-    return watch
+def signalled(run, step, signum):
+    """Make a run's steps, and send a signal to the process that trains along once one is done."""
+    for record in run:
+        if record.step == step:
+            (helper,) = psutil.Process().children()
+            helper.send_signal(signum)
 
 
 def assert_close(folder, whole):
@@ -67,13 +63,13 @@ def test_a_run_is_stopped_by_one_process_broken_by_another_and_ended_by_a_single
     experiment(tmp_path / "whole").distill(SETTINGS)
     begun, saving = experiment(tmp_path / "run"), Saving(steps=4)
     with pytest.raises(KeyboardInterrupt):
-        begun.distill(SETTINGS, saving, signalling(5, signal.SIGTERM), processes=2)
+        signalled(begun.distillation(SETTINGS, saving, processes=2), 5, signal.SIGTERM)
     (step,) = re.findall(r"saved at step (\d+); run it again", capfd.readouterr().out)
     assert len(history(begun.folder / NAME)) == int(step) < SETTINGS.num_steps
     assert psutil.Process().children() == []
     start = time.monotonic()
     with pytest.raises(RuntimeError, match="process 1 of 2 ended with status -9.*run it again"):
-        begun.distill(SETTINGS, saving, signalling(13, signal.SIGKILL), processes=2)
+        signalled(begun.distillation(SETTINGS, saving, processes=2), 13, signal.SIGKILL)
     assert time.monotonic() - start < 60
     assert f"resuming after step {step}" in capfd.readouterr().out
     assert not dist.is_initialized()
@@ -104,9 +100,9 @@ def test_a_process_that_cannot_prepare_ends_the_run_before_it_begins(tmp_path, m
 
 
 def test_other_data_in_another_process_are_refused(tmp_path):
-    task = {"experiment": {"folder": str(tmp_path), "data_name": "digits"}, "threads": 1}
+    about = {"folder": str(tmp_path), "data_name": "digits", "compute": {}}
     with pytest.raises(ValueError, match="the data digits are others here than in process 0"):
-        worker.prepare(task | {"data_sha256": "of others"})
+        worker.prepare({"experiment": about, "threads": 1, "data_sha256": "of others"})
 
 
 def test_a_number_of_processes_that_cannot_be_is_refused_before_anything_is_computed(
