@@ -36,8 +36,11 @@ def test_dragging_a_schedule_moves_student_groups_and_words(schedules):
     map_now, groups_now, said = shown(schedules)
     assert map_now != map_before
     assert groups_now != groups_before
-    assert "<b>16&gt;1</b> 9 of 16" in said
+    assert "<b>16&gt;1</b> 8 of 16" in said
+    schedules.rounds.value = 16
+    assert "<b>16&gt;1</b> 16 of 16" in schedules.said.value
     schedules.rounds.value = 0
+    assert "<b>16&gt;1</b> 0 of 16" in schedules.said.value
     assert schedules.map.value != map_now
     assert schedules.groups.value == groups_now
     schedules.between.value, schedules.rounds.value = 4, 8

@@ -180,10 +180,10 @@ def _slider(name: str, options: Sequence[int | str], value: int) -> ipw.Selectio
 
 def _told(phases: list[Phase], rounds: list[int]) -> str:
     """How far the rounds of every phase lead, in words."""
-    parts = [
-        f"<b>{html.escape(str(phase))}</b> {min(count + 1, phase.segment)} of {phase.segment}"
-        for phase, count in zip(phases, rounds, strict=True)
-    ]
+    parts = []
+    for phase, count in zip(phases, rounds, strict=True):
+        learned = count if count < phase.segment - 1 else phase.segment  # the leap is the last one
+        parts.append(f"<b>{html.escape(str(phase))}</b> {learned} of {phase.segment}")
     if len(parts) > 4:
         parts[2:-2] = ["..."]
     return f"Teacher's steps that a student's step has learned to make: {', '.join(parts)}"
