@@ -8,7 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from playwright.sync_api import Locator, Page, expect, sync_playwright
@@ -75,15 +75,21 @@ def open_notebook(page: Page, address: str, name: str) -> None:
 
 
 def run_cell(page: Page, text: str) -> Locator:
-    """Run the code cell with this text in its source; returns the cell."""
+    """Run the code cell with this text in its source, which was not run yet; returns the cell."""
     cell = page.locator(".jp-CodeCell").filter(has=page.locator(".jp-InputArea", has_text=text))
     cell.locator(".cm-content").click()
-    page.keyboard.press("Control+Enter")
-    return cell
+    for patience in (2, 5, 60):  # JupyterLab forgets what it is asked while a kernel connects
+        page.keyboard.press("Control+Enter")
+        with suppress(AssertionError):
+            expect(_prompt(cell)).not_to_have_text("[ ]:", timeout=1000 * patience)
+            return cell
+    raise RuntimeError(f"the cell {text!r} does not run")
 
 
 def wait_until_run(cell: Locator, seconds: float = 60) -> None:
     """Wait until a cell has its number instead of a star."""
-    expect(cell.locator(".jp-InputPrompt")).to_have_text(
-        re.compile(r"^\[\d+\]:$"), timeout=1000 * seconds
-    )
+    expect(_prompt(cell)).to_have_text(re.compile(r"^\[\d+\]:$"), timeout=1000 * seconds)
+
+
+def _prompt(cell: Locator) -> Locator:
+    return cell.locator(".jp-InputPrompt")
