@@ -10,6 +10,7 @@ from helpers import write_notebook
 
 from tract import execute as execute_module
 from tract.cli import main
+from tract.compute import Compute
 from tract.console import print_rows
 from tract.cost import Estimate
 from tract.methods import Distillation
@@ -108,8 +109,8 @@ def estimated(monkeypatch):
 
 def test_cost_is_by_default_of_the_papers_main_run(estimated, capsys):
     assert main(["cost", "--json"]) == 0
-    ((config, settings, process),) = estimated
-    assert (config, process) == (preset("cifar10"), "cosine")
+    ((config, settings, process, compute),) = estimated
+    assert (config, process, compute) == (preset("cifar10"), "cosine", Compute())
     assert (settings.method, settings.step_schedule) == ("TRACT", (1024, 32, 1))
     assert (settings.images, settings.batch) == (96_000_000, 256)
     (row,) = map(json.loads, capsys.readouterr().out.splitlines())
@@ -121,10 +122,11 @@ def test_cost_is_by_default_of_the_papers_main_run(estimated, capsys):
 def test_cost_is_of_what_is_asked_for(estimated):
     common = ["--preset", "digits", "--images", "640", "--batch", "8", "--process", "karras"]
     distilled = ["--method", "BTD", "--step-schedule", "[4, 2, 1]", "--teacher-step", "heun"]
+    distilled += ["--compute", "bf16+channels_last"]
     assert main(["cost", *common, *distilled]) == 0
     assert main(["cost", *common, "--method", "teacher"]) == 0
-    (_, btd, process), (_, teacher, _) = estimated
-    assert process == "karras"
+    (_, btd, process, compute), (_, teacher, _, _) = estimated
+    assert (process, compute) == ("karras", Compute(precision="bf16", channels_last=True))
     expected = Distillation(
         method="BTD", step_schedule=[4, 2, 1], teacher_step="heun", images=640, batch=8
     )

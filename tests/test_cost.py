@@ -6,6 +6,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from tract import cost
+from tract.compute import EAGER
 from tract.cost import estimate, image_flops, network_flops, passes
 from tract.execute import declared_parameters
 from tract.methods import Distillation
@@ -77,7 +78,7 @@ def test_the_papers_main_run_takes_the_flop_that_are_published():
 
 def flop_of_a_step(settings, config=NETWORK, phase=0, process="cosine"):
     """What torch counts in one step that is made."""
-    _, records = cost._start(config, settings, process, phase)
+    _, records = cost.begin(config, settings, process, phase)
     # The fused kernels of a CPU's attention are not known to the counter.
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
         next(records)
@@ -131,7 +132,7 @@ def trials(monkeypatch):
     """Trials that take 0.1 s and 10 bytes an image, beside 1000 bytes, instead of steps."""
     tried = []
 
-    def timed(config, settings, process, phase, batch, steps):
+    def timed(config, settings, process, phase, compute, batch, steps):
         tried.append((phase, batch))
         return 0.1 * batch, 1000, 10 * batch
 
@@ -169,13 +170,11 @@ def test_each_kind_of_phase_is_tried(trials):
 
 def test_a_slow_step_is_timed_once(monkeypatch):
     monkeypatch.setattr(cost, "SLOW_SECONDS", 0)
-    _, records = cost._start(NETWORK, distillation(), "cosine", 0)
+    _, records = cost.begin(NETWORK, distillation(), "cosine", 0)
     made = []
-    monkeypatch.setattr(cost, "_start", lambda *_: (_, records))
-    monkeypatch.setattr(
-        cost, "_memory", lambda state, records: made.append(next(records)) or (1, 2)
-    )
-    seconds, *memory = cost._timed(NETWORK, distillation(), "cosine", 0, 2, 5)
+    monkeypatch.setattr(cost, "begin", lambda *_: (_, records))
+    monkeypatch.setattr(cost, "memory", lambda state, records: made.append(next(records)) or (1, 2))
+    seconds, *memory = cost._timed(NETWORK, distillation(), "cosine", 0, EAGER, 2, 5)
     assert seconds > 0
     assert memory == [1, 2]
     assert next(records).step == 2  # one was made
@@ -183,14 +182,14 @@ def test_a_slow_step_is_timed_once(monkeypatch):
 
 def test_memory_is_weights_moments_gradients_and_what_the_backward_pass_needs():
     parameters = 4 * sum(p.numel() for p in cost.build_denoiser(NETWORK).parameters())
-    held, two = cost._memory(*cost._start(NETWORK, distillation(), "cosine", 0))
+    held, two = cost.memory(*cost.begin(NETWORK, distillation(), "cosine", 0))
     assert held == 7 * parameters  # 4 networks, gradients, 2 moments
-    _, six = cost._memory(*cost._start(NETWORK, distillation(batch=6), "cosine", 0))
+    _, six = cost.memory(*cost.begin(NETWORK, distillation(batch=6), "cosine", 0))
     # Of each image at least the inputs of its convolutions, of 16 pixels.
     inputs = 3 + 8 + 2 * 8 * 3 + 2 * (16 + 8) + 16 + 8 + 8
     assert two > 2 * 4 * 16 * inputs
     assert 2.5 * two < six < 3 * two + 1000
-    held, _ = cost._memory(*cost._start(NETWORK, RUNS["teacher"][0], "cosine", 0))
+    held, _ = cost.memory(*cost.begin(NETWORK, RUNS["teacher"][0], "cosine", 0))
     assert held == 5 * parameters
 
 
@@ -201,7 +200,7 @@ def test_an_estimate_is_near_the_time_that_a_run_takes(monkeypatch):
     monkeypatch.setattr(cost.time, "perf_counter", process_time)
     settings = Distillation(images=480, batch=16, step_schedule=[16, 4, 1])
     told = estimate(preset("digits_small"), settings).seconds
-    _, records = cost._start(preset("digits_small"), settings, "cosine", 0)
+    _, records = cost.begin(preset("digits_small"), settings, "cosine", 0)
     start = process_time()
     assert sum(1 for _ in records) == 30
     assert process_time() - start == pytest.approx(told, rel=0.33)

@@ -79,7 +79,10 @@ Files, each importing only from those above it:
     cluster     clients of dask: a cluster that is there, or processes here
     sweep       many executions of a notebook
     console     tables, JSON lines and YAML of the command
+    trials      a few steps on random data
     cost        what a run costs, told before it is started
+    bench       how fast a step is
+    cli_speed   commands about how a run is computed
     cli         the `tract` command
     __main__    the same for `python -m tract`
 """

@@ -7,7 +7,8 @@ import sys
 from pathlib import Path
 
 from tract.checks import check_whole
-from tract.console import messages, print_rows, read_parameters, read_yaml
+from tract.cli_speed import add_speed_commands
+from tract.console import add_json, messages, print_rows, read_parameters, read_yaml
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -31,13 +32,14 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     _add_notebook_commands(commands)
     _add_measuring_commands(commands)
+    add_speed_commands(commands)
     _add_model_commands(commands)
     return parser
 
 
 def _add_notebook_commands(commands: argparse._SubParsersAction) -> None:
     command = commands.add_parser("quickstart", help="teacher, BTD and TRACT on digits, compared")
-    _add_json(command)
+    add_json(command)
     command.set_defaults(command=_quickstart)
 
     command = commands.add_parser("run", help="execute one notebook with parameters")
@@ -62,7 +64,7 @@ def _add_notebook_commands(commands: argparse._SubParsersAction) -> None:
     command.add_argument("--workers", type=int, help="processes here; by default one for each core")
     command.add_argument("--scheduler", help="address of a dask cluster to use instead")
     command.add_argument("--gpus", action="store_true", help="one GPU for each execution")
-    _add_json(command)
+    add_json(command)
     command.set_defaults(command=_sweep)
 
     command = commands.add_parser("execute", help="execute notebooks in place, as committed")
@@ -90,7 +92,7 @@ def _add_measuring_commands(commands: argparse._SubParsersAction) -> None:
     command.add_argument("--data-dir", help="where data sets that are files lie")
     command.add_argument("--cache", type=Path, help="folder of what is done, to go on from")
     command.add_argument("--results", type=Path, help="table to add a run's numbers to")
-    _add_json(command)
+    add_json(command)
     command.set_defaults(command=_fid)
 
     command = commands.add_parser("sample", help="write a model's samples to a file")
@@ -107,28 +109,10 @@ def _add_measuring_commands(commands: argparse._SubParsersAction) -> None:
     command.add_argument("table", type=Path, nargs="?", default=Path("figures/results.csv"))
     command.set_defaults(command=_publish)
 
-    command = commands.add_parser(
-        "cost",
-        help="FLOP, time and memory of a run before it is started, from a few of its steps",
-        description="By default of the paper's TRACT-96M on CIFAR-10.",
-    )
-    command.add_argument("job", nargs="?", choices=["quickstart"], help="instead of a single run")
-    command.add_argument("--preset", default="cifar10", help="network, one of `tract models`")
-    command.add_argument("--method", default="TRACT", help="BTD, TRACT, consistency or teacher")
-    command.add_argument("--step-schedule", default="[1024, 32, 1]", help="as YAML")
-    command.add_argument("--images", type=int, default=96_000_000, help="over all phases")
-    command.add_argument("--batch", type=int, default=256, help="images per optimizer step")
-    command.add_argument("--teacher-step", default="ddim", help="or heun, of two evaluations")
-    command.add_argument("--student", default="", help="network that takes over, see methods")
-    command.add_argument("--process", default="cosine", help="noise levels")
-    command.add_argument("--threads", type=int, default=0, help="CPU threads; 0: torch decides")
-    _add_json(command)
-    command.set_defaults(command=_cost)
-
 
 def _add_model_commands(commands: argparse._SubParsersAction) -> None:
     command = commands.add_parser("models", help="list the preset networks")
-    _add_json(command)
+    add_json(command)
     command.set_defaults(command=_models)
 
     command = commands.add_parser("teacher", help="say what a published teacher is")
@@ -146,10 +130,6 @@ def _add_parameters(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "-p", "--parameter", nargs=2, action="append", default=[], metavar=("NAME", "VALUE")
     )
-
-
-def _add_json(command: argparse.ArgumentParser) -> None:
-    command.add_argument("--json", action="store_true", help="one object a line, for machines")
 
 
 def _parameters(options: argparse.Namespace) -> dict:
@@ -274,34 +254,6 @@ def _export(options: argparse.Namespace) -> None:
 
     export_run(options.run_dir, options.target)
     print(f"{options.target}: written, with its card and what was measured")
-
-
-def _cost(options: argparse.Namespace) -> None:
-    from tract.compute import use_threads
-    from tract.cost import estimate, estimate_quickstart
-    from tract.experiment import TEACHER
-    from tract.methods import Distillation
-    from tract.presets import preset
-    from tract.train import Training
-
-    use_threads(options.threads)
-    if options.job:
-        with messages(options.json):
-            parts = estimate_quickstart()
-    else:
-        size = {"images": options.images, "batch": options.batch}
-        if options.method == TEACHER:
-            settings = Training(**size)
-        else:
-            settings = Distillation(
-                method=options.method,
-                step_schedule=read_yaml(options.step_schedule, "step-schedule"),
-                teacher_step=options.teacher_step,
-                student=options.student,
-                **size,
-            )
-        parts = [estimate(preset(options.preset), settings, options.process)]
-    print_rows([part.row() for part in parts], options.json)
 
 
 def _models(options: argparse.Namespace) -> None:

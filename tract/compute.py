@@ -101,6 +101,11 @@ class Compute:
 EAGER = Compute()
 
 
+def compute_of(text: str) -> Compute:
+    """What `str` made a text of, such as bf16+channels_last; ValueError for any other text."""
+    return Compute.of(text.split("+"))
+
+
 def _has_triton() -> bool:
     return importlib.util.find_spec("triton") is not None
 

@@ -1,5 +1,6 @@
 """Tables and JSON lines for a terminal or a machine, and parameters as YAML."""
 
+import argparse
 import contextlib
 import json
 import math
@@ -77,3 +78,7 @@ def read_parameters(file: Path) -> dict:
     if not isinstance(parameters, dict):
         raise ValueError(f"{file} is no list of `name: value` lines: write it so")
     return parameters
+
+
+def add_json(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--json", action="store_true", help="one object a line, for machines")

@@ -6,28 +6,23 @@ takes the 35.8 GFLOP for an image that are published for it.
 
 import statistics
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import NamedTuple
 
 import torch
-from torch import Tensor, nn
 
-from tract.compute import device, use_threads
-from tract.data import Data
-from tract.distill import DistillationState, distill, start_distillation
+from tract.compute import EAGER, Compute, device, use_threads
 from tract.evaluate import fixed_noise, sample_batches
 from tract.experiment import TEACHER
 from tract.levels import Level, levels_of
 from tract.methods import METHODS, Distillation
 from tract.phases import equal_steps, halving_schedule, parse_schedule
 from tract.presets import build_denoiser, new_student, preset
-from tract.records import Record
-from tract.train import TeacherState, Training, start_training, train_teacher
+from tract.train import Training
+from tract.trials import begin, memory, random_data
 
-GRID_STEPS = 1024  # of a teacher in training, whose cost does not depend on it
 STEPS = 5  # that are timed
 SAMPLINGS = 3  # that are timed
 STEP_SECONDS = 1.5  # a step that is tried takes no longer, if a smaller batch can help it
@@ -86,7 +81,7 @@ def network_flops(config: dict) -> int:
     """FLOP of one forward pass of the described network, for one image; nothing is computed."""
     from torch.utils.flop_counter import FlopCounterMode
 
-    data = _random_data(config, 1)
+    data = random_data(config, 1)
     with torch.device("meta"), torch.no_grad(), FlopCounterMode(display=False) as counter:
         labels = torch.zeros(1, dtype=torch.long) if data.num_classes else None
         level = Level(torch.ones(()), torch.ones(()))
@@ -111,7 +106,9 @@ def image_flops(config: dict, settings: Training) -> list[int]:
     return result
 
 
-def estimate(config: dict, settings: Training, process: str = "cosine") -> Estimate:
+def estimate(
+    config: dict, settings: Training, process: str = "cosine", compute: Compute = EAGER
+) -> Estimate:
     """The cost of training, or distilling, the described network; takes seconds to find out.
 
     process: a name in levels.PROCESSES. Of each kind of phase a few steps are made, with random
@@ -121,7 +118,9 @@ def estimate(config: dict, settings: Training, process: str = "cosine") -> Estim
     kept for the backward pass, added up.
     """
     flops = image_flops(config, settings)
-    kinds = {flop: _try(config, settings, process, flops.index(flop)) for flop in set(flops)}
+    kinds = {
+        flop: _try(config, settings, process, flops.index(flop), compute) for flop in set(flops)
+    }
     distilled = isinstance(settings, Distillation)
     return Estimate(
         f"{settings.method} {settings.phases}" if distilled else TEACHER,
@@ -137,7 +136,7 @@ def estimate(config: dict, settings: Training, process: str = "cosine") -> Estim
 def estimate_sampling(config: dict, levels: Level, count: int, num_steps: int) -> Estimate:
     """The cost of count samples in num_steps steps each."""
     denoiser = build_denoiser(config).to(device()).eval()
-    eps, labels = fixed_noise(_random_data(config, 1), count, seed=0)
+    eps, labels = fixed_noise(random_data(config, 1), count, seed=0)
     times = []
     for _ in range(1 + SAMPLINGS):
         start = time.perf_counter()
@@ -185,85 +184,42 @@ class _Trial(NamedTuple):
     batch: int  # that was tried
 
 
-def _try(config: dict, settings: Training, process: str, phase: int) -> _Trial:
+def _try(config: dict, settings: Training, process: str, phase: int, compute: Compute) -> _Trial:
     """Make a few steps of a phase, of as many images as are done in STEP_SECONDS."""
     batch = 1
-    seconds, held, more = _timed(config, settings, process, phase, batch, steps=1)
+    seconds, held, more = _timed(config, settings, process, phase, compute, batch, steps=1)
     while batch < settings.batch and seconds <= STEP_SECONDS / 2:
         batch = min(settings.batch, int(batch * STEP_SECONDS / seconds))
-        seconds, held, more = _timed(config, settings, process, phase, batch, STEPS)
+        seconds, held, more = _timed(config, settings, process, phase, compute, batch, STEPS)
     factor = settings.batch / batch
     return _Trial(seconds * factor, held + round(more * factor), batch)
 
 
 def _timed(
-    config: dict, settings: Training, process: str, phase: int, batch: int, steps: int
+    config: dict,
+    settings: Training,
+    process: str,
+    phase: int,
+    compute: Compute,
+    batch: int,
+    steps: int,
 ) -> tuple[float, int, int]:
-    """Median seconds of some steps, and bytes as `_memory` tells them."""
+    """Median seconds of some steps, and bytes as `memory` tells them."""
     # As many phases as before, none of which ends.
     images = 10**6 * batch * len(passes(settings))
-    state, records = _start(config, replace(settings, images=images, batch=batch), process, phase)
+    state, records = begin(
+        config, replace(settings, images=images, batch=batch), process, phase, compute
+    )
     start = time.perf_counter()
-    held, more = _memory(state, records)
+    held, more = memory(state, records)
     times = [time.perf_counter() - start]
     if times[0] < SLOW_SECONDS:  # else the time to warm up is small in it
         times = []
         for _ in range(steps):
             start = time.perf_counter()
-            next(records)  # waits for the GPU, to report the loss
+            _ = next(records).loss  # waits for the GPU
             times.append(time.perf_counter() - start)
     return statistics.median(times), held, more
-
-
-def _start(
-    config: dict, settings: Training, process: str, phase: int
-) -> tuple[TeacherState | DistillationState, Iterator[Record]]:
-    """A run of random weights on random images at the begin of a phase."""
-    data, denoiser = _random_data(config, settings.batch), build_denoiser(config).to(device())
-    if not isinstance(settings, Distillation):
-        state = start_training(denoiser, settings)
-        return state, train_teacher(state, data, levels_of(process, GRID_STEPS), settings)
-    state = start_distillation(denoiser, settings)
-    begun = {"phase": phase, "step": phase * settings.steps_per_phase}
-    state.restore_counters(state.counters() | begun)
-    return state, distill(state, data, levels_of(process, settings.grid_steps), settings)
-
-
-def _memory(state: TeacherState | DistillationState, records: Iterator[Record]) -> tuple[int, int]:
-    """Bytes held between steps, and how many more within one; makes a step, or two."""
-    if device() == "cuda":
-        next(records)
-        torch.cuda.reset_peak_memory_stats()
-        next(records)
-        held = torch.cuda.memory_allocated()
-        return held, torch.cuda.max_memory_allocated() - held
-    kept = {}
-
-    def keep(tensor: Tensor) -> Tensor:
-        storage = tensor.untyped_storage()
-        kept[storage.data_ptr()] = storage.nbytes()
-        return tensor
-
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        next(records)
-    for parameter in state.student.parameters():
-        kept.pop(parameter.untyped_storage().data_ptr(), None)
-    networks = [network for network in vars(state).values() if isinstance(network, nn.Module)]
-    # The student's gradients and Adam's two moments are as large as itself.
-    held = sum(p.nbytes for n in [*networks, *3 * [state.student]] for p in n.parameters())
-    return held, sum(kept.values())
-
-
-def _random_data(config: dict, count: int) -> Data:
-    """Images, or points, and labels such as the described network takes."""
-    options, classes = config["options"], config["options"].get("num_classes", 0)
-    if config["net"] == "mlp":
-        samples = torch.randn(count, options["point_dim"])
-    else:
-        size = options["image_size"]
-        samples = torch.randint(256, (count, options["image_channels"], size, size)).byte()
-    labels = classes - 1 - torch.arange(count) % classes if classes else None
-    return Data("random", samples, labels).to(device())
 
 
 def _declared(kind: type[Training], parameters: dict, **more) -> Training:
