@@ -9,8 +9,11 @@ READY := .venv/ready
 export MALLOC_TRIM_THRESHOLD_ := 4294967296
 export MALLOC_MMAP_THRESHOLD_ := 33554432
 
+# Jupyter asks for this in containers, where everybody is root.
+AS_ROOT := $(if $(filter 0,$(shell id -u)),--allow-root)
+
 .DEFAULT_GOAL := help
-.PHONY: help run figures test lint lab notebooks clean
+.PHONY: help run figures test lint lab screenshots notebooks clean
 
 help: ## Show this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -34,13 +37,16 @@ lint: $(READY) ## Style, as the tests require it
 	.venv/bin/ruff format --check .
 
 lab: $(READY) ## Open the first notebook in JupyterLab, for this machine only
-	.venv/bin/jupyter lab --ip=127.0.0.1 notebooks/00_two_dimensions.ipynb
+	.venv/bin/jupyter lab --ip=127.0.0.1 $(AS_ROOT) notebooks/00_two_dimensions.ipynb
+
+screenshots: $(READY) ## Take the README's pictures of JupyterLab again, after `make run`
+	.venv/bin/python tests/screenshots.py
 
 notebooks: $(READY) ## Execute all notebooks again, in place, as they are committed
 	.venv/bin/tract execute notebooks/*.ipynb
 
 clean: ## Remove the environment and what tests left; runs/ stays
-	rm -rf .venv .test .pytest_cache .ruff_cache *.egg-info
+	rm -rf .venv .test .screenshots .pytest_cache .ruff_cache *.egg-info
 
 $(READY): pyproject.toml
 	.venv/bin/python -c "" 2>/dev/null || $(PYTHON) -m venv --clear .venv

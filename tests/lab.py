@@ -3,9 +3,9 @@
 import json
 import os
 import re
+import shlex
 import shutil
 import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -13,6 +13,7 @@ from pathlib import Path
 
 from playwright.sync_api import Locator, Page, expect, sync_playwright
 
+ROOT = Path(__file__).resolve().parent.parent
 CHROMIUM = shutil.which("chromium")
 # Nothing but the page that is looked at: no sandbox where we are root, no calls to its maker.
 FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-quic"]
@@ -23,9 +24,15 @@ SETTINGS = {
 }
 
 
+def make_command(target: str) -> str:
+    """What make would run for a target of the Makefile, in its last line."""
+    lines = subprocess.run(["make", "-n", target], cwd=ROOT, capture_output=True, text=True)
+    return lines.stdout.splitlines()[-1]
+
+
 @contextmanager
-def jupyterlab(folder: Path, home: Path) -> Iterator[str]:
-    """Serve a folder on a free port of this machine alone; yields the address with its token.
+def jupyterlab(folder: Path, home: Path) -> Iterator[dict]:
+    """Serve a folder as `make lab` does; yields what the server says of itself.
 
     home: a folder for settings and for what the server says of itself.
     """
@@ -37,23 +44,23 @@ def jupyterlab(folder: Path, home: Path) -> Iterator[str]:
     env = os.environ | {f"JUPYTER_{key}": str(home / place) for key, place in places.items()}
     env |= {f"JUPYTERLAB_{n.upper()}_DIR": str(home / n) for n in ("settings", "workspaces")}
     env |= {"IPYTHONDIR": str(home / "ipython"), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", "jupyterlab", "--no-browser", "--allow-root", "--port=0"]
-    command += ["--ip=127.0.0.1", "--LabApp.news_url=None"]
+    *command, _ = shlex.split(make_command("lab"))  # without the notebook, which is ours
+    command += ["--no-browser", "--port=0", f"--ServerApp.root_dir={folder}"]
     with (home / "server.log").open("w") as log:
-        server = subprocess.Popen(command, cwd=folder, env=env, stdout=log, stderr=log)
+        server = subprocess.Popen(command, cwd=ROOT, env=env, stdout=log, stderr=log)
         try:
-            yield _address(server, home)
+            yield _started(server, home)
         finally:
             server.terminate()
             server.wait(30)
 
 
-def _address(server: subprocess.Popen, home: Path) -> str:
+def _started(server: subprocess.Popen, home: Path) -> dict:
     deadline = time.monotonic() + 60
     while time.monotonic() < deadline and server.poll() is None:
-        for path in (home / "runtime").glob(f"jpserver-{server.pid}.json"):
-            about = json.loads(path.read_text())
-            return f"{about['url']}lab/tree/{{name}}?token={about['token']}&reset"
+        for path in (home / "runtime").glob("jpserver-*.json"):
+            with suppress(ValueError):  # it is being written
+                return json.loads(path.read_text())
         time.sleep(0.1)
     raise RuntimeError((home / "server.log").read_text())
 
@@ -67,9 +74,9 @@ def browser_page(width: int = 1200, height: int = 1000) -> Iterator[Page]:
         browser.close()
 
 
-def open_notebook(page: Page, address: str, name: str) -> None:
+def open_notebook(page: Page, server: dict, name: str) -> None:
     """Open a notebook alone in the window, with its kernel ready."""
-    page.goto(address.format(name=name))
+    page.goto(f"{server['url']}lab/tree/{name}?token={server['token']}&reset")
     page.wait_for_selector('.jp-Notebook-ExecutionIndicator[data-status="idle"]', timeout=60_000)
     page.keyboard.press("Control+b")  # the list of files
 

@@ -49,6 +49,7 @@ class ScheduleExplorer(ipw.VBox):
         self.map = ipw.Image(layout={"width": "900px", "height": "325px"})
         self.groups = ipw.Image(layout={"width": "900px", "height": "410px"})
         self.groups.layout.object_fit = "contain"
+        self.groups.layout.object_position = "left top"
         self._map, self._groups = lru_cache(self._draw_map), lru_cache(self._draw_groups)
         for widget in (self.method, self.between, self.end, self.rounds):
             widget.observe(lambda _: self.draw(), "value")
