@@ -114,9 +114,7 @@ def loss_curves(histories: Mapping[str, pd.DataFrame]) -> Figure:
     for ax, title in zip(axes[0], ("weighted loss", "squared error of x0"), strict=True):
         ax.set(yscale="log", xlabel="images seen", title=title)
     handles = axes[0, 1].get_legend_handles_labels()[0]
-    figure.legend(
-        handles=handles, loc="outside lower center", ncols=3, frameon=False, fontsize=9
-    )
+    figure.legend(handles=handles, loc="outside lower center", ncols=3, frameon=False, fontsize=9)
     return figure
 
 
@@ -143,9 +141,7 @@ def schedule_picture(phases: Sequence[Phase], levels: Level, self_taught: bool =
         hops = {"both hops: one step of the teacher each": (TEACHER, "-")}
     hops["the student: both at once"] = (STUDENT, "--")
     handles = [Line2D([], [], color=c, ls=style, label=label) for label, (c, style) in hops.items()]
-    figure.legend(
-        handles=handles, loc="outside lower center", ncols=3, frameon=False, fontsize=9
-    )
+    figure.legend(handles=handles, loc="outside lower center", ncols=3, frameon=False, fontsize=9)
     return figure
 
 
