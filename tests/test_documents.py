@@ -9,6 +9,7 @@ from pathlib import Path
 import nbformat
 import pytest
 import yaml
+from torch.distributed.run import get_args_parser
 
 from tract.ablations import CHANGES, Study
 from tract.cli import _parser
@@ -119,18 +120,20 @@ def test_the_code_in_the_readme_distils_a_teacher(tmp_path, monkeypatch, capsys)
 
 
 def commands():
-    """All `tract` commands that the README and the notebooks tell people to type."""
+    """All `tract` commands that README and notebooks tell people to type, and their launchers."""
     texts = [(ROOT / "README.md").read_text()]
     for path in NOTEBOOKS:
         cells = nbformat.read(path, as_version=4).cells
         texts += [cell.source for cell in cells if cell.cell_type == "markdown"]
     for text in texts:
         for block in re.findall(r"^```\w*\n(.*?)^```$", text, re.DOTALL | re.MULTILINE):
-            yield from re.findall(r"^tract (.*)", block.replace("\\\n", " "), re.MULTILINE)
+            lines = block.replace("\\\n", " ")
+            yield from re.findall(r"^(?:torchrun (.*?) -m )?tract (.*)", lines, re.MULTILINE)
 
 
-@pytest.mark.parametrize("command", list(commands()))
-def test_commands_in_documents_are_commands_on_files_that_are_there(command):
+@pytest.mark.parametrize(("launcher", "command"), list(commands()))
+def test_commands_in_documents_are_commands_on_files_that_are_there(launcher, command):
+    get_args_parser().parse_args([*shlex.split(launcher), "-m", "tract"])
     options = _parser().parse_args(shlex.split(command, comments=True))
     for name in ("notebook", "file"):
         path = getattr(options, name, None)
