@@ -74,6 +74,7 @@ Files, each importing only from those above it:
     catalogue   runs below a folder: what they are and make
     run_browser  runs in a table, compared
     explorer    schedules and noises to play with
+    live        whether somebody is there to click
     execute     notebooks through papermill
     quickstart  the main job
     cluster     clients of dask: a cluster that is there, or processes here
@@ -83,6 +84,9 @@ Files, each importing only from those above it:
     cost        what a run costs, told before it is started
     bench       how fast a step is
     cli_speed   commands about how a run is computed
+    plan        what a distillation comes to, phase by phase
+    recipes     settings of distillations as papermill's parameters
+    editor      settings of a distillation as widgets
     cli         the `tract` command
     __main__    the same for `python -m tract`
 """

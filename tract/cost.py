@@ -4,6 +4,8 @@ An addition and a multiplication are one FLOP each: so counted, the paper's netw
 takes the 35.8 GFLOP for an image that are published for it.
 """
 
+import functools
+import json
 import statistics
 import time
 from dataclasses import dataclass, fields, replace
@@ -79,8 +81,14 @@ def passes(settings: Training) -> list[Passes]:
 
 def network_flops(config: dict) -> int:
     """FLOP of one forward pass of the described network, for one image; nothing is computed."""
+    return _counted(json.dumps(config))
+
+
+@functools.cache
+def _counted(description: str) -> int:
     from torch.utils.flop_counter import FlopCounterMode
 
+    config = json.loads(description)
     data = random_data(config, 1)
     with torch.device("meta"), torch.no_grad(), FlopCounterMode(display=False) as counter:
         labels = torch.zeros(1, dtype=torch.long) if data.num_classes else None

@@ -167,16 +167,22 @@ def distill(
     _check_learner(state.student, data, phases[state.phase :], noisiest)
     if state.phase < state.takeover:
         _check_learner(state.newcomer, data, phases[state.takeover :], noisiest)
-    if settings.teacher_step == "heun" and noisiest > HEUN_LIMIT:
+    check_teacher_step(settings.teacher_step, levels)
+    for network in vars(state).values():
+        if isinstance(network, Denoiser):
+            arrange(network, compute)
+    return checked(_distillation_steps(state, data, levels, settings, phases, compute), settings)
+
+
+def check_teacher_step(teacher_step: str, levels: Level) -> None:
+    """ValueError where levels are too noisy for the teacher to step between them as it should."""
+    noisiest = (levels.sigma[-1] / levels.alpha[-1]).item()
+    if teacher_step == "heun" and noisiest > HEUN_LIMIT:
         raise ValueError(
             f"teacher_step is 'heun', and at the noisiest level sigma / alpha is {noisiest:,.0f}, "
             "where Heun's step multiplies the teacher's errors by thousands: use karras or "
             "ddpm_linear levels, or teacher_step 'ddim'"
         )
-    for network in vars(state).values():
-        if isinstance(network, Denoiser):
-            arrange(network, compute)
-    return checked(_distillation_steps(state, data, levels, settings, phases, compute), settings)
 
 
 def _check_learner(student: Denoiser, data: Data, phases: Sequence[Phase], noisiest: float) -> None:

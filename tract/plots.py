@@ -123,17 +123,19 @@ def schedule_picture(phases: Sequence[Phase], levels: Level, self_taught: bool =
 
     A phase of growing grids has a panel for each. self_taught: the self-teacher makes the second
     hop (TRACT), else the teacher does (BTD). Time runs from noise to data, darker where there is
-    more noise; t, u and s are indices of levels.
+    more noise; t, u and s are indices of levels. The levels that the student reaches stand above
+    their log-SNR, of more than eight groups some.
     """
     parts = [part for phase in phases for part in phase.parts]
-    figure, axes = new_figure(len(parts), 1, (9, 1.9 * len(parts) + 0.3))
+    figure, axes = new_figure(len(parts), 1, (9, 2.15 * len(parts) + 0.3))
     for ax, phase in zip(axes[:, 0], parts, strict=True):
         group = phase.student_steps // 3  # the one that is magnified, counted from the noise
         _whole_time(ax, phase, levels, group)
+        _levels_reached(ax, phase, levels)
         _magnified_group(ax, phase, group, self_taught)
-        ax.set(xlim=(-0.06, 1.06), ylim=(-0.75, 2.5), xticks=[], yticks=[])
+        ax.set(xlim=(-0.06, 1.06), ylim=(-0.75, 3.1), xticks=[], yticks=[])
         ax.spines[:].set_visible(False)
-        ax.set_title(f"{phase}:  {_lesson(phase)}", loc="left")
+        ax.set_title(f"{phase}:  {_lesson(phase)}", loc="left", fontsize=10, fontweight="bold")
     hops = {"first hop: one step of the teacher": (TEACHER, "-")}
     if self_taught:
         hops["second hop: the self-teacher, to the end of the group"] = (SELF_TEACHER, "-")
@@ -170,6 +172,20 @@ def _whole_time(ax: Axes, phase: Phase, levels: Level, group: int) -> None:
     ax.fill([left, left + width, 1, 0], [2.05, 2.05, 0, 0], color=DATA, alpha=0.13, linewidth=0)
     ax.text(-0.01, 2.22, "noise", ha="right", va="center")
     ax.text(1.01, 2.22, "data", ha="left", va="center")
+
+
+def _levels_reached(ax: Axes, phase: Phase, levels: Level) -> None:
+    """Write above the strip which levels groups begin and end at, and how noisy they are."""
+    count = phase.student_steps
+    groups = np.linspace(0, count, min(count, 8) + 1).round().astype(int)  # from the noise on
+    indices = phase.grid_steps - groups * phase.segment * phase.stride
+    logsnr = levels.logsnr[indices].numpy()
+    for x, index, value in zip(groups / count, indices, logsnr, strict=True):
+        ax.text(x, 2.45, index, ha="center", va="bottom")
+        shown = f"{value.round(1) + 0.0:+.1f}" if np.isfinite(value) else "no noise"
+        ax.text(x, 2.78, shown, ha="center", va="bottom", color=DATA)
+    ax.text(-0.035, 2.45, "level", ha="right", va="bottom")
+    ax.text(-0.035, 2.78, "log-SNR", ha="right", va="bottom", color=DATA)
 
 
 def _magnified_group(ax: Axes, phase: Phase, group: int, self_taught: bool) -> None:
