@@ -99,7 +99,7 @@ def test_students_land_where_their_own_steps_lead_from_the_same_noise(experiment
         model = load_model(path)[0]
         expected = sample(
             lambda *a, model=model: model(*a).clamp(-1, 1),
-            experiment.noise[0][:12],
+            experiment.noise[0][:8],
             experiment.levels,
             nfe,
         )
@@ -110,9 +110,9 @@ def test_students_land_where_their_own_steps_lead_from_the_same_noise(experiment
 def test_the_teachers_walk_is_shown_from_noise_to_data_with_its_guesses(experiment):
     explorer = NoiseExplorer(experiment)
     assert list(explorer.noisy) == [f"t = {t}" for t in range(8, -1, -1)] == list(explorer.guessed)
-    torch.testing.assert_close(explorer.noisy["t = 8"], experiment.noise[0][:12])
+    torch.testing.assert_close(explorer.noisy["t = 8"], experiment.noise[0][:8])
     teacher, levels = load_model(experiment.folder / "teacher")[0], experiment.levels
-    guess = teacher(levels[8].sigma.float() * experiment.noise[0][:12], levels[8]).clamp(-1, 1)
+    guess = teacher(levels[8].sigma.float() * experiment.noise[0][:8], levels[8]).clamp(-1, 1)
     torch.testing.assert_close(explorer.guessed["t = 8"], guess)
     torch.testing.assert_close(
         explorer.guessed["t = 0"], explorer.noisy["t = 0"], atol=1e-3, rtol=0
@@ -123,7 +123,7 @@ def test_another_noise_is_another_picture_and_what_is_damaged_is_said(experiment
     explorer = NoiseExplorer(experiment)
     assert explorer.problems == []
     first = explorer.picture.value
-    explorer.noise.value = 11
+    explorer.noise.value = 7
     assert explorer.picture.value != first
     explorer.noise.value = 0
     assert explorer.picture.value == first

@@ -20,7 +20,7 @@ from tract.samplers import heun_x0, trajectory
 from tract.state import load_model
 from tract.widgets import show
 
-NOISES = 12  # to choose from
+NOISES = 8  # to choose from
 PLACES = 8  # on the teacher's walk
 
 
