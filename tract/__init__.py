@@ -87,6 +87,9 @@ Files, each importing only from those above it:
     plan        what a distillation comes to, phase by phase
     recipes     settings of distillations as papermill's parameters
     editor      settings of a distillation as widgets
+    probes      what a distillation under way can be asked
+    curves      curves of a run under way, cheap to redraw
+    monitor     a distillation watched while it trains
     cli         the `tract` command
     __main__    the same for `python -m tract`
 """

@@ -12,7 +12,8 @@ from IPython import get_ipython
 from ipywidgets import IntText, jslink
 
 ANSWER_SECONDS = 10.0  # a front end loads its widgets the first time
-BREATH_SECONDS = 0.05  # between breaths, each a thousandth
+POLL_SECONDS = 0.05  # where nothing else is done
+BREATH_SECONDS = 0.1  # between breaths
 
 
 async def clicks_arrive() -> bool:
@@ -28,7 +29,7 @@ async def clicks_arrive() -> bool:
     link = jslink((asked, "value"), (answer, "value"))
     until = time.monotonic() + ANSWER_SECONDS
     while answer.value == 0 and time.monotonic() < until:
-        await asyncio.sleep(BREATH_SECONDS)
+        await asyncio.sleep(POLL_SECONDS)
         asked.value += 1  # in case that the first came too early for it
     for widget in (link, asked, answer):
         widget.close()
@@ -38,7 +39,7 @@ async def clicks_arrive() -> bool:
 async def happened(event: threading.Event) -> None:
     """Wait for what a click sets, in this thread or another, and reset it."""
     while not event.is_set():
-        await asyncio.sleep(BREATH_SECONDS)
+        await asyncio.sleep(POLL_SECONDS)
     event.clear()
 
 
@@ -51,5 +52,6 @@ class Breath:
     async def breathe(self) -> None:
         now = time.monotonic()
         if now - self._last > BREATH_SECONDS:
-            await asyncio.sleep(0.001)
+            for _ in range(5):  # turns of the kernel's loop, that a click takes through it
+                await asyncio.sleep(0)
             self._last = now

@@ -89,6 +89,11 @@ class Run:
         self.folder, self.saving = Path(self.folder), self.saving or Saving()
         self.card = json.loads(json.dumps({"settings": asdict(self.settings), **self.card}))
 
+    @property
+    def finished(self) -> bool:
+        """Whether its result is there."""
+        return (self.folder / "model.safetensors").is_file()
+
     def __iter__(self) -> Iterator[Record]:
         """Records of the steps still to be made, each when it has been written."""
         folder, state = self.folder, self.state
@@ -96,7 +101,7 @@ class Run:
             for path in folder.glob(f".*{TEMPORARY}"):  # of a process killed while it wrote
                 path.unlink()
             unfinished = bool(_checkpoints(folder))
-            finished = (folder / "model.safetensors").is_file()
+            finished = self.finished
             note = None if finished else self.note  # which says how it was made
             claim(folder / "card.json", self.card, binding=finished or unfinished, note=note)
             if finished:
