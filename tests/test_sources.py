@@ -9,6 +9,7 @@ from PIL import Image
 from tiny import DIGITS, LEVELS, NETWORK, teacher
 
 from tract import sources
+from tract.compute import Compute
 from tract.data import Data, load_data, to_uint8
 from tract.denoiser import clamped
 from tract.evaluate import noise
@@ -274,3 +275,13 @@ def test_what_is_no_source_is_refused(tmp_path):
     save_model(tmp_path / "m.safetensors", teacher(), {})
     with pytest.raises(ValueError, match=r"m.safetensors does not say for which levels"):
         open_source(tmp_path / "m.safetensors")
+
+
+def test_a_model_is_computed_as_asked_and_says_so(tmp_path):
+    path = tmp_path / "a.safetensors"
+    save_model(path, teacher(), {"experiment": EXPERIMENT})
+    usual, bf16 = (open_source(path, compute=Compute(precision=p))(4, 0) for p in ("fp32", "bf16"))
+    assert "compute" not in usual.about
+    assert bf16.about == usual.about | {"compute": "bf16"}
+    apart = (usual.read(0, 8).int() - bf16.read(0, 8).int()).abs()
+    assert 0 < apart.float().mean() < 1  # of 255

@@ -89,6 +89,7 @@ def _add_measuring_commands(commands: argparse._SubParsersAction) -> None:
     command.add_argument("--steps", type=int, nargs="+", default=[], help="of a model's sampler")
     command.add_argument("--seeds", type=int, nargs="+", default=[0], help="of a model's noise")
     command.add_argument("--batch", type=int, default=256, help="images at a time")
+    command.add_argument("--compute", nargs="+", default=[], help="how: bf16, channels_last ...")
     command.add_argument("--data-dir", help="where data sets that are files lie")
     command.add_argument("--cache", type=Path, help="folder of what is done, to go on from")
     command.add_argument("--results", type=Path, help="table to add a run's numbers to")
@@ -102,6 +103,7 @@ def _add_measuring_commands(commands: argparse._SubParsersAction) -> None:
     command.add_argument("--steps", type=int, required=True, help="of the sampler")
     command.add_argument("--seed", type=int, default=0, help="of the noise")
     command.add_argument("--batch", type=int, default=256, help="images at a time")
+    command.add_argument("--compute", nargs="+", default=[], help="how: bf16, channels_last ...")
     command.set_defaults(command=_sample)
 
     command = commands.add_parser("publish", help="add a run directory's numbers to the table")
@@ -195,7 +197,7 @@ def _branch(options: argparse.Namespace) -> None:
 
 
 def _fid(options: argparse.Namespace) -> None:
-    from tract.compute import device
+    from tract.compute import Compute, device
     from tract.fid import measure
     from tract.measuring import rows_of_fid
     from tract.parallel import joined_launch, rank
@@ -209,7 +211,8 @@ def _fid(options: argparse.Namespace) -> None:
             "there tells: leave it out"
         )
     with joined_launch(), messages(options.json):
-        rows = measure(options.source, options.reference, device=device(), **given)
+        compute = Compute.of(options.compute)
+        rows = measure(options.source, options.reference, device=device(), compute=compute, **given)
         if rank() > 0:
             return
     if options.results:
@@ -224,14 +227,15 @@ def _fid(options: argparse.Namespace) -> None:
 
 
 def _sample(options: argparse.Namespace) -> None:
-    from tract.compute import device
+    from tract.compute import Compute, device
     from tract.parallel import joined_launch
     from tract.sources import open_source
     from tract.writer import write_samples
 
     check_whole("seed", options.seed, 0)
     with joined_launch():
-        source = open_source(options.model, device=device())(options.steps, options.seed)
+        opened = open_source(options.model, device=device(), compute=Compute.of(options.compute))
+        source = opened(options.steps, options.seed)
         if source.count is not None:
             raise ValueError(f"{options.model} is no model to sample from: give one")
         write_samples(source, options.samples, options.output, batch=options.batch)

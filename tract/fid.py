@@ -8,6 +8,7 @@ from statistics import mean, stdev
 from tract.cache import cache_folder
 from tract.cards import provenance
 from tract.checks import check_choice, check_whole
+from tract.compute import EAGER, Compute
 from tract.data import Data, load_data
 from tract.features import Extractor, extractor
 from tract.metrics import frechet_distance, kernel_distance, precision_recall
@@ -37,23 +38,25 @@ def measure(
     cache: str | Path | None = None,
     batch: int = 256,
     device: str = "cpu",
+    compute: Compute = EAGER,
 ) -> list[dict]:
     """Distances from images to a reference: a row for each number of steps and metric.
 
-    source, reference: see `sources.open_source`; the reference is taken whole, and a model as one
-    with all its steps. features, weights, mode: see `features.extractor`. metrics: of METRICS.
-    samples: how many of the source, 50,000 of a model and else all if None. steps: of models and
-    files of samples. seeds: of a model's noise, or of the part that is taken of other sources;
-    value and std are their mean and standard deviation (n - 1). Everything a number depends on is
-    in its row. ValueError or FileNotFoundError, before the long part, for what cannot be.
+    source, reference, compute: see `sources.open_source`; the reference is taken whole, and a model
+    as one with all its steps. features, weights, mode: see `features.extractor`. metrics: of
+    METRICS. samples: how many of the source, 50,000 of a model and else all if None. steps: of
+    models and files of samples. seeds: of a model's noise, or of the part that is taken of other
+    sources; value and std are their mean and standard deviation (n - 1). All that a number depends
+    on is in its row. ValueError or FileNotFoundError, before the long part, for what cannot be.
     """
     _check(metrics, samples, seeds, batch)
     if is_named(reference):
         reference = load_data(str(reference), data_dir)
     data = reference if isinstance(reference, Data) and features == "classifier" else None
     extract = extractor(features, weights=weights, mode=mode, data=data, device=device)
-    opened = open_source(source, data_dir=data_dir, device=device)
-    target = open_source(reference, data_dir=data_dir, device=device)(None, REFERENCE_SEED)
+    places = {"data_dir": data_dir, "device": device, "compute": compute}
+    opened = open_source(source, **places)
+    target = open_source(reference, **places)(None, REFERENCE_SEED)
     by_steps = {n: [opened(n, seed) for seed in seeds] for n in steps or [None]}
     counts = {n: _count(same[0], samples, steps, seeds) for n, same in by_steps.items()}
     target_count = target.count or max(counts.values())

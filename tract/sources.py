@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from tract.compute import EAGER, Compute, arrange, computed, float32_products
 from tract.data import LOADERS, Data, load_data, to_uint8
 from tract.denoiser import clamped
 from tract.evaluate import labels_in_turn, noise
@@ -49,12 +50,17 @@ Opened = Callable[[int | None, int], Source]
 
 
 def open_source(
-    source: str | Path | Data, *, data_dir: str | None = None, device: str = "cpu"
+    source: str | Path | Data,
+    *,
+    data_dir: str | None = None,
+    device: str = "cpu",
+    compute: Compute = EAGER,
 ) -> Opened:
     """The images of data, of a data set by name, a folder, zip, file of samples or a model.
 
     A file of samples is .npz, uint8, or .safetensors as `experiment` writes it. A model is one of
-    a run, or its folder, or what `load_teacher` reads, whose predictions are clamped to [-1, 1].
+    a run, or its folder, or what `load_teacher` reads, whose predictions are clamped to [-1, 1];
+    compute says how it is computed.
     All image files are decoded once, so that a bad one is refused by name before the long part.
     ValueError or FileNotFoundError for what is no such source.
     """
@@ -71,12 +77,13 @@ def open_source(
         return _array(path.name, _read_npz(path), {"sha256": file_sha256(path)})
     if path.suffix == ".safetensors":
         tensors, card = read_tensors(path)
-        return open_run(path, device) if "network" in card else _samples(path, tensors)
-    if (path / "model.safetensors").is_file():
-        return open_run(path, device)
+        if "network" not in card:
+            return _samples(path, tensors)
+    if path.suffix == ".safetensors" or (path / "model.safetensors").is_file():
+        return open_run(path, device, compute=compute)
     if path.suffix == ".zip" or (path.is_dir() and not _is_pipeline(path)):
         return _images(path)
-    return _model(path, load_teacher(path, device), device, clamp=True)
+    return _model(path, load_teacher(path, device), device, compute, clamp=True)
 
 
 def _is_pipeline(folder: Path) -> bool:
@@ -198,7 +205,7 @@ def _tensor(image: Image.Image) -> Tensor:
     return pixels[None] if pixels.ndim == 2 else pixels.permute(2, 0, 1)
 
 
-def open_run(path: Path, device: str, role: str = "") -> Opened:
+def open_run(path: Path, device: str, role: str = "", compute: Compute = EAGER) -> Opened:
     """A model of a run, which steps through the grid that its schedule starts with.
 
     role: which network of a checkpoint. ValueError for a model that is of no run.
@@ -213,17 +220,20 @@ def open_run(path: Path, device: str, role: str = "") -> Opened:
             f"{path} does not say for which levels it was trained: give a model of a run"
         ) from error
     grid_steps = first_grid(card.get("settings", {}).get("step_schedule", [teacher_steps]))
-    return _model(path, Teacher(denoiser, process, grid_steps, "a run"), device, clamp=clamp)
+    teacher = Teacher(denoiser, process, grid_steps, "a run")
+    return _model(path, teacher, device, compute, clamp=clamp)
 
 
-def _model(path: Path, teacher: Teacher, device: str, *, clamp: bool) -> Opened:
+def _model(path: Path, teacher: Teacher, device: str, compute: Compute, *, clamp: bool) -> Opened:
     """Samples of a model, with DDIM, from noise that depends on seed and index alone."""
     options = teacher.denoiser.config["options"]
     if "image_size" not in options:
         raise ValueError(f"{path} makes no images, but points: give a model of images")
     shape = (options["image_channels"], options["image_size"], options["image_size"])
     levels = levels_of(teacher.process, teacher.teacher_steps)
-    denoise = clamped(teacher.denoiser) if clamp else teacher.denoiser
+    arrange(teacher.denoiser, compute)
+    denoise = computed(teacher.denoiser, compute)
+    denoise = clamped(denoise) if clamp else denoise
     about = {
         "sha256": fingerprint(teacher.denoiser),
         "process": teacher.process,
@@ -232,6 +242,8 @@ def _model(path: Path, teacher: Teacher, device: str, *, clamp: bool) -> Opened:
         "clamp": clamp,
         "device": str(device),
     }
+    if compute != EAGER:  # what was measured before there were others is still known
+        about["compute"] = str(compute)
 
     def at(num_steps: int | None, seed: int) -> Source:
         num_steps = levels.num_steps if num_steps is None else num_steps
@@ -241,7 +253,9 @@ def _model(path: Path, teacher: Teacher, device: str, *, clamp: bool) -> Opened:
             eps = noise(shape, start, stop, seed).to(device)
             labels = labels_in_turn(teacher.num_classes, start, stop)
             labels = None if labels is None else labels.to(device)
-            return _rounded(sample(denoise, eps, levels, num_steps, labels=labels), str(path))
+            with float32_products(compute):
+                x = sample(denoise, eps, levels, num_steps, labels=labels)
+            return _rounded(x, str(path))
 
         now = about | {"nfe": num_steps, "seed": seed}
         return Source(str(path), now, frozenset([shape]), None, read)
