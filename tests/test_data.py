@@ -294,3 +294,10 @@ def test_images_are_any_folder_at_any_size(photographs):
 def test_choices_that_a_data_set_has_not_are_refused(photographs, name, options, message):
     with pytest.raises(ValueError, match=message):
         load_data(name, str(photographs), **options)
+
+
+def test_data_too_large_for_a_gpu_are_refused_with_both_sizes(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (2 * 10**8, 10**10))
+    images = torch.empty(1, dtype=torch.uint8).expand(100_000, 3, 64, 64)
+    with pytest.raises(RuntimeError, match="large takes 1.2 GB and the GPU has 0.2 GB free: end"):
+        Data("large", images).to("cuda")

@@ -63,8 +63,16 @@ def test_a_file_says_in_its_first_line_what_it_is_for(path):
     assert docstring.splitlines()[0].rstrip().endswith((".", ":"))
 
 
-def test_the_mathematics_imports_none_of_the_workbench():
-    code = f"import sys, tract, tract.distill; print([m for m in {HEAVY} if m in sys.modules])"
+@pytest.mark.parametrize(
+    ("module", "without"),
+    [
+        ("tract.cli", ["torch", *HEAVY]),
+        ("tract.distill", HEAVY),
+        ("tract.measuring", [name for name in HEAVY if name != "pandas"]),
+    ],
+)
+def test_importing_costs_nothing_that_is_not_used(module, without):
+    code = f"import sys, {module}; print([m for m in {without} if m in sys.modules])"
     command = [sys.executable, "-c", code]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     assert done.stdout == "[]\n"  # and nothing else is printed by importing

@@ -54,6 +54,15 @@ class Data:
         return digest.hexdigest()
 
     def to(self, device: torch.device | str) -> "Data":
+        """The same there, whole; RuntimeError if a GPU has no room for it."""
+        if torch.device(device).type == "cuda" and not self.samples.is_cuda:
+            free, _ = torch.cuda.mem_get_info(device)
+            if self.samples.nbytes > free:
+                raise RuntimeError(
+                    f"{self.name} takes {self.samples.nbytes / 1e9:.1f} GB and the GPU has "
+                    f"{free / 1e9:.1f} GB free: end what else is in it, or use fewer or smaller "
+                    "images"
+                )
         labels = None if self.labels is None else self.labels.to(device)
         return replace(self, samples=self.samples.to(device), labels=labels)
 
