@@ -19,7 +19,8 @@ KEYS += ["utilisation", "peak_memory_mb"]
 def clock(monkeypatch):
     """Time that passes only where networks are called, 1 s a call, and with each step, 0.5 s."""
     now = [0.0]
-    monkeypatch.setattr(benching.time, "perf_counter", lambda: now[0])
+    for kind in ("perf_counter", "process_time"):
+        monkeypatch.setattr(benching.time, kind, lambda: now[0])
     return now
 
 
