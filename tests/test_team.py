@@ -1,12 +1,15 @@
 """Further processes train along, are stopped and killed, and whatever happens the run goes on."""
 
+import json
 import re
+import shutil
 import signal
 import subprocess
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
+from dataclasses import replace
 
 import psutil
 import pytest
@@ -16,6 +19,7 @@ from helpers import write_notebook
 from safetensors.torch import load_file
 from tiny import forked, teacher
 
+from tract import experiment as experiments
 from tract import team, worker
 from tract.cards import claim
 from tract.cli import main
@@ -23,7 +27,7 @@ from tract.experiment import TEACHER, Experiment, run_name
 from tract.history import history
 from tract.methods import Distillation
 from tract.runs import Saving
-from tract.state import save_model
+from tract.state import fingerprint, save_model
 from tract.team import follow, team_size, together
 from tract.train import Training
 
@@ -97,6 +101,46 @@ def test_a_process_that_cannot_prepare_ends_the_run_before_it_begins(tmp_path, m
         with pytest.raises(RuntimeError, match=message), together({"run": "digits"}, 2):
             raise AssertionError("began")
         assert ended.result() == 0
+
+
+@pytest.fixture
+def tasks(monkeypatch):
+    """Tasks that others would have been given; nobody joins."""
+    given = []
+
+    def alone(task, size):
+        given.append(json.loads(json.dumps(task)))
+        return nullcontext()
+
+    monkeypatch.setattr(experiments, "together", alone)
+    return given
+
+
+def test_a_task_is_all_that_another_process_needs_to_train_the_same_teacher(tmp_path, tasks):
+    begun = Experiment(tmp_path / "run", "digits", conditional=True)
+    result = begun.train_teacher("digits", Training(images=4, batch=2, seed=3), processes=2)
+    work = worker.prepare(tasks[0])
+    state, _ = work.args
+    work()  # alone
+    assert fingerprint(state.ema) == fingerprint(result)
+
+
+def test_a_task_is_all_that_another_process_needs_to_go_on_from_a_checkpoint(tmp_path, tasks):
+    growing = replace(SETTINGS, step_schedule=([4, 16], 1), growth="stalled")
+    begun = experiment(tmp_path / "run")
+    run = begun.distillation(growing, processes=2)
+    with pytest.raises(KeyboardInterrupt):
+        for record in run:
+            run.stop.requested = record.step == 4
+    shutil.copytree(begun.folder, tmp_path / "stopped")
+    result = begun.distill(growing, processes=2)
+    assert [task["checkpoint"] for task in tasks] == ["", "checkpoint-000000005.safetensors"]
+    for task in tasks:
+        task["experiment"]["folder"] = str(tmp_path / "stopped")  # whose checkpoint is still there
+        work = worker.prepare(task)
+        state, _ = work.args
+        work()
+        assert fingerprint(state.ema) == fingerprint(result)
 
 
 def test_other_data_in_another_process_are_refused(tmp_path):
