@@ -21,7 +21,7 @@ from tiny import forked, teacher
 
 from tract import experiment as experiments
 from tract import team, worker
-from tract.cards import claim
+from tract.cards import claim, read_card
 from tract.cli import main
 from tract.experiment import TEACHER, Experiment, run_name
 from tract.history import history
@@ -123,6 +123,7 @@ def test_a_task_is_all_that_another_process_needs_to_train_the_same_teacher(tmp_
     state, _ = work.args
     work()  # alone
     assert fingerprint(state.ema) == fingerprint(result)
+    assert read_card(begun.folder / TEACHER / "card.json")["provenance"]["processes"] == 2
 
 
 def test_a_task_is_all_that_another_process_needs_to_go_on_from_a_checkpoint(tmp_path, tasks):

@@ -126,7 +126,7 @@ class Experiment:
         about = self.card()  # hashes all data
         claim(self.folder / "experiment.json", about, note={"data_dir": self.data_dir})
         card = {"experiment": about, "network": state.ema.config, "method": TEACHER}
-        folder, note = self.folder / TEACHER, {"compute": str(self.compute)}
+        folder, note = self.folder / TEACHER, self._how(processes)
         return Run(folder, state, records, settings, card, saving, team, note)
 
     def teacher_run(
@@ -139,6 +139,10 @@ class Experiment:
         check_fits(network, self.data)
         state = start_training(build_denoiser(network, settings.seed).to(device()), settings)
         return state, train_teacher(state, self.data, self.levels, settings, self.compute)
+
+    def _how(self, processes: int) -> dict:
+        """How a run is computed, which changes nothing but rounding."""
+        return {"compute": str(self.compute), "processes": team_size(processes)}
 
     def _team(
         self, settings: Training, processes: int, preset_name: str = ""
@@ -219,7 +223,7 @@ class Experiment:
             "teacher": teacher.get("settings") or teacher.get("source"),
             "teacher_sha256": fingerprint(state.teacher),
         }
-        folder, note = self.folder / run_name(settings), {"compute": str(self.compute)}
+        folder, note = self.folder / run_name(settings), self._how(processes)
         return Run(folder, state, records, settings, card, saving, team, note)
 
     def student_run(
