@@ -2,6 +2,8 @@
 
 import asyncio
 import io
+import json
+import time
 
 import numpy as np
 import pandas as pd
@@ -9,9 +11,11 @@ import pytest
 import torch
 from helpers import weights
 from PIL import Image
-from tiny import teacher
+from tiny import files, teacher
 
 from tract import monitor
+from tract.cards import claim
+from tract.cli import main
 from tract.curves import Curves, image_strip
 from tract.data import to_uint8
 from tract.ddim import add_noise
@@ -231,3 +235,24 @@ def test_image_strips_show_every_pixel():
     picture = np.asarray(Image.open(io.BytesIO(image_strip([images, images], height=8))))
     assert picture.shape == (2 * 12, 2 * 12)
     assert np.array_equal(picture[2:10, 14:22], to_uint8(images)[1, 0].numpy())
+
+
+def test_the_command_compares_steps_that_are_watched_and_not(tmp_path, monkeypatch, capsys):
+    experiment = Experiment(tmp_path / "run", "digits", reference_steps=4, num_samples=24)
+    experiment_in(experiment.folder)
+    claim(experiment.folder / "experiment.json", experiment.card(), note={"data_dir": ""})
+    take, watched = monitor.Panel.take, []
+
+    def slow(panel, record, run):
+        watched.append(record.step)
+        time.sleep(0.05)
+        take(panel, record, run)
+
+    monkeypatch.setattr(monitor.Panel, "take", slow)
+    before = files(experiment.folder)
+    assert main(["overhead", str(experiment.folder), "--steps", "32", "--json"]) == 0
+    row = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert watched == [*range(1, 9), *range(17, 25)]
+    assert row["seconds_watched"] > 0.05
+    assert row["seconds_share"] == pytest.approx(row["seconds_watched"] / row["seconds"] - 1)
+    assert files(experiment.folder) == before

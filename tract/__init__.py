@@ -83,13 +83,14 @@ Files, each importing only from those above it:
     trials      a few steps on random data
     cost        what a run costs, told before it is started
     bench       how fast a step is
-    cli_speed   commands about how a run is computed
     plan        what a distillation comes to, phase by phase
     recipes     settings of distillations as papermill's parameters
     editor      settings of a distillation as widgets
     probes      what a distillation under way can be asked
     curves      curves of a run under way, cheap to redraw
     monitor     a distillation watched while it trains
+    overhead    what watching costs
+    cli_speed   commands about how a run is computed
     cli         the `tract` command
     __main__    the same for `python -m tract`
 """

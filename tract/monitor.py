@@ -178,6 +178,7 @@ class Panel:
             student, phase = run.result(), settings.num_phases - 1
         else:
             student, phase = run.state.ema, run.state.phase
+        if run.state.step or not run.finished:  # of a run finished before there is no state
             self._errors = target_errors(experiment, settings, run.state)
         rows = [] if self._teachers is None else [self._teachers]
         rows.append(students_samples(experiment, settings, student, phase, SAMPLES))
@@ -189,13 +190,18 @@ class Panel:
 
     def _read_past(self) -> None:
         """Take what the run's history says so far; a resumed run goes on from there."""
-        self._choice, self._begun = "", time.perf_counter()
+        self._choice = ""
         self._records, self._late = [], deque()
         self._speeds.clear()
         if (self.folder / HISTORY).is_file():
             past = history(self.folder)
             if len(past):
                 self._records = list(past[["images_seen", "loss", "mse"]].itertuples(index=False))
+        self.start_clock()
+
+    def start_clock(self) -> None:
+        """Count the time from here on as under way."""
+        self._begun = time.perf_counter()
 
     def _distances(self) -> pd.DataFrame:
         """What the run has measured of its average so far."""
