@@ -7,10 +7,12 @@ import shlex
 import shutil
 import subprocess
 import time
+import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+import nbformat
 from playwright.sync_api import Locator, Page, expect, sync_playwright
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -22,6 +24,9 @@ SETTINGS = {
     "apputils-extension/notification": {"fetchNews": "false", "checkForUpdates": False},
     "notebook-extension/tracker": {"windowingMode": "none"},  # all cells are in the page
 }
+
+PATIENCE = 120_000  # milliseconds: machines that test are busy
+expect.set_options(timeout=PATIENCE)
 
 
 def make_command(target: str) -> str:
@@ -59,10 +64,26 @@ def _started(server: subprocess.Popen, home: Path) -> dict:
     deadline = time.monotonic() + 60
     while time.monotonic() < deadline and server.poll() is None:
         for path in (home / "runtime").glob("jpserver-*.json"):
-            with suppress(ValueError):  # it is being written
-                return json.loads(path.read_text())
+            with suppress(ValueError, OSError):  # it is being written, or does not listen yet
+                about = json.loads(path.read_text())
+                urllib.request.urlopen(f"{about['url']}api").close()
+                return about
         time.sleep(0.1)
     raise RuntimeError((home / "server.log").read_text())
+
+
+def copy_notebook(source: Path, path: Path, **parameters: object) -> None:
+    """Copy a notebook without its outputs, and with other values of some parameters."""
+    notebook = nbformat.read(source, as_version=4)
+    for cell in notebook.cells:
+        if "parameters" in cell.metadata.get("tags", []):
+            for name, value in parameters.items():
+                line = rf"(?m)^{name} = .*?(?=  # help)"
+                cell.source = re.sub(line, f"{name} = {value!r}", cell.source)
+        if cell.cell_type == "code":
+            cell.outputs, cell.execution_count = [], None
+    path.parent.mkdir(parents=True, exist_ok=True)
+    nbformat.write(notebook, path)
 
 
 @contextmanager
@@ -70,6 +91,7 @@ def browser_page(width: int = 1200, height: int = 1000) -> Iterator[Page]:
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
         page = browser.new_page(viewport={"width": width, "height": height})
+        page.set_default_timeout(PATIENCE)
         yield page
         browser.close()
 
@@ -77,26 +99,62 @@ def browser_page(width: int = 1200, height: int = 1000) -> Iterator[Page]:
 def open_notebook(page: Page, server: dict, name: str) -> None:
     """Open a notebook alone in the window, with its kernel ready."""
     page.goto(f"{server['url']}lab/tree/{name}?token={server['token']}&reset")
-    page.wait_for_selector('.jp-Notebook-ExecutionIndicator[data-status="idle"]', timeout=60_000)
+    expect(page.locator(".jp-Notebook-ExecutionIndicator")).to_have_attribute("data-status", "idle")
     page.keyboard.press("Control+b")  # the list of files
+    cells = nbformat.read(Path(server["root_dir"], name), as_version=4).cells
+    count = sum(cell.cell_type == "code" for cell in cells)
+    expect(page.locator(".jp-CodeCell")).to_have_count(count)
+
+
+def run_up_to(page: Page, text: str) -> Locator:
+    """Run the code cells from the first to the one with this text; returns it, when it has run."""
+    cells = page.locator(".jp-CodeCell")
+    for index in range(cells.count()):
+        _run(cells.nth(index))
+        if text in cells.nth(index).locator(".jp-InputArea").inner_text():
+            wait_until_run(cells.nth(index))
+            return cells.nth(index)
+    raise LookupError(f"no cell has {text!r}")
 
 
 def run_cell(page: Page, text: str) -> Locator:
-    """Run the code cell with this text in its source, which was not run yet; returns the cell."""
+    """Run the one code cell with this text in its source; returns it, when it has begun."""
     cell = page.locator(".jp-CodeCell").filter(has=page.locator(".jp-InputArea", has_text=text))
+    _run(cell)
+    return cell
+
+
+def _run(cell: Locator) -> None:
     cell.locator(".cm-content").click()
     for patience in (2, 5, 60):  # JupyterLab forgets what it is asked while a kernel connects
-        page.keyboard.press("Control+Enter")
+        cell.page.keyboard.press("Control+Enter")
         with suppress(AssertionError):
             expect(_prompt(cell)).not_to_have_text("[ ]:", timeout=1000 * patience)
-            return cell
-    raise RuntimeError(f"the cell {text!r} does not run")
+            return
+    raise RuntimeError(f"a cell does not run: {cell.inner_text()}")
 
 
-def wait_until_run(cell: Locator, seconds: float = 60) -> None:
+def wait_until_run(cell: Locator) -> None:
     """Wait until a cell has its number instead of a star."""
-    expect(_prompt(cell)).to_have_text(re.compile(r"^\[\d+\]:$"), timeout=1000 * seconds)
+    expect(_prompt(cell)).to_have_text(re.compile(r"^\[\d+\]:$"))
 
 
 def _prompt(cell: Locator) -> Locator:
     return cell.locator(".jp-InputPrompt")
+
+
+def button(scope: Page | Locator, name: str) -> Locator:
+    return scope.get_by_role("button", name=name, exact=True)
+
+
+def pictures(cell: Locator) -> list[str]:
+    """Addresses of the pictures in a cell: a picture that is drawn again has another one."""
+    return cell.locator("img").evaluate_all("images => images.map(image => image.src)")
+
+
+def wait_until_drawn(cell: Locator, before: list[str]) -> None:
+    """Wait until none of a cell's pictures is one of those before."""
+    cell.page.wait_for_function(
+        "([cell, before]) => [...cell.querySelectorAll('img')].every(i => !before.includes(i.src))",
+        arg=[cell.element_handle(), before],
+    )

@@ -1,0 +1,65 @@
+"""The README's pictures of JupyterLab: `make screenshots`, after `make run`.
+
+Notebook 03 is opened on a copy of runs/quickstart without its first student, which is distilled
+again before the camera: about three minutes on two CPU cores.
+"""
+
+import io
+import re
+import shutil
+import tempfile
+from pathlib import Path
+
+from lab import (
+    ROOT,
+    browser_page,
+    button,
+    copy_notebook,
+    jupyterlab,
+    open_notebook,
+    run_cell,
+    run_up_to,
+    wait_until_run,
+)
+from PIL import Image
+from playwright.sync_api import Locator, expect
+
+NOTEBOOK = "notebooks/03_tract.ipynb"
+RUNS, STUDENT = ROOT / "runs" / "quickstart", "TRACT-1024-32-1-30720images-seed0"
+
+
+def take(output: Locator, name: str) -> None:
+    """Keep a picture of an output, of few colours, in figures."""
+    image = Image.open(io.BytesIO(output.screenshot()))
+    palette = image.convert("RGB").quantize(128, dither=Image.Dither.NONE)
+    palette.save(ROOT / "figures" / f"{name}.png", optimize=True)
+
+
+def main() -> None:
+    if not (RUNS / STUDENT / "model.safetensors").is_file():
+        raise SystemExit(f"no finished {RUNS / STUDENT}: `make run` first")
+    with tempfile.TemporaryDirectory() as folder:
+        work, home = Path(folder, "work"), Path(folder, "home")
+        copy_notebook(ROOT / NOTEBOOK, work / NOTEBOOK)
+        shutil.copytree(RUNS, work / "runs" / "quickstart")
+        shutil.rmtree(work / "runs" / "quickstart" / STUDENT)
+        with jupyterlab(work, home) as server, browser_page(height=1600) as page:
+            open_notebook(page, server, NOTEBOOK)
+            cell = run_up_to(page, "editor.show()")
+            expect(button(cell, "Start")).to_be_enabled()
+            take(cell.locator(".jp-Cell-outputArea"), "lab_editor")
+            cell = run_cell(page, "editor.started()")
+            expect(cell).to_contain_text("Waiting for Start")
+            button(page, "Start").click()
+            expect(cell).to_contain_text(re.compile(r"step (1[89]|2)\d+ of 240"), timeout=600_000)
+            take(cell.locator(".jp-Cell-outputArea"), "lab_monitor")
+            expect(cell).to_contain_text("finished after 240 steps", timeout=600_000)
+            cell = run_cell(page, "browse(")
+            wait_until_run(cell)
+            button(cell, "Samples").click()
+            expect(cell.get_by_role("slider")).to_be_visible()
+            expect(cell.locator("img:visible")).to_have_count(1)
+            take(cell.locator(".jp-Cell-outputArea"), "lab_runs")
+
+
+main()
