@@ -23,6 +23,8 @@ run: $(READY) ## The main job: train a teacher on digits, distil it with BTD and
 
 figures: $(READY) ## Draw all figures and tables again from figures/*.csv; nothing is trained
 	.venv/bin/tract run notebooks/06_figures.ipynb .test/06_figures.ipynb
+	.venv/bin/tract run notebooks/07_coarse_to_fine.ipynb .test/07_coarse_to_fine.ipynb \
+		-p figures ../figures
 	rm -rf .test
 
 test: $(READY) lint ## Unit tests, then all notebooks in a copy that leaves runs/ and figures/ alone
