@@ -13,6 +13,7 @@ from matplotlib.patches import FancyArrowPatch
 
 from tract import plots
 from tract.data import Data
+from tract.diagram import schedule_picture
 from tract.levels import cosine
 from tract.phases import parse_schedule
 
@@ -88,7 +89,7 @@ def numbers(ax):
 @pytest.mark.parametrize("schedule", [[1024, 32, 1], [1024, 512, 256], [1024, 1], [64, 16, 4, 1]])
 def test_a_schedule_shows_a_teachers_step_and_the_end_of_its_group(schedule):
     phases = parse_schedule(schedule, schedule[0])
-    figure = plots.schedule_picture(phases, cosine(schedule[0]))
+    figure = schedule_picture(phases, cosine(schedule[0]))
     assert len(figure.axes) == len(phases)
     for ax, phase in zip(figure.axes, phases, strict=True):
         assert ax.get_title(loc="left").startswith(f"{phase}: ")
@@ -100,7 +101,7 @@ def test_a_schedule_shows_a_teachers_step_and_the_end_of_its_group(schedule):
 
 def test_growing_grids_are_shown_one_by_one():
     phases = parse_schedule([[4, 8, 32], 2, 1])
-    figure = plots.schedule_picture(phases, cosine(32))
+    figure = schedule_picture(phases, cosine(32))
     titles = [ax.get_title(loc="left").split(":")[0] for ax in figure.axes]
     assert titles == ["4>2", "8>2", "32>2", "2>1"]
     assert [numbers(ax)["t"] - numbers(ax)["u"] for ax in figure.axes] == [8, 4, 1, 16]
@@ -108,7 +109,7 @@ def test_growing_grids_are_shown_one_by_one():
 
 def test_a_phase_of_equal_steps_shows_one_hop():
     phases = parse_schedule([1024, 32, 32, 1], 1024)
-    ax = plots.schedule_picture(phases, cosine(1024)).axes[1]
+    ax = schedule_picture(phases, cosine(1024)).axes[1]
     assert "another network learns the teacher's own 32 steps" in ax.get_title(loc="left")
     assert numbers(ax).keys() == {"t", "s"}
     assert numbers(ax)["t"] - numbers(ax)["s"] == 32
@@ -118,7 +119,7 @@ def test_a_phase_of_equal_steps_shows_one_hop():
 def test_a_schedule_of_btd_names_the_teacher_for_both_hops():
     (phase,) = parse_schedule([8, 4], 8)
     legends = [
-        plots.schedule_picture([phase], cosine(8), self_taught=own).legends[0].get_texts()
+        schedule_picture([phase], cosine(8), self_taught=own).legends[0].get_texts()
         for own in (True, False)
     ]
     own, teachers = (" ".join(text.get_text() for text in texts) for texts in legends)

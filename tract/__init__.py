@@ -69,6 +69,7 @@ Files, each importing only from those above it:
     agreement   whether results depend on how they are computed
     fid         FID and its kin, with their conditions
     plots       pictures of data, schedules, samples and losses
+    diagram     the picture of a phase schedule
     charts      pictures of the tables
     widgets     widgets that can be read without a kernel
     catalogue   runs below a folder: what they are and make

@@ -15,6 +15,7 @@ from IPython.display import display
 
 from tract.console import read_yaml
 from tract.cost import estimate
+from tract.diagram import schedule_picture
 from tract.distill import check_teacher_step
 from tract.experiment import TEACHER, Experiment
 from tract.levels import PROCESSES, levels_of
@@ -22,7 +23,7 @@ from tract.live import clicks_arrive, happened
 from tract.methods import METHODS, Distillation
 from tract.phases import first_grid, halving_schedule, parse_schedule
 from tract.plan import plan, split
-from tract.plots import png, schedule_picture
+from tract.plots import png
 from tract.recipes import line, parameters_of, presets_in, yaml_of
 from tract.samplers import X0_ESTIMATES
 from tract.state import load_model

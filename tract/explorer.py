@@ -10,11 +10,12 @@ from torch import Tensor
 from tract.catalogue import FINISHED, MODEL, find_runs, labels_of, samples_of, students_of
 from tract.compute import device
 from tract.denoiser import Denoise, clamped
+from tract.diagram import schedule_picture
 from tract.experiment import TEACHER, Experiment
 from tract.levels import Level, broadcast
 from tract.metrics import rmse
 from tract.phases import Phase, halving_schedule, parse_schedule
-from tract.plots import captioned_rows, paths, png, schedule_picture
+from tract.plots import captioned_rows, paths, png
 from tract.rounds import PerfectStudent, shared_rounds
 from tract.samplers import heun_x0, trajectory
 from tract.state import load_model
