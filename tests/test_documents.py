@@ -16,6 +16,7 @@ from tract.cli import _parser
 from tract.data import load_data
 from tract.execute import check_parameters, declared_parameters
 from tract.methods import Distillation
+from tract.phases import first_grid
 from tract.presets import build_denoiser, preset
 from tract.results import read_results
 from tract.state import save_model
@@ -62,7 +63,11 @@ def test_a_preset_names_parameters_of_its_notebook(path):
     for schedule in parameters.get("step_schedules", []):
         settings = {name: parameters[name] for name in names}
         assert Distillation(step_schedule=schedule, **settings).steps_per_phase > 1000
-        assert schedule[0] == parameters.get("teacher_steps", 1024)
+        grid = parameters.get("teacher_steps", 1024)
+        if path.stem == "fashion_mnist_one_phase":  # from shorter grids, on purpose
+            assert first_grid(schedule) < grid
+        else:
+            assert schedule[0] == grid
 
 
 FROM_PUBLISHED = [path for path in PRESETS if notebook_of(path).stem == "04_edm_ve"]

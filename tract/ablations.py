@@ -60,6 +60,7 @@ BEYOND: dict[str, dict[str, dict]] = {
     "one_phase": {
         "TRACT 1024>32>1": {},
         "BTD 32>16>...>1": {"method": "BTD", "step_schedule": halving_schedule(32)},
+        "TRACT 16>1": {"step_schedule": [16, 1]},
         "TRACT 32>1": {"step_schedule": [32, 1]},
         "TRACT 64>1": {"step_schedule": [64, 1]},
         "TRACT 4<8<16<32>1": {"step_schedule": [doubling(4, 32), 1]},
