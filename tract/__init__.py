@@ -56,7 +56,8 @@ Files, each importing only from those above it:
     sources     images to measure: data, files, models
     statistics  moments of the features of a source, resumed and kept
     measuring   samples of a run, and numbers about them
-    ablations   the paper's ablations as data, and the runs they need
+    ablations   the paper's ablations and our own as data, and the runs they need
+    plane       the same on points in the plane, with an exact teacher
     tables      published numbers beside measured ones
     fid         FID and its kin, with their conditions
     plots       pictures of data, schedules, samples and losses

@@ -12,9 +12,10 @@ import pandas as pd
 
 from tract.checks import check_choice
 from tract.experiment import open_experiment, run_name
+from tract.growth import GROWTHS
 from tract.measuring import measure, measure_phases
 from tract.methods import Distillation
-from tract.phases import halving_schedule
+from tract.phases import doubling, halving_schedule
 from tract.results import publish, read_results
 from tract.runs import Saving
 
@@ -48,6 +49,58 @@ CHANGES: dict[str, dict[str, dict]] = {
         for factor in (0.5, 1, 2)
     },
 }
+
+
+# One phase from a teacher grid that is short, or that grows: not of the paper, notebook 07. A
+# growing grid doubles, from the coarsest on that its student can shorten.
+_SHORT = (16, 32, 64, 256)
+_SIXTY_FOUR = {"step_schedule": [doubling(4, 64), 1]}
+
+BEYOND: dict[str, dict[str, dict]] = {
+    "one_phase": {
+        "TRACT 1024>32>1": {},
+        "BTD 32>16>...>1": {"method": "BTD", "step_schedule": halving_schedule(32)},
+        "TRACT 32>1": {"step_schedule": [32, 1]},
+        "TRACT 64>1": {"step_schedule": [64, 1]},
+        "TRACT 4<8<16<32>1": {"step_schedule": [doubling(4, 32), 1]},
+        "TRACT 4<8<...<64>1": _SIXTY_FOUR,
+    },
+    "finest_grid": {
+        **{f"fixed {n}": {"step_schedule": [n, 1]} for n in (*_SHORT, 1024)},
+        **{f"growing to {n}": {"step_schedule": [doubling(4, n), 1]} for n in (*_SHORT, 1024)},
+    },
+    "growth": {name: _SIXTY_FOUR | {"growth": name} for name in GROWTHS},
+    "growing_self_ema": {f"{mu:g}": _SIXTY_FOUR | {"self_ema": mu} for mu in (0, 0.5, 0.9)},
+    "cooldown": {
+        f"{label}, {name}": changes | {"cooldown": share}
+        for label, changes in (
+            ("1024>32>1", {}),
+            ("32>1", {"step_schedule": [32, 1]}),
+            ("4<8<...<64>1", _SIXTY_FOUR),
+        )
+        for name, share in (("constant", 0.0), ("last half", 0.5))
+    },
+    "few_steps": {
+        f"{label}>{n}": {"step_schedule": [*start, n]}
+        for n in (2, 4)
+        for label, start in (
+            ("1024>32", [1024, 32]),
+            ("32", [32]),
+            (f"{2 * n}<...<64", [doubling(2 * n, 64)]),
+        )
+    },
+}
+
+# The same with EDM's levels, on which Heun's step can be the teacher's.
+HEUN = {
+    "heun_grid": {
+        f"{step}, {n}>1": {"step_schedule": [n, 1], "teacher_step": step}
+        for step in ("ddim", "heun")
+        for n in (8, 16, 32, 64)
+    },
+}
+
+ALL = CHANGES | BEYOND | HEUN
 
 
 class Claim(NamedTuple):
@@ -108,9 +161,9 @@ class Study:
 
     def recipes(self, group: str, seed: int) -> dict[str, Distillation]:
         """Settings of every recipe of an ablation, by label. ValueError for an unknown one."""
-        check_choice("ablation", group, CHANGES)
+        check_choice("ablation", group, ALL)
         settings = {}
-        for label, changes in CHANGES[group].items():
+        for label, changes in ALL[group].items():
             made = {"step_schedule": [1024, 32, 1], "seed": seed} | dict(self.base) | changes
             made["images"] = int(self.images * made.pop("factor", 1))
             if "student" in made:
@@ -135,7 +188,7 @@ class Study:
         """Rows of an ablation with the column `recipe`, in its order; metric "" for the study's."""
         mine = self.mine(results)
         mine = mine[mine["metric"] == (metric or self.metric)]
-        order = list(CHANGES[group]).index
+        order = list(ALL[group]).index
         parts = [
             mine[mine["run"] == run_name(settings)].assign(recipe=label)
             for seed in self.seeds

@@ -11,7 +11,7 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from tract.ablations import CHANGES, Study
+from tract.ablations import ALL, Study
 from tract.data import to_uint8, to_unit
 from tract.plots import STUDENT, image_rows, new_figure, plain_ticks
 from tract.state import read_tensors, write_tensors
@@ -25,7 +25,7 @@ def ablation_chart(
     """An ablation's recipes from top to bottom: published numbers, if any, and beside them ours."""
     theirs = published[published["table"] == group]
     ours = study.rows(results, group)
-    recipes = list(dict.fromkeys([*CHANGES[group], *theirs["recipe"]]))
+    recipes = list(dict.fromkeys([*ALL[group], *theirs["recipe"]]))
     panels = ({PUBLISHED: theirs} if len(theirs) else {}) | {study.title: ours}
     size = (4.5 * len(panels), 0.26 * len(recipes) + 0.9)
     figure, axes = new_figure(1, len(panels), size, sharey=True)

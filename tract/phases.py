@@ -142,6 +142,18 @@ def halving_schedule(grid_steps: int, last: int = 1) -> list[int]:
     return steps
 
 
+def doubling(coarsest: int, finest: int) -> list[int]:
+    """Growing grids coarsest, twice that, ..., finest; ValueError where doubling misses it."""
+    grids = [coarsest]
+    while 0 < grids[-1] < finest:
+        grids.append(2 * grids[-1])
+    if grids[-1] != finest:
+        raise ValueError(
+            f"doubling {coarsest} does not lead to {finest}: use {coarsest} times a power of two"
+        )
+    return grids
+
+
 def _near_divisors(number: int, wanted: int) -> str:
     divisors = [d for d in range(1, number) if number % d == 0]
     nearest = sorted(sorted(divisors, key=lambda d: abs(d - wanted))[:2])

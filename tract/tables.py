@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from tract.ablations import CHANGES, CLAIMS, Study
+from tract.ablations import ALL, CLAIMS, Study
 from tract.files import write_atomically
 
 PUBLISHED = "FID, published (CIFAR-10)"
@@ -45,7 +45,7 @@ def ablation_table(
 ) -> pd.DataFrame:
     """An ablation: a row a recipe, the published FID, and a column for each of our studies."""
     theirs = published[published["table"] == group].set_index("recipe")["value"]
-    labels = list(dict.fromkeys([*CHANGES[group], *theirs.index]))
+    labels = list(dict.fromkeys([*ALL[group], *theirs.index]))
     columns = {group: labels, PUBLISHED: _spread(theirs.reindex(labels))}
     for study in studies:
         ours = over_seeds(study.rows(results, group), ["recipe"]).set_index("recipe")

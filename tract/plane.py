@@ -1,0 +1,117 @@
+"""Ablations on points in the plane, where the teacher is exact and a student's error is known.
+
+Nothing is left behind but rows of results: a run takes seconds.
+"""
+
+import json
+import sys
+import time
+from collections.abc import Sequence
+from functools import cache
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from tract.ablations import Study
+from tract.cards import provenance
+from tract.data import Data
+from tract.denoiser import Denoiser
+from tract.distill import distill, start_distillation
+from tract.evaluate import fixed_noise
+from tract.experiment import run_name
+from tract.levels import levels_of
+from tract.methods import Distillation
+from tract.metrics import rmse
+from tract.oracle import Mixture
+from tract.presets import build_denoiser
+from tract.results import append_results, read_results
+from tract.samplers import heun_x0, sample
+from tract.train import Training, start_training, train_teacher
+
+SPIRAL = "spiral"  # name of the data in results
+METRIC = "rmse_to_flow"  # of a student's points, to where the exact flow takes the same noise
+FLOW_STEPS = 1024  # of Heun's method, which stands for the exact flow
+NUM_POINTS = 2048
+NETWORK = {
+    "net": "mlp",
+    "prediction": "v",
+    "sigma_data": 1.0,
+    "options": {"point_dim": 2, "channels": 64, "num_blocks": 2},
+}
+
+
+def spiral(std: float = 0.05) -> tuple[Mixture, Data]:
+    """A spiral of two thin arms: its exact denoiser, and 8192 points (N, 2) of it."""
+    turn = torch.linspace(0, 1, 64)
+    radius, angle = 0.3 + 1.6 * turn, 1.7 * torch.pi * turn
+    arm = torch.stack([radius * angle.cos(), radius * angle.sin()], 1)
+    teacher = Mixture(torch.cat([arm, -arm]), std)
+    centres = teacher.means.repeat(64, 1)
+    jitter = torch.randn(centres.shape, generator=torch.Generator().manual_seed(0))
+    return teacher, Data(SPIRAL, centres + std * jitter)
+
+
+@cache
+def beginning(process: str, images: int = 96_000, batch: int = 128) -> Denoiser:
+    """A small network trained as an ordinary denoiser of the spiral, which students start from."""
+    settings = Training(images=images, batch=batch)
+    state = start_training(build_denoiser(NETWORK), settings)
+    records = train_teacher(state, spiral()[1], levels_of(process, FLOW_STEPS), settings)
+    for _ in tqdm(records, "start", settings.num_steps, file=sys.stdout, mininterval=1):
+        pass
+    return state.ema
+
+
+@cache
+def exact_flow(process: str) -> Tensor:
+    """Where the exact flow takes the noise that students are measured on."""
+    teacher, data = spiral()
+    eps, _ = fixed_noise(data, NUM_POINTS, seed=0)
+    return sample(teacher, eps, levels_of(process, FLOW_STEPS), FLOW_STEPS, x0_estimate=heun_x0)
+
+
+def run_missing_on_plane(study: Study, groups: Sequence[str], results: str | Path) -> None:
+    """Distil and measure what results has no row of, and add the rows there at once."""
+    measured = set(study.mine(read_results(results))["run"])
+    plan = study.plan(groups)
+    wanted = {name: settings for name, settings in plan.items() if name not in measured}
+    print(f"{len(plan)} runs on the plane, {len(plan) - len(wanted)} of them measured before")
+    total = sum(settings.num_steps for settings in wanted.values())
+    with tqdm(total=total, unit="step", file=sys.stdout, mininterval=1, disable=not wanted) as bar:
+        for name, settings in wanted.items():
+            bar.set_postfix_str(name, refresh=False)
+            append_results(results, [_row(study, settings, bar)])
+
+
+def _row(study: Study, settings: Distillation, bar: tqdm) -> dict:
+    """Distil one student from the exact teacher, and the row of its error."""
+    teacher, data = spiral()
+    levels = levels_of(study.process, settings.grid_steps)
+    exact, start = exact_flow(study.process), beginning(study.process)
+    state, begun = start_distillation(teacher, settings, start), time.monotonic()
+    for _ in distill(state, data, levels, settings):
+        bar.update()
+    seconds = time.monotonic() - begun
+    eps, _ = fixed_noise(data, NUM_POINTS, seed=0)
+    num_steps, about = settings.step_schedule[-1], provenance()
+    return {
+        "data": study.data,
+        "process": study.process,
+        "method": settings.method,
+        "phases": settings.phases,
+        "nfe": num_steps,
+        "student_params": sum(p.numel() for p in state.ema.parameters()),
+        "images": settings.num_steps * settings.batch,
+        "seed": settings.seed,
+        "metric": METRIC,
+        "value": round(rmse(sample(state.ema, eps, levels, num_steps), exact), 6),
+        "samples": NUM_POINTS,
+        "device": about["device"],
+        "commit": about["commit"],
+        "seconds": round(seconds, 1),
+        "run": run_name(settings),
+        "teacher": "exact",
+        "conditions": json.dumps({"flow_steps": FLOW_STEPS, "seed": 0}),
+    }
