@@ -76,17 +76,6 @@ def image_strip(rows: Sequence[Tensor], height: int = 48) -> bytes:
     return _png(np.concatenate(shown).squeeze())
 
 
-def stacked(pictures: Sequence[bytes]) -> bytes:
-    """PNGs below each other, on white; what is empty is left out."""
-    images = [Image.open(io.BytesIO(picture)) for picture in pictures if picture]
-    size = max(image.width for image in images), sum(image.height for image in images)
-    whole, top = Image.new("RGB", size, "white"), 0
-    for image in images:
-        whole.paste(image, (0, top))
-        top += image.height
-    return _png(np.asarray(whole))
-
-
 def _png(pixels: np.ndarray) -> bytes:
     """Pixels as PNG, quickly rather than small."""
     content = io.BytesIO()

@@ -16,13 +16,14 @@ import ipywidgets as w
 import pandas as pd
 from torch import Tensor
 
-from tract.curves import Curves, image_strip, stacked
+from tract.curves import Curves, image_strip
 from tract.denoiser import Denoiser
 from tract.experiment import Experiment
 from tract.history import HISTORY, history
 from tract.live import Breath, clicks_arrive, happened
 from tract.methods import Distillation
 from tract.plan import duration
+from tract.plots import stacked
 from tract.probes import students_samples, students_steps, target_errors, teachers_samples
 from tract.records import Record
 from tract.runs import Run, Saving, complete

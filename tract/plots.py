@@ -14,6 +14,7 @@ from matplotlib.axes import Axes
 from matplotlib.axis import Axis
 from matplotlib.collections import LineCollection
 from matplotlib.ticker import LogLocator, NullLocator
+from PIL import Image
 from torch import Tensor
 
 from tract.data import Data, to_uint8, to_unit
@@ -38,6 +39,19 @@ def png(figure: mpl.figure.Figure, dpi: float = 100) -> bytes:
     """A figure as PNG, always of its whole size."""
     content = io.BytesIO()
     figure.savefig(content, format="png", dpi=dpi)
+    return content.getvalue()
+
+
+def stacked(pictures: Sequence[bytes]) -> bytes:
+    """PNGs below each other, on white; what is empty is left out."""
+    images = [Image.open(io.BytesIO(picture)) for picture in pictures if picture]
+    size = max(image.width for image in images), sum(image.height for image in images)
+    whole, top = Image.new("RGB", size, "white"), 0
+    for image in images:
+        whole.paste(image, (0, top))
+        top += image.height
+    content = io.BytesIO()
+    whole.save(content, "PNG", optimize=True)
     return content.getvalue()
 
 

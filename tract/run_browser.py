@@ -1,7 +1,6 @@
 """The run browser: a table of all runs to filter and sort, and what is in those selected."""
 
 import html
-import io
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -9,7 +8,6 @@ from pathlib import Path
 
 import ipywidgets as ipw
 import pandas as pd
-from PIL import Image
 
 from tract.catalogue import (
     DAMAGED,
@@ -23,7 +21,7 @@ from tract.catalogue import (
     samples_at,
 )
 from tract.history import history
-from tract.plots import Figure, image_rows, loss_curves, new_figure, png
+from tract.plots import Figure, image_rows, loss_curves, new_figure, png, stacked
 from tract.widgets import show
 
 COUNT = 12  # samples of a run
@@ -210,7 +208,7 @@ class RunBrowser(ipw.VBox):
         axes[0, 0].axis("off")
         text = {"family": "monospace", "fontsize": 7, "va": "top"}
         axes[0, 0].text(0, 1, "\n".join(lines), transform=axes[0, 0].transAxes, **text)
-        return _stacked([png(figure, dpi=120), self.curves.value])
+        return stacked([png(figure, dpi=120), self.curves.value])
 
 
 @contextmanager
@@ -261,16 +259,3 @@ def _html() -> ipw.HTML:
     page = ipw.HTML()
     page.add_class("jp-RenderedHTMLCommon")
     return page
-
-
-def _stacked(pictures: Sequence[bytes]) -> bytes:
-    """PNGs below each other, on white."""
-    images = [Image.open(io.BytesIO(picture)) for picture in pictures if picture]
-    size = max(image.width for image in images), sum(image.height for image in images)
-    whole, top = Image.new("RGB", size, "white"), 0
-    for image in images:
-        whole.paste(image, (0, top))
-        top += image.height
-    content = io.BytesIO()
-    whole.save(content, format="PNG", optimize=True)
-    return content.getvalue()
