@@ -43,6 +43,11 @@ def experiment(folder):
     return begun
 
 
+def helpers():
+    """Processes that were started to train along: other tests leave other children."""
+    return [p for p in psutil.Process().children() if "tract.worker" in p.cmdline()]
+
+
 def signalled(run, step, signum):
     """Make a run's steps, and send a signal to the process that trains along once one is done.
 
@@ -52,7 +57,7 @@ def signalled(run, step, signum):
     try:
         for record in run:
             if record.step == step:
-                (helper,) = psutil.Process().children()
+                (helper,) = helpers()
                 helper.send_signal(signum)
                 sent = time.monotonic()
     finally:
@@ -78,7 +83,7 @@ def test_a_run_is_stopped_by_one_process_broken_by_another_and_ended_by_a_single
         signalled(begun.distillation(SETTINGS, saving, processes=2), 5, signal.SIGTERM)
     (step,) = re.findall(r"saved at step (\d+); run it again", capfd.readouterr().out)
     assert len(history(begun.folder / NAME)) == int(step) < SETTINGS.num_steps
-    assert psutil.Process().children() == []
+    assert helpers() == []
     with pytest.raises(RuntimeError, match="process 1 of 2 ended with status -9.*run it again"):
         signalled(begun.distillation(SETTINGS, saving, processes=2), 13, signal.SIGKILL)
     assert f"resuming after step {step}" in capfd.readouterr().out
