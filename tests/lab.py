@@ -31,7 +31,9 @@ expect.set_options(timeout=PATIENCE)
 
 def make_command(target: str) -> str:
     """What make would run for a target of the Makefile, in its last line."""
-    lines = subprocess.run(["make", "-n", target], cwd=ROOT, capture_output=True, text=True)
+    lines = subprocess.run(
+        ["make", "--no-print-directory", "-n", target], cwd=ROOT, capture_output=True, text=True
+    )
     return lines.stdout.splitlines()[-1]
 
 
