@@ -55,7 +55,7 @@ def parse_schedule(step_schedule: Sequence[Entry], grid_steps: int | None = None
     grids each must divide the next, and the last is the teacher's grid.
     """
     shown = f"step_schedule is {list(step_schedule)}"
-    grids = [tuple(e) if isinstance(e, list | tuple) else (e,) for e in step_schedule]
+    grids = [_grids(entry) for entry in step_schedule]
     if not all(isinstance(n, int) and not isinstance(n, bool) for grid in grids for n in grid):
         raise ValueError(f"{shown}: every entry must be a whole number of steps, or a list of such")
     if not all(grids):
@@ -114,14 +114,17 @@ def _check_growth(shown: str, coarser: Sequence[int], finest: int, student_steps
 
 def written(step_schedule: Sequence[Entry]) -> str:
     """A schedule as the paper writes it, 1024>32>1; growing grids as 4<8<16<32>1."""
-    entries = [e if isinstance(e, list | tuple) else (e,) for e in step_schedule]
-    return ">".join("<".join(map(str, entry)) for entry in entries)
+    return ">".join("<".join(map(str, _grids(entry))) for entry in step_schedule)
 
 
 def first_grid(step_schedule: Sequence[Entry]) -> int:
     """T, the steps of the teacher's grid that a schedule starts from, of growing ones the last."""
-    first = step_schedule[0]
-    return first[-1] if isinstance(first, list | tuple) else first
+    return _grids(step_schedule[0])[-1]
+
+
+def _grids(entry: Entry) -> tuple[int, ...]:
+    """The grids of an entry, of which there is one unless it is a list."""
+    return tuple(entry) if isinstance(entry, list | tuple) else (entry,)
 
 
 def equal_steps(phases: Sequence[Phase]) -> int | None:

@@ -11,6 +11,8 @@ from tract.files import write_atomically
 PUBLISHED = "FID, published (CIFAR-10)"
 # What a measured number must share with a published one to stand beside it.
 SAME = ["data", "process", "method", "phases", "nfe", "images", "metric"]
+# Verdicts of "the baseline is worse than this", said of this.
+BETTER = {"": "", "holds": "better", "is contradicted": "worse", "is undecided": "undecided"}
 
 
 def read_published(path: str | Path) -> pd.DataFrame:
@@ -91,13 +93,11 @@ def versus_table(
         ours = ours.reindex(columns[group])
         columns[study.title] = _spread(ours["mean"], ours["std"], ours["count"])
         known = ours.loc[baseline]
-        words = {"holds": "better", "is contradicted": "worse", "is undecided": "undecided"}
-        columns[f"{study.metric} against {baseline}"] = [
-            words.get(_verdict(known["mean"] - mean, (known["std"] ** 2 + std**2) ** 0.5), "")
-            if label != baseline
-            else ""
-            for label, mean, std in zip(ours.index, ours["mean"], ours["std"], strict=True)
-        ]
+        verdicts = {
+            label: BETTER[_verdict(known["mean"] - mean, (known["std"] ** 2 + std**2) ** 0.5)]
+            for label, mean, std in ours[["mean", "std"]].itertuples()
+        }
+        columns[f"{study.metric} against {baseline}"] = list((verdicts | {baseline: ""}).values())
     return pd.DataFrame(columns)
 
 
