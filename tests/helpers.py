@@ -1,5 +1,7 @@
 """What several test files compare and build."""
 
+import gzip
+
 import nbformat
 import torch
 from nbformat import v4
@@ -33,3 +35,17 @@ def write_notebook(path, parameters, *sources):
     kernel = {"name": "python3", "display_name": "Python 3", "language": "python"}
     nbformat.write(v4.new_notebook(cells=cells, metadata={"kernelspec": kernel}), path)
     return path
+
+
+def idx(tensor):
+    """The bytes of an IDX file: type 8 is unsigned byte, then big-endian sizes, then the data."""
+    sizes = b"".join(n.to_bytes(4, "big") for n in tensor.shape)
+    return bytes([0, 0, 8, tensor.ndim]) + sizes + tensor.numpy().tobytes()
+
+
+def write_clothes(folder, *, packed=False, **parts):
+    """Files of Fashion-MNIST: uint8 images (N, 28, 28) and labels (N,) of each part by its name."""
+    for part, (images, labels) in parts.items():
+        for name, tensor in [("images-idx3", images), ("labels-idx1", labels)]:
+            path = folder / f"{part}-{name}-ubyte{'.gz' if packed else ''}"
+            path.write_bytes(gzip.compress(idx(tensor)) if packed else idx(tensor))

@@ -1,27 +1,28 @@
 """Ablations as data, the runs they need, and their tables and charts."""
 
+import re
+
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
 import torch
 
-from tract import ablations, charts
-from tract.ablations import CHANGES, CLAIMS, Study, run_missing
-from tract.experiment import Experiment, run_name
-from tract.measuring import measure
+from tract import charts
+from tract.ablations import ALL, CHANGES, CLAIMS, Study
+from tract.experiment import run_name
 from tract.methods import Distillation
-from tract.results import COLUMNS, read_results
-from tract.runs import Saving
+from tract.results import COLUMNS
 from tract.tables import (
     ablation_table,
     claims_table,
+    cost_table,
     paper_table,
     read_published,
     save_table,
+    standing_table,
     versus_table,
 )
-from tract.train import Training
 
 PUBLISHED = "figures/published.csv"
 STUDY = Study("digits", seeds=[0, 1, 2], images=30720)
@@ -69,6 +70,16 @@ def test_a_claim_names_recipes_that_the_paper_orders_so(claim, paper):
     assert numbers[claim.worse] > numbers[claim.better]
 
 
+@pytest.mark.parametrize("group", ALL)
+def test_recipes_of_a_group_are_possible_and_no_two_of_them_the_same_run(group):
+    study = Study("digits", [0], 10**7)
+    recipes = study.recipes(group, 0)
+    assert len({run_name(settings) for settings in recipes.values()}) == len(recipes)
+    for label, settings in recipes.items():
+        if re.search(r"\d>\d+$", label):  # what a label ends with is what is made
+            assert settings.step_schedule[-1] == int(label.rpartition(">")[2])
+
+
 def test_residuals_are_those_of_the_papers_decays():
     steps = 96_000_000 // 256 // 2  # of each of two phases
     for decay, label in ((0.9999, "1e-8"), (0.99995, "1e-4"), (0.99999, "0.15")):
@@ -93,46 +104,6 @@ def test_recipes_that_ablations_share_are_planned_once():
 def test_an_ablation_that_does_not_exist_is_refused_by_name():
     with pytest.raises(ValueError, match="ablation is 'phase': choose one of .*'phases'"):
         STUDY.plan(["phase"])
-
-
-SMALL = Study("digits", [0], 512, base={"batch": 16})
-
-
-@pytest.fixture
-def folder(tmp_path, monkeypatch):
-    """A folder with a small teacher, and ablations of two recipes of few steps."""
-    monkeypatch.setattr(
-        ablations, "ALL", {"steps": {f"{n}": {"step_schedule": [8, 2, n]} for n in (1, 2)}}
-    )
-    begun = Experiment(
-        tmp_path / "run", "digits", teacher_steps=8, reference_steps=8, num_samples=4
-    )
-    settings = Training(images=16, batch=16)
-    measure(begun, begun.train_teacher("digits", settings), settings, [8])
-    return tmp_path
-
-
-def test_only_what_was_not_measured_is_run_and_its_rows_are_added(folder, monkeypatch, capsys):
-    monkeypatch.setitem(ablations.ALL["steps"], "2", {"step_schedule": [8, 4, 2]})
-    table = folder / "all.csv"
-    run_missing(SMALL, ["steps"], folder / "run", table, Saving())
-    assert "2 runs, 0 of them measured before" in capsys.readouterr().out
-    rows = read_results(table)
-    students = rows[rows["method"] == "TRACT"]
-    assert set(students["run"]) == set(SMALL.plan(["steps"]))
-    assert set(students["metric"]) == {"fd_pixels", "rmse_to_teacher", "rmse_to_rollout"}
-    assert list(SMALL.rows(rows, "steps")["recipe"]) == ["1", "2"]
-    monkeypatch.setattr(ablations, "open_experiment", None)  # not even looked at
-    run_missing(SMALL, ["steps"], folder / "run", table, Saving())
-    assert "2 runs, 2 of them measured before" in capsys.readouterr().out
-
-
-def test_a_teacher_of_other_data_is_refused_before_anything_is_run(folder):
-    other = Study("digits", [0], 512, process="karras")
-    before = sorted(folder.rglob("*"))
-    with pytest.raises(ValueError, match="has a teacher of digits with cosine levels, not of"):
-        run_missing(other, ["steps"], folder / "run", folder / "all.csv", Saving())
-    assert sorted(folder.rglob("*")) == before
 
 
 def test_tables_show_mean_deviation_and_number_and_leave_blank_what_nobody_ran(paper):
@@ -209,6 +180,49 @@ def test_recipes_are_better_or_worse_than_a_baseline_beyond_two_deviations_only(
     assert list(verdicts) == ["", "worse", "", "better", "undecided", "", ""]
     assert table[STUDY.title][3] == "2 ± 1 (3)"
     assert list(table[STUDY.title][[2, 5]]) == ["1 (1)", ""]
+
+
+def standing(values, group="methods"):
+    """Rows of students, of their teacher in 1 and 8 steps and of real images."""
+    students = results(values, group=group, teacher="a", seconds=30.0, device="gpu")
+    students = students.assign(student_params=2_000_000)
+    teacher = students.iloc[:2].assign(method="teacher", run="teacher", images=10_000, seconds=5.0)
+    teacher = teacher.assign(nfe=[1, 8], value=[9.0, 2.0], phases="")
+    stranger = teacher.assign(teacher="b", value=0.01)
+    real = teacher.iloc[:1].assign(method="real images", run="test", teacher="", nfe=0, value=0.5)
+    return pd.concat([students, teacher, stranger, real])
+
+
+def test_students_stand_between_real_images_and_their_teachers_best():
+    table = standing({"TRACT 1024>32>1": [3.0, 5.0], "BTD 1024>512>...>1": [6.0, 6.0]})
+    shown = standing_table(table, ["methods"], [STUDY]).set_index("what")
+    assert shown[STUDY.title].to_dict() == {
+        "real images, of the test split": "0.5 (1)",
+        "teacher, 8 steps": "2 (1)",
+        "teacher, 1 step": "9 (1)",
+        "TRACT 1024>32>1": "4 ± 1.4 (2)",
+        "BTD 1024>512>...>1": "6 ± 0 (2)",
+    }
+    ratios = shown["fd_pixels, times the teacher's best"]
+    assert list(ratios) == ["0.25", "1.00", "4.50", "2.00", "3.00"]
+
+
+def test_costs_are_means_over_seeds_and_blank_where_there_is_no_gpu():
+    table = standing({"TRACT 1024>32>1": [3.0, 5.0]})
+    table.loc[(table["seed"] == 1) & (table["method"] == "TRACT"), "seconds"] = 90.0
+    shown = cost_table(table, ["methods"], STUDY).set_index("recipe")
+    assert list(shown.loc["TRACT 1024>32>1"]) == ["2.00M", "30,720", "1.0", "512", "", "gpu"]
+    assert list(shown.loc["teacher"]) == ["2.00M", "10,000", "0.1", "2,000", "", "gpu"]
+    peak = table[(table["method"] == "TRACT") & (table["seed"] == 0)]
+    table = pd.concat([table, peak.assign(metric="peak_memory_mb", value=1234.5)])
+    shown = cost_table(table, ["methods"], STUDY).set_index("recipe")
+    assert list(shown["peak memory, MB"]) == ["", "1,234"]
+
+
+def test_tables_of_nothing_measured_are_empty():
+    nothing = pd.DataFrame(columns=COLUMNS)
+    assert standing_table(nothing, ["methods"], [STUDY]).empty
+    assert cost_table(nothing, ["methods"], STUDY).empty
 
 
 def values_in(axes):

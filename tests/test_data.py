@@ -1,11 +1,10 @@
 """Data sets: pixels and numbers, draws, and files that are there or not."""
 
-import gzip
-
 import numpy as np
 import pytest
 import torch
 import torchvision
+from helpers import idx, write_clothes
 from PIL import Image
 
 from tract.data import Data, load_data, to_uint8, to_unit
@@ -159,21 +158,13 @@ def test_a_folder_without_cifar10_is_refused_with_what_belongs_there(tmp_path):
     assert str(tmp_path) in str(refusal.value)
 
 
-def idx(tensor):
-    """The bytes of an IDX file: type 8 is unsigned byte, then big-endian sizes, then the data."""
-    sizes = b"".join(n.to_bytes(4, "big") for n in tensor.shape)
-    return bytes([0, 0, 8, tensor.ndim]) + sizes + tensor.numpy().tobytes()
-
-
 @pytest.fixture(params=["", ".gz"])
 def clothes(request, tmp_path, generator):
     """A folder of two pictures of clothes to train on and two to test, and what is in it."""
     parts = torch.randint(256, (2, 2, 28, 28), generator=generator).to(torch.uint8)
     labels = torch.tensor([3, 9], dtype=torch.uint8)
-    for part, images in zip(["train", "t10k"], parts, strict=True):
-        for name, tensor in [("images-idx3", images), ("labels-idx1", labels)]:
-            content = gzip.compress(idx(tensor)) if request.param else idx(tensor)
-            (tmp_path / f"{part}-{name}-ubyte{request.param}").write_bytes(content)
+    pairs = {part: (images, labels) for part, images in zip(["train", "t10k"], parts, strict=True)}
+    write_clothes(tmp_path, packed=bool(request.param), **pairs)
     return tmp_path, dict(zip(["train", "test"], parts, strict=True))
 
 

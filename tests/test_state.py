@@ -51,6 +51,22 @@ def test_tensors_of_any_stride_can_be_written(path):
     assert read_tensors(path)[0]["t"].tolist() == [[0, 3], [1, 4], [2, 5]]
 
 
+def test_a_model_in_half_precision_takes_half_the_space_and_is_read_as_float32(path):
+    saved = model(64)
+    save_model(path, saved, {})
+    whole = path.stat().st_size
+    save_model(path, saved, {}, half=True)
+    assert path.stat().st_size < 0.6 * whole
+    loaded = load_model(path)[0].state_dict()
+    for name, tensor in saved.state_dict().items():
+        assert loaded[name].dtype == torch.float32
+        assert torch.equal(loaded[name], tensor.half().float())
+    with torch.no_grad():
+        next(saved.parameters())[0] = 1e5
+    with pytest.raises(ValueError, match="has numbers beyond half precision: write it in full"):
+        save_model(path, saved, {}, half=True)
+
+
 def test_a_model_returns_with_its_card_ready_to_sample(path):
     saved = model().train()
     save_model(path, saved, {"method": "TRACT"})

@@ -12,7 +12,7 @@ from tract.cli import main
 from tract.data import Data
 from tract.distill import distill, start_distillation
 from tract.edm_unet import SongUNet
-from tract.experiment import Experiment, run_name
+from tract.experiment import TEACHER, Experiment, run_name
 from tract.levels import levels_of
 from tract.measuring import measure
 from tract.methods import Distillation
@@ -236,3 +236,25 @@ def test_any_student_is_exported_as_one_file_that_is_a_teacher_again(distilled, 
     assert [row["metric"] for row in card["measured"]] == ["fd_pixels", "rmse_to_teacher"]
     assert main(command) == 1
     assert "s.safetensors exists already: give a new name" in capsys.readouterr().err
+
+
+def test_a_teacher_is_exported_in_half_precision_and_distilled_elsewhere(distilled, tmp_path):
+    folder, _, _ = distilled
+    target = tmp_path / "teacher.safetensors"
+    assert main(["export", str(folder / TEACHER), str(target), "--half"]) == 0
+    given = load_model(folder / TEACHER)[0].state_dict()
+    experiment = Experiment(
+        tmp_path / "other", "digits", process="ddpm_linear", teacher_steps=1000,
+        reference_steps=2, num_samples=4,
+    )  # fmt: skip
+    teacher = experiment.import_teacher(str(target))
+    for name, weight in teacher.state_dict().items():
+        assert torch.equal(weight.cpu(), given[name].half().float())
+    student = experiment.distill(Distillation(images=8, batch=4, step_schedule=(1000, 2)))
+    assert next(student.parameters()).dtype == torch.float32
+
+
+def test_an_export_in_half_precision_is_a_file(distilled, tmp_path, capsys):
+    folder, settings, _ = distilled
+    assert main(["export", str(folder / run_name(settings)), str(tmp_path / "p"), "--half"]) == 1
+    assert "is no file NAME.safetensors: leave it out" in capsys.readouterr().err

@@ -63,7 +63,8 @@ Files, each importing only from those above it:
     statistics  moments of the features of a source, resumed and kept
     writer      samples of a model as a file, resumed
     measuring   samples of a run, and numbers about them
-    ablations   the paper's ablations and our own as data, and the runs they need
+    ablations   the paper's ablations and our own as data
+    evidence    those runs: a teacher, real images, students, each made once
     plane       the same on points in the plane, with an exact teacher
     tables      published numbers beside measured ones
     agreement   whether results depend on how they are computed

@@ -5,19 +5,15 @@ A recipe is what it changes in the paper's main one, TRACT 1024>32>1.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import NamedTuple
 
 import pandas as pd
 
 from tract.checks import check_choice
-from tract.experiment import open_experiment, run_name
+from tract.experiment import run_name
 from tract.growth import GROWTHS
-from tract.measuring import measure, measure_phases
 from tract.methods import Distillation
 from tract.phases import doubling, halving_schedule
-from tract.results import publish, read_results
-from tract.runs import Saving
 
 _BTD = {"method": "BTD", "step_schedule": halving_schedule(1024)}
 
@@ -101,7 +97,39 @@ HEUN = {
     },
 }
 
-ALL = CHANGES | BEYOND | HEUN
+# The paper's main claim: TRACT against what was there before, and in how many steps. Consistency
+# distillation is TRACT in one phase, see `methods`.
+CLAIM: dict[str, dict[str, dict]] = {
+    "methods": {
+        "TRACT 1024>32>1": {},
+        "BTD 1024>512>...>1": _BTD,
+        "consistency 1024>1": {"step_schedule": [1024, 1]},
+    },
+    "method_steps": {
+        f"{label}{n}": more | {"step_schedule": [*steps, n]}
+        for n in (1, 2, 4, 8)
+        for label, more, steps in (
+            ("TRACT 1024>32>", {}, [1024, 32]),
+            ("BTD 1024>512>...>", _BTD, halving_schedule(1024, 2 * n)),
+        )
+    },
+    "budget": {
+        f"{name}, {factor} times": more | {"factor": factor}
+        for name, more in (("TRACT 1024>32>1", {}), ("TRACT 32>1", {"step_schedule": [32, 1]}))
+        for factor in (1, 2, 4)
+    },
+}
+
+# The paper's schedules on EDM's levels, with Heun's step for the teacher's and with DDIM's.
+EDM = {
+    "edm": {
+        f"{step}, {label}": {"step_schedule": schedule, "teacher_step": step}
+        for step in ("heun", "ddim")
+        for label, schedule in (("40>1", [40, 1]), ("40>2", [40, 2]), ("40>8>1", [40, 8, 1]))
+    },
+}
+
+ALL = CHANGES | BEYOND | HEUN | CLAIM | EDM
 
 
 class Claim(NamedTuple):
@@ -181,9 +209,22 @@ class Study:
             for settings in self.recipes(group, seed).values()
         }
 
+    def missing(self, results: pd.DataFrame, groups: Sequence[str]) -> dict[str, Distillation]:
+        """Of the plan of some ablations, the runs that results has no row of."""
+        measured = set(self.mine(results)["run"])
+        return {n: settings for n, settings in self.plan(groups).items() if n not in measured}
+
     def mine(self, results: pd.DataFrame) -> pd.DataFrame:
         """Rows of results on this data set and process."""
         return results[(results["data"] == self.data) & (results["process"] == self.process)]
+
+    def teachers(
+        self, results: pd.DataFrame, students: pd.DataFrame, metric: str = ""
+    ) -> pd.DataFrame:
+        """Rows of the teachers of some students; metric "" for the study's."""
+        mine = self.mine(results)
+        mine = mine[(mine["method"] == "teacher") & mine["teacher"].isin(students["teacher"])]
+        return mine[mine["metric"] == (metric or self.metric)]
 
     def rows(self, results: pd.DataFrame, group: str, metric: str = "") -> pd.DataFrame:
         """Rows of an ablation with the column `recipe`, in its order; metric "" for the study's."""
@@ -196,37 +237,3 @@ class Study:
             for label, settings in self.recipes(group, seed).items()
         ]
         return pd.concat(parts).sort_values("recipe", key=lambda r: r.map(order), kind="stable")
-
-
-def run_missing(
-    study: Study,
-    groups: Sequence[str],
-    run_dir: str | Path,
-    results: str | Path,
-    saving: Saving,
-    features: Sequence[str] = ("pixels",),
-) -> None:
-    """Distil and measure in run_dir what results has no row of, and add the rows there at once.
-
-    Measured are, in these features, samples with the last number of steps of a schedule, and how
-    far the student of each phase is from the first teacher's rollout. Finished runs are read,
-    unfinished ones resumed. FileNotFoundError without a teacher, ValueError for one of other data;
-    nothing is run then.
-    """
-    measured = set(study.mine(read_results(results))["run"])
-    plan = study.plan(groups)
-    wanted = [settings for name, settings in plan.items() if name not in measured]
-    print(f"{len(plan)} runs, {len(plan) - len(wanted)} of them measured before")
-    if not wanted:
-        return
-    experiment = open_experiment(run_dir)
-    if (experiment.data_name, experiment.process) != (study.data, study.process):
-        raise ValueError(
-            f"{run_dir} has a teacher of {experiment.data_name} with {experiment.process} levels, "
-            f"not of {study.data} with {study.process}: correct run_dir, data or process"
-        )
-    for settings in wanted:
-        student = experiment.distill(settings, saving)
-        measure(experiment, student, settings, [settings.step_schedule[-1]], features)
-        measure_phases(experiment, settings)
-        publish(run_dir, results)

@@ -27,7 +27,7 @@ ROUND_SECONDS = 0.5  # a round makes as many steps as fit, at least one
 WIDTH = {"cpu": 1024, "cuda": 8192}  # of the matrices whose product is the ceiling
 KEY = ["preset", "device", "batch", "options"]  # of a row in the table
 # A batch that is usual with these networks on a CPU; elsewhere 256.
-CPU_BATCH = {"digits": 128, "digits_small": 128, "fashion_mnist": 16}
+CPU_BATCH = {"digits": 128, "digits_small": 128, "fashion_mnist": 32}
 # Compared by default: float32 in full against each way to be faster, and all of them.
 OPTIONS = {
     "cpu": ["fp32", "fp32+channels_last", "fp32+compile"],

@@ -14,6 +14,7 @@ from torch import Tensor
 from tract.ablations import ALL, Study
 from tract.data import to_uint8, to_unit
 from tract.plots import STUDENT, image_rows, new_figure, plain_ticks
+from tract.results import KEY
 from tract.state import read_tensors, write_tensors
 
 PUBLISHED = "published, CIFAR-10 (FID)"
@@ -50,11 +51,10 @@ def quality_by_steps(published: pd.DataFrame, results: pd.DataFrame, study: Stud
         f"published, {name} (FID)": _by(published[published["table"] == table], "recipe")
         for table, name in (("cifar10", "CIFAR-10"), ("imagenet64", "ImageNet-64"))
     }
-    students, mine = study.rows(results, "steps"), study.mine(results)
-    theirs = (mine["method"] == "teacher") & mine["teacher"].isin(students["teacher"])
-    teacher = mine[theirs & (mine["metric"] == study.metric)]
-    baseline = study.rows(results, "phases").query("method == 'BTD'")
-    measured = pd.concat([teacher, students, baseline])
+    ours = [study.rows(results, group) for group in ("steps", "method_steps")]
+    students = pd.concat([*ours, study.rows(results, "phases").query("method == 'BTD'")])
+    students = students.drop_duplicates(list(KEY))  # that several groups have
+    measured = pd.concat([study.teachers(results, students), students])
     return _lines(panels | {study.title: _by(measured, "method")}, "nfe", "network evaluations")
 
 
@@ -84,9 +84,8 @@ def trade_off(results: pd.DataFrame, studies: Mapping[str, Study]) -> Figure:
     for metric, study in studies.items():
         learned = _fixed(study.rows(results, "finest_grid", "rmse_to_rollout"))
         whole = _fixed(study.rows(results, "finest_grid", metric))
-        mine = study.mine(results)
-        own = mine[(mine["method"] == "teacher") & mine["teacher"].isin(whole["teacher"])]
-        own = own[(own["metric"] == metric) & (own["value"] > 0)]  # not itself, the truth
+        own = study.teachers(results, whole, metric)
+        own = own[own["value"] > 0]  # not itself, the truth
         lines = {
             "the teacher's n steps, from the truth": own.assign(n=own["nfe"]),
             "the student's one, from the teacher's n": learned,

@@ -106,6 +106,14 @@ def _add_measuring_commands(commands: argparse._SubParsersAction) -> None:
     command.add_argument("--compute", nargs="+", default=[], help="how: bf16, channels_last ...")
     command.set_defaults(command=_sample)
 
+    command = commands.add_parser("classifier", help="train one, for features to measure in")
+    command.add_argument("data", help="data set with labels")
+    command.add_argument("target", type=Path, help="NAME.safetensors")
+    command.add_argument("--data-dir", help="where data sets that are files lie")
+    command.add_argument("--epochs", type=int, default=20, help="passes over the data")
+    command.add_argument("--seed", type=int, default=0, help="of weights and batches")
+    command.set_defaults(command=_classifier)
+
     command = commands.add_parser("publish", help="add a run directory's numbers to the table")
     command.add_argument("run_dir", type=Path, help="a folder with results.csv")
     command.add_argument("table", type=Path, nargs="?", default=Path("figures/results.csv"))
@@ -121,9 +129,10 @@ def _add_model_commands(commands: argparse._SubParsersAction) -> None:
     command.add_argument("path", help="its file or folder, or a diffusers pipeline's hub name")
     command.set_defaults(command=_teacher)
 
-    command = commands.add_parser("export", help="a student with its card, as a file or pipeline")
-    command.add_argument("run_dir", type=Path, help="folder of the student's finished run")
+    command = commands.add_parser("export", help="a model with its card, as a file or pipeline")
+    command.add_argument("run_dir", type=Path, help="folder of the model's finished run")
     command.add_argument("target", type=Path, help="NAME.safetensors, or a pipeline's folder")
+    command.add_argument("--half", action="store_true", help="the file in half precision")
     command.set_defaults(command=_export)
 
 
@@ -241,6 +250,19 @@ def _sample(options: argparse.Namespace) -> None:
         write_samples(source, options.samples, options.output, batch=options.batch)
 
 
+def _classifier(options: argparse.Namespace) -> None:
+    from tract.classifier import Fitting, fit_classifier
+    from tract.compute import device
+    from tract.data import load_data
+
+    settings = Fitting(epochs=options.epochs, seed=options.seed)
+    if options.target.exists():
+        raise FileExistsError(f"{options.target} exists already: give a new name, or remove it")
+    data = load_data(options.data, options.data_dir).to(device())
+    _, card = fit_classifier(data, options.target, settings)
+    print(f"{options.target}: right for {card['accuracy']:.1%} of {card['held_out']:,} held out")
+
+
 def _publish(options: argparse.Namespace) -> None:
     from tract.results import publish
 
@@ -256,7 +278,7 @@ def _teacher(options: argparse.Namespace) -> None:
 def _export(options: argparse.Namespace) -> None:
     from tract.teachers.diffusers_write import export_run
 
-    export_run(options.run_dir, options.target)
+    export_run(options.run_dir, options.target, half=options.half)
     print(f"{options.target}: written, with its card and what was measured")
 
 

@@ -106,6 +106,16 @@ def compute_of(text: str) -> Compute:
     return Compute.of(text.split("+"))
 
 
+def peak_memory(*, reset: bool = False) -> dict[str, float]:
+    """The most memory that tensors had on the GPU since the last reset, if there is one."""
+    if device() == "cpu":
+        return {}
+    peak = torch.cuda.max_memory_allocated() / 1e6
+    if reset:
+        torch.cuda.reset_peak_memory_stats()
+    return {"peak_memory_mb": round(peak, 1)}
+
+
 def _has_triton() -> bool:
     return importlib.util.find_spec("triton") is not None
 

@@ -98,6 +98,11 @@ def to_unit(samples: Tensor) -> Tensor:
     return samples.float() / 127.5 - 1
 
 
+def has_test_split(name: str) -> bool:
+    """Whether a data set by name comes with images that are not to be trained on."""
+    return "split" in OPTIONS.get(name, ())
+
+
 def to_uint8(x0: Tensor) -> Tensor:
     """Numbers in [-1, 1] to uint8 pixels, rounded to the nearest and clipped."""
     return ((x0 + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)

@@ -100,6 +100,12 @@ class Experiment:
                 del card[name]
         return card | {"data_sha256": self.data.sha256}
 
+    def begin(self) -> dict:
+        """Claim the folder, and return the card; ValueError if another experiment has it."""
+        about = self.card()  # hashes all data
+        claim(self.folder / "experiment.json", about, note={"data_dir": self.data_dir})
+        return about
+
     def train_teacher(
         self,
         preset_name: str,
@@ -123,9 +129,7 @@ class Experiment:
         """The teacher's training, to iterate over."""
         team = self._team(settings, processes, preset_name)
         state, records = self.teacher_run(preset_name, settings)
-        about = self.card()  # hashes all data
-        claim(self.folder / "experiment.json", about, note={"data_dir": self.data_dir})
-        card = {"experiment": about, "network": state.ema.config, "method": TEACHER}
+        card = {"experiment": self.begin(), "network": state.ema.config, "method": TEACHER}
         folder, note = self.folder / TEACHER, self._how(processes)
         return Run(folder, state, records, settings, card, saving, team, note)
 
@@ -170,15 +174,14 @@ class Experiment:
         It is read once; then the run directory has all. ValueError if its levels or its network
         do not fit, or another teacher is here already.
         """
-        folder, about, note = self.folder / TEACHER, self.card(), {}
-        card = {"experiment": about, "method": TEACHER, "source": path_or_name}
+        folder, note = self.folder / TEACHER, {}
         finished = (folder / "model.safetensors").is_file()
         if not finished:
             teacher = load_teacher(path_or_name, device())
             self._check_levels(teacher)
             check_fits(teacher.denoiser.config, self.data)
             note = {"description": teacher.description, "sha256": fingerprint(teacher.denoiser)}
-        claim(self.folder / "experiment.json", about, note={"data_dir": self.data_dir})
+        card = {"experiment": self.begin(), "method": TEACHER, "source": path_or_name}
         with only_writer(folder):
             begun = any(folder.glob("*.safetensors"))  # a model, or checkpoints of a training
             claim(folder / "card.json", card, binding=begun, note=note)

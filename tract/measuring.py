@@ -18,9 +18,9 @@ from torch import Tensor
 from tqdm import tqdm
 
 from tract.cache import cache_folder
-from tract.cards import read_card
+from tract.cards import provenance, read_card
 from tract.compute import device
-from tract.data import to_uint8, to_unit
+from tract.data import has_test_split, load_data, to_uint8, to_unit
 from tract.denoiser import Denoiser
 from tract.evaluate import sample_batches
 from tract.experiment import TEACHER, Experiment, run_name
@@ -31,7 +31,7 @@ from tract.methods import Distillation
 from tract.metrics import frechet_distance, rmse
 from tract.moments import Moments, moments_of
 from tract.phases import written
-from tract.results import RESULTS, append_results, read_results, wide
+from tract.results import COLUMNS, RESULTS, append_results, read_results, wide
 from tract.samplers import step_indices
 from tract.sources import open_source
 from tract.state import fingerprint, load_model, read_tensors, write_tensors
@@ -39,6 +39,10 @@ from tract.statistics import statistics
 from tract.train import Training
 
 SAMPLES = "samples.safetensors"
+CLASSIFIER = "classifier.safetensors"
+REAL = "test"  # name of the test split among runs
+KEPT = 4096  # samples of a run that stay in its folder, at most
+BATCH = {"cpu": 256, "cuda": 1024}  # sampled and measured at a time
 
 
 class Distance:
@@ -51,7 +55,7 @@ class Distance:
     def __init__(self, experiment: Experiment, features: str):
         data, weights = experiment.data, None
         if features == "classifier":
-            data, weights = experiment.labelled, experiment.folder / "classifier.safetensors"
+            data, weights = experiment.labelled, experiment.folder / CLASSIFIER
         self.extract: Extractor = extractor(features, weights=weights, data=data, device=device())
         source = open_source(data)(None, 0)
         self.reference = statistics(source, self.extract, len(data), 0, cache_folder()).moments
@@ -59,7 +63,7 @@ class Distance:
         self.conditions = {"reference": source.about, **self.extract.about}
 
     def __call__(self, samples: Tensor) -> float:
-        batches = to_uint8(samples).split(256)
+        batches = to_uint8(samples).split(BATCH[device()])
         with tqdm(batches, self.metric, file=sys.stdout, mininterval=1, leave=False) as bar:
             moments: Moments = reduce(Moments.merged, (moments_of(self.extract(x)) for x in bar))
         return frechet_distance(moments, self.reference)
@@ -77,7 +81,7 @@ def measure(
     Returns the table of all runs, in its wide form. The first of the teacher's steps must be
     reference_steps: the others are compared to it. features: those of `features.extractor` in
     which the Frechet distance to the data is measured. ValueError before any sampling for what
-    cannot be.
+    cannot be. Of the samples the first KEPT are kept; the distance to the teacher is theirs.
     """
     levels, table = experiment.grid(settings), experiment.folder / RESULTS
     for n in steps:
@@ -86,18 +90,49 @@ def measure(
     distances = [Distance(experiment, name) for name in features]
     eps, labels = experiment.noise
     samples = {n: _sampled(experiment, denoiser, eps, levels, n, labels) for n in steps}
-    kept = {str(n): x for n, x in samples.items()}
-    write_tensors(experiment.folder / run_name(settings) / SAMPLES, kept, {})
+    kept = {n: x[:KEPT] for n, x in samples.items()}
+    path = experiment.folder / run_name(settings) / SAMPLES
+    write_tensors(path, {str(n): x for n, x in kept.items()}, {})
     reference = saved_samples(experiment, TEACHER)[experiment.reference_steps].to(eps)
     row = run_row(experiment.folder / run_name(settings), denoiser)
     rows = []
     for n, x in samples.items():
-        at = row | {"nfe": n, "samples": len(x)}
-        rows += [at | _number(d.metric, d(x), **d.conditions) for d in distances]
-        rows.append(
-            at | _number("rmse_to_teacher", rmse(x, reference), nfe=experiment.reference_steps)
-        )
+        at = row | {"nfe": n}
+        all_of_them = at | {"samples": len(x)}
+        rows += [all_of_them | _number(d.metric, d(x), **d.conditions) for d in distances]
+        error = _number("rmse_to_teacher", rmse(kept[n], reference), nfe=experiment.reference_steps)
+        rows.append(at | {"samples": len(kept[n])} | error)
+    card = load_model(experiment.folder / run_name(settings))[1]
+    if "peak_memory_mb" in card:  # of its training, on a GPU
+        at = row | {"nfe": steps[0], "samples": 0}
+        rows.append(at | _number("peak_memory_mb", card["peak_memory_mb"]))
     return wide(append_results(table, rows))
+
+
+def measure_real(experiment: Experiment, features: Sequence[str]) -> None:
+    """Add what real images score that no model saw: the test split, where the data has one.
+
+    It is the floor of the distances of as many samples; of more they are a little smaller.
+    """
+    rows = read_results(experiment.folder / RESULTS)
+    if not has_test_split(experiment.data_name) or (rows["run"] == REAL).any():
+        return
+    images = to_unit(load_data(experiment.data_name, experiment.data_dir, split="test").samples)
+    about = provenance()
+    at = dict.fromkeys(COLUMNS, "") | {
+        "data": experiment.data_name,
+        "process": experiment.process,
+        "method": "real images",
+        **dict.fromkeys(("nfe", "student_params", "images", "seed"), 0),
+        "samples": len(images),
+        "device": about["device"],
+        "commit": about["commit"],
+        "seconds": 0.0,
+        "run": REAL,
+    }
+    distances = [Distance(experiment, name) for name in features]
+    found = [at | _number(d.metric, d(images), **d.conditions) for d in distances]
+    append_results(experiment.folder / RESULTS, found)
 
 
 def measure_phases(experiment: Experiment, settings: Distillation, count: int = 64) -> None:
@@ -150,7 +185,7 @@ def _sampled(
     labels: Tensor | None,
 ) -> Tensor:
     """Samples of an experiment's denoiser, clamped and computed as the experiment says."""
-    options = {"clamp": experiment.clamp, "compute": experiment.compute}
+    options = {"clamp": experiment.clamp, "compute": experiment.compute, "batch": BATCH[device()]}
     return sample_batches(denoiser, eps, levels, num_steps, labels=labels, **options)
 
 

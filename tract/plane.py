@@ -79,9 +79,7 @@ def run_missing_on_plane(study: Study, groups: Sequence[str], results: str | Pat
     Measured are a student's samples against the exact flow, and against where its teacher leads
     with all the steps of its grid; and that teacher itself.
     """
-    measured = set(study.mine(read_results(results))["run"])
-    plan = study.plan(groups)
-    wanted = {name: settings for name, settings in plan.items() if name not in measured}
+    plan, wanted = study.plan(groups), study.missing(read_results(results), groups)
     print(f"{len(plan)} runs on the plane, {len(plan) - len(wanted)} of them measured before")
     total = sum(settings.num_steps for settings in wanted.values())
     with tqdm(total=total, unit="step", file=sys.stdout, mininterval=1, disable=not wanted) as bar:

@@ -25,6 +25,7 @@ from tqdm import tqdm
 
 from tract.cards import claim
 from tract.checks import check_whole, is_number
+from tract.compute import peak_memory
 from tract.denoiser import Denoiser
 from tract.distill import DistillationState
 from tract.files import TEMPORARY
@@ -107,9 +108,10 @@ class Run:
             if finished:
                 print(f"{folder.name}: finished before, read from {folder / 'model.safetensors'}")
                 return
+            peak_memory(reset=True)
             with self.team(_resume(folder, state, self.settings) if unfinished else ""):
                 yield from self._steps()
-            save_model(folder / "model.safetensors", state.ema, self.card)
+            save_model(folder / "model.safetensors", state.ema, self.card | peak_memory())
 
     def result(self) -> Denoiser:
         """The average of a finished run, which needs its checkpoints no more."""

@@ -72,9 +72,17 @@ def _checksum(tensors: dict[str, Tensor], card: str) -> str:
     return digest.hexdigest()
 
 
-def save_model(path: str | Path, denoiser: Denoiser, card: dict) -> None:
-    """Write a denoiser's weights with a card that says what it is and how to build it."""
-    write_tensors(path, denoiser.state_dict(), {**card, "network": denoiser.config})
+def save_model(path: str | Path, denoiser: Denoiser, card: dict, *, half: bool = False) -> None:
+    """Write a denoiser's weights with a card that says what it is and how to build it.
+
+    half: in half precision, which `load_model` reads as well. ValueError for weights beyond it.
+    """
+    weights = denoiser.state_dict()
+    if half:
+        weights = {n: t.half() if t.dtype == torch.float32 else t for n, t in weights.items()}
+        if odd := [name for name, weight in weights.items() if not weight.isfinite().all()]:
+            raise ValueError(f"{odd[0]} has numbers beyond half precision: write it in full")
+    write_tensors(path, weights, {**card, "network": denoiser.config})
 
 
 def load_model(
@@ -82,7 +90,8 @@ def load_model(
 ) -> tuple[Denoiser, dict]:
     """A denoiser in evaluation mode, and its card, from a file or the folder of a finished run.
 
-    role: which network of a checkpoint it is, such as "ema".
+    role: which network of a checkpoint it is, such as "ema". Weights in half precision become
+    float32.
     """
     path = Path(path)
     if path.is_dir():
@@ -91,6 +100,7 @@ def load_model(
         raise FileNotFoundError(f"no model at {path}: finish the run that writes it, or correct it")
     tensors, card = read_tensors(path)
     tensors = _under(role, tensors) if role else tensors
+    tensors = {n: t.float() if t.dtype == torch.float16 else t for n, t in tensors.items()}
     network = card.get("network")
     try:
         if network["options"].get("num_blocks", 0) > len(tensors):

@@ -7,6 +7,7 @@ import pandas as pd
 
 from tract.ablations import ALL, CLAIMS, Study
 from tract.files import write_atomically
+from tract.results import KEY
 
 PUBLISHED = "FID, published (CIFAR-10)"
 # What a measured number must share with a published one to stand beside it.
@@ -101,6 +102,60 @@ def versus_table(
     return pd.DataFrame(columns)
 
 
+def standing_table(
+    results: pd.DataFrame, groups: Sequence[str], studies: Sequence[Study]
+) -> pd.DataFrame:
+    """Real images, the teacher at its steps and the students of some groups: how far from real.
+
+    Beside each distance how many times that of the teacher's best number of steps it is.
+    """
+    columns = []
+    for study in studies:
+        students = pd.concat([study.rows(results, group) for group in groups])
+        students = students.drop_duplicates(list(KEY))
+        mine = study.mine(results)
+        real = mine[(mine["method"] == "real images") & (mine["metric"] == study.metric)]
+        teachers = study.teachers(results, students).sort_values("nfe", ascending=False)
+        named = [
+            real.assign(what="real images, of the test split"),
+            teachers.assign(what=[_in_steps("teacher", n) for n in teachers["nfe"]]),
+            students.assign(what=students["recipe"]),
+        ]
+        ours = over_seeds(pd.concat(named), ["what"]).set_index("what")
+        best = teachers["value"].astype(float).min()
+        ratios = [f"{mean / best:.2f}" for mean in ours["mean"]]
+        shown = _spread(ours["mean"], ours["std"], ours["count"])
+        columns += [
+            pd.Series(shown, ours.index, name=study.title),
+            pd.Series(ratios, ours.index, name=f"{study.metric}, times the teacher's best"),
+        ]
+    return pd.concat(columns, axis=1).reset_index(names="what")
+
+
+def cost_table(results: pd.DataFrame, groups: Sequence[str], study: Study) -> pd.DataFrame:
+    """What the teacher and the students of some groups cost to train, the mean over seeds."""
+    students = pd.concat([study.rows(results, group) for group in groups])
+    students = students.drop_duplicates(list(KEY))
+    teachers = study.teachers(results, students).drop_duplicates("teacher").assign(recipe="teacher")
+    rows = pd.concat([teachers, students]).astype({"seconds": float, "images": float})
+    peaks = study.mine(results).query("metric == 'peak_memory_mb'").set_index(["teacher", "run"])
+    keys = pd.MultiIndex.from_frame(rows[["teacher", "run"]])
+    rows = rows.assign(peak=peaks["value"].reindex(keys).to_numpy())
+    by = rows.groupby("recipe", sort=False)
+    mean = by[["images", "seconds", "peak"]].mean()
+    return pd.DataFrame(
+        {
+            "recipe": mean.index,
+            "parameters": [f"{n / 1e6:.2f}M" for n in by["student_params"].first()],
+            "images": [f"{n:,.0f}" for n in mean["images"]],
+            "minutes": [f"{seconds / 60:.1f}" for seconds in mean["seconds"]],
+            "images per second": [f"{n:,.0f}" for n in mean["images"] / mean["seconds"]],
+            "peak memory, MB": ["" if pd.isna(mb) else f"{mb:,.0f}" for mb in mean["peak"]],
+            "device": by["device"].first().to_numpy(),
+        }
+    )
+
+
 def over_seeds(rows: pd.DataFrame, by: Sequence[str]) -> pd.DataFrame:
     """Mean, standard deviation (n - 1, none of one) and count of the values of each `by`."""
     grouped = rows.astype({"value": float}).groupby(list(by), sort=False)["value"]
@@ -114,6 +169,10 @@ def save_table(table: pd.DataFrame, stem: str | Path) -> None:
     text = "".join(f"| {' | '.join(map(str, line))} |\n" for line in lines)
     write_atomically(stem.with_suffix(".csv"), table.to_csv(index=False).encode())
     write_atomically(stem.with_suffix(".md"), text.encode())
+
+
+def _in_steps(name: str, steps: int) -> str:
+    return f"{name}, {steps} step" + ("s" if steps > 1 else "")
 
 
 def _verdict(difference: float, spread: float) -> str:

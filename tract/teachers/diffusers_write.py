@@ -48,31 +48,34 @@ are not what it was made for. `pipeline.push_to_hub("owner/{name}")` publishes t
 """
 
 
-def export_run(run_dir: str | Path, target: str | Path) -> None:
-    """Write the student of a finished run, with its card and what was measured of it.
+def export_run(run_dir: str | Path, target: str | Path, *, half: bool = False) -> None:
+    """Write the model of a finished run, with its card and what was measured of it.
 
-    target: a file NAME.safetensors, which `load_teacher` reads, for any student; or a folder for
-    `save_pipeline`. FileExistsError if it is there, ValueError for what cannot be.
+    target: a file NAME.safetensors, which `load_teacher` reads, for any model; or a folder for
+    `save_pipeline`, for a student. half: the file in half precision. FileExistsError if it is
+    there, ValueError for what cannot be.
     """
     run_dir, target = Path(run_dir), Path(target)
+    is_file = target.suffix == ".safetensors"
+    if half and not is_file:
+        raise ValueError(f"half is given, and {target} is no file NAME.safetensors: leave it out")
     denoiser, card = load_model(run_dir)
     try:
-        experiment, num_steps = card["experiment"], card["settings"]["step_schedule"][-1]
-        levels = levels_of(experiment["process"], first_grid(card["settings"]["step_schedule"]))
-        clamp = experiment["clamp"]
+        process, clamp = (card["experiment"][name] for name in ("process", "clamp"))
+        schedule = None if is_file else card["settings"]["step_schedule"]
     except (KeyError, TypeError) as error:
-        raise ValueError(
-            f"{run_dir} is no distillation of an experiment: give a student"
-        ) from error
+        needed = "run of an experiment" if is_file else "distillation of an experiment"
+        raise ValueError(f"{run_dir} is no {needed}: give another") from error
     table = read_results(run_dir.parent / RESULTS)
     rows = table[table["run"] == run_dir.name][["metric", "value", "nfe", "samples"]]
     card = card | {"measured": rows.to_dict("records")}
-    if target.suffix == ".safetensors":
+    if is_file:
         _check_new(target)
         target.parent.mkdir(parents=True, exist_ok=True)
-        save_model(target, denoiser, card)
+        save_model(target, denoiser, card, half=half)
     else:
-        save_pipeline(denoiser, target, levels, num_steps, card, clamp=clamp)
+        levels = levels_of(process, first_grid(schedule))
+        save_pipeline(denoiser, target, levels, schedule[-1], card, clamp=clamp)
 
 
 def save_pipeline(
