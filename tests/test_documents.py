@@ -7,6 +7,7 @@ import shlex
 from pathlib import Path
 
 import nbformat
+import papermill
 import pytest
 import yaml
 from torch.distributed.run import get_args_parser
@@ -45,6 +46,7 @@ def test_every_parameter_of_a_notebook_has_its_help(path):
         if "parameters" in cell.metadata.get("tags", [])
     )
     assert [line for line in source.splitlines() if "  # help: " not in line] == []
+    assert papermill.inspect_notebook(path).keys() == declared_parameters(path).keys()
 
 
 def notebook_of(preset_path):
@@ -68,6 +70,18 @@ def test_a_preset_names_parameters_of_its_notebook(path):
             assert first_grid(schedule) < grid
         else:
             assert schedule[0] == grid
+
+
+def test_presets_of_fashion_mnist_are_about_the_same_teacher():
+    study, teacher = (
+        declared_parameters(notebook_of(path)) | yaml.safe_load(path.read_text())
+        for path in PRESETS
+        if path.stem in ("fashion_mnist_study", "fashion_mnist_teacher")
+    )
+    for name in ("run_dir", "data", "preset", "batch", "reference_steps", "num_samples"):
+        assert teacher[name] == study[name]
+    assert teacher["images"] == study["teacher_images"]
+    assert teacher["learning_rate"] == study["teacher_learning_rate"]
 
 
 FROM_PUBLISHED = [path for path in PRESETS if notebook_of(path).stem == "04_edm_ve"]

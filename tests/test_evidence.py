@@ -7,11 +7,12 @@ from helpers import write_clothes
 from tract import ablations, evidence, runs
 from tract.ablations import Study
 from tract.classifier import Fitting, fit_classifier
-from tract.evidence import begin_study, run_missing
+from tract.evidence import begin_study, export_best, rows_of_samples, run_missing
 from tract.experiment import Experiment
 from tract.measuring import measure
 from tract.results import read_results
 from tract.runs import Saving
+from tract.state import load_model
 from tract.train import Training
 
 SMALL = Study("digits", [0], 512, base={"batch": 16})
@@ -120,13 +121,57 @@ def test_data_without_a_test_split_have_no_floor(tmp_path):
     assert set(read_results(tmp_path / "all.csv")["method"]) == {"teacher"}
 
 
-def test_a_study_can_begin_with_somebody_elses_teacher(clothes, tmp_path):
-    first = Experiment(tmp_path / "a", "digits", teacher_steps=8, reference_steps=4, num_samples=4)
-    begin_study(first, "digits", TEACHER, [4], ["pixels"], tmp_path / "all.csv", Saving())
-    second = Experiment(tmp_path / "b", "digits", teacher_steps=8, reference_steps=4, num_samples=4)
+def test_a_study_goes_on_elsewhere_with_the_same_teacher_from_a_file(tmp_path):
+    options = {"teacher_steps": 8, "reference_steps": 4, "num_samples": 4}
+    table, study = tmp_path / "all.csv", Study("digits", [0], 5120)
+    first = Experiment(tmp_path / "a", "digits", **options)
+    begin_study(first, "digits", TEACHER, [4], ["pixels"], table, Saving())
+    before = read_results(table)
+    export_best(study, ["methods"], tmp_path / "a", tmp_path / "m", [1])
+    second = Experiment(tmp_path / "b", "digits", **options)
+    file = str(tmp_path / "m_teacher.safetensors")
+    begin_study(second, "digits", TEACHER, [4], ["pixels"], table, Saving(), teacher=file)
+    after = read_results(table)
+    assert len(after) == len(before)
+    assert list(after["images"]) == list(before["images"]) == [32] * len(before)
+    assert list(after["teacher"]) == list(before["teacher"])
     begin_study(
-        second, "digits", TEACHER, [4], ["pixels"], tmp_path / "b.csv", Saving(),
-        teacher=str(tmp_path / "a" / "teacher"),
-    )  # fmt: skip
-    ours, theirs = (read_results(tmp_path / name)["teacher"][0] for name in ("all.csv", "b.csv"))
-    assert ours == theirs
+        second, "digits", TEACHER, [4], ["pixels"], tmp_path / "new.csv", Saving(), teacher=file
+    )
+    assert list(read_results(tmp_path / "new.csv")["images"]) == [32] * len(before)
+
+
+def test_the_best_students_are_kept_in_half_precision_and_never_replaced(
+    folder, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.setitem(ablations.ALL["steps"], "2", {"step_schedule": [8, 4, 2]})
+    table = tmp_path / "all.csv"
+    run_missing(
+        Study("digits", [0, 1], 512, base={"batch": 16}),
+        ["steps"],
+        tmp_path / "run",
+        table,
+        Saving(),
+    )
+    study = Study("digits", [0, 1], 512, base={"batch": 16})
+    rows = read_results(tmp_path / "run" / "results.csv")
+    ours = study.rows(rows, "steps").query("nfe == 2")
+    best = ours.loc[ours["value"].astype(float).idxmin(), "run"]
+    export_best(study, ["steps"], tmp_path / "run", tmp_path / "m" / "d", [1, 2, 4])
+    assert sorted(p.name for p in (tmp_path / "m").iterdir()) == [
+        "d_1step.safetensors", "d_2steps.safetensors", "d_teacher.safetensors",
+    ]  # fmt: skip
+    card = load_model(tmp_path / "m" / "d_2steps.safetensors")[1]
+    assert f"seed{card['settings']['seed']}" in best
+    before = (tmp_path / "m" / "d_2steps.safetensors").stat().st_mtime_ns
+    capsys.readouterr()
+    export_best(study, ["steps"], tmp_path / "run", tmp_path / "m" / "d", [2])
+    assert (tmp_path / "m" / "d_2steps.safetensors").stat().st_mtime_ns == before
+    assert "d_2steps.safetensors is there already, and left alone" in capsys.readouterr().out
+    labels = rows_of_samples(study, ["steps"], tmp_path / "run", 2)
+    assert list(labels) == [
+        "data",
+        "teacher, 8 steps",
+        "TRACT 8>2>1, 1 step",
+        "TRACT 8>4>2, 2 steps",
+    ]

@@ -115,7 +115,7 @@ CLAIM: dict[str, dict[str, dict]] = {
     },
     "budget": {
         f"{name}, {factor} times": more | {"factor": factor}
-        for name, more in (("TRACT 1024>32>1", {}), ("TRACT 32>1", {"step_schedule": [32, 1]}))
+        for name, more in (("TRACT", {}), ("TRACT 32>1", {"step_schedule": [32, 1]}))
         for factor in (1, 2, 4)
     },
 }

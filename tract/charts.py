@@ -62,8 +62,10 @@ def quality_by_images(published: pd.DataFrame, results: pd.DataFrame, study: Stu
     """Distance in one step against images that a student was trained on, published and ours."""
     theirs = published[(published["table"] == "cifar10") & (published["nfe"] == 1)]
     theirs = theirs.assign(network=theirs["recipe"].str.rsplit("-", n=1).str[0])
-    ours = study.rows(results, "images")
-    panels = {PUBLISHED: _by(theirs, "network"), study.title: _by(ours, "method")}
+    ours = pd.concat([study.rows(results, group) for group in ("images", "budget")])
+    ours = ours.drop_duplicates(list(KEY))
+    ours = ours.assign(name=ours["recipe"].str.split(",").str[0])
+    panels = {PUBLISHED: _by(theirs, "network"), study.title: _by(ours, "name")}
     return _lines(panels, "images", "images seen in distillation")
 
 

@@ -2,15 +2,21 @@
 
 import shutil
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
+import pandas as pd
+from torch import Tensor
+
 from tract.ablations import Study
-from tract.compute import EAGER, Compute
+from tract.compute import EAGER, Compute, device
 from tract.denoiser import Denoiser
 from tract.experiment import TEACHER, Experiment, open_experiment
-from tract.measuring import CLASSIFIER, measure, measure_phases, measure_real
-from tract.results import RESULTS, publish, read_results
+from tract.measuring import CLASSIFIER, comparison, measure, measure_phases, measure_real
+from tract.results import RESULTS, append_results, publish, read_results, wide
 from tract.runs import Saving
+from tract.state import fingerprint, load_model, save_model
+from tract.teachers.diffusers_write import export_run
 from tract.train import Training
 
 
@@ -34,22 +40,34 @@ def begin_study(
     compare with; "" trains one. What was done before is not repeated. ValueError or
     FileNotFoundError, before any compute, for what cannot be.
     """
-    own = experiment.folder / CLASSIFIER
+    copy, own = experiment.folder / CLASSIFIER, experiment.folder / RESULTS
     experiment.begin()
     if classifier and not Path(classifier).is_file():
         raise FileNotFoundError(f"no classifier {classifier}: correct the path, or leave it empty")
-    if classifier and not own.is_file():
-        shutil.copy(classifier, own)
+    if classifier and not copy.is_file():
+        shutil.copy(classifier, copy)
     measure_real(experiment, features)
     if teacher:
         denoiser = experiment.import_teacher(teacher)
     else:
-        denoiser = experiment.train_teacher(preset, settings, saving, processes)
-    rows = read_results(experiment.folder / RESULTS)
+        experiment.train_teacher(preset, settings, saving, processes)
+        denoiser = _rounded_teacher(experiment)
+    rows = read_results(own)
     if not set(steps) <= set(rows[rows["run"] == TEACHER]["nfe"]):
         measure(experiment, denoiser, settings, steps, features)
+    known = read_results(results)
+    same = (known["run"] == TEACHER) & (known["teacher"] == fingerprint(denoiser)[:12])
+    append_results(own, known[same].to_dict("records"))  # which say how it was trained
     publish(experiment.folder, results)
     return denoiser
+
+
+def _rounded_teacher(experiment: Experiment) -> Denoiser:
+    """The trained teacher in half precision, as it is passed on, for others to have the same."""
+    folder = experiment.folder / TEACHER
+    denoiser, card = load_model(folder)
+    save_model(folder / "model.safetensors", denoiser, card, half=True)
+    return load_model(folder, device())[0]
 
 
 def run_missing(
@@ -84,3 +102,38 @@ def run_missing(
         measure(experiment, student, settings, [settings.step_schedule[-1]], features)
         measure_phases(experiment, settings)
         publish(run_dir, results)
+
+
+def rows_of_samples(
+    study: Study, groups: Sequence[str], run_dir: str | Path, count: int
+) -> dict[str, Tensor]:
+    """Rows of images by label, from the same noise: data, the teacher, students of one seed."""
+    students = replace(study, seeds=study.seeds[:1]).plan(groups)
+    table = wide(read_results(Path(run_dir) / RESULTS))
+    table = table[table["run"].isin([TEACHER, *students]) & table[study.metric].notna()]
+    return comparison(open_experiment(run_dir), table, count)
+
+
+def export_best(
+    study: Study, groups: Sequence[str], run_dir: str | Path, stem: str | Path, steps: Sequence[int]
+) -> None:
+    """Write the teacher, and the best student of each number of steps, in half precision.
+
+    They are STEM_teacher.safetensors and STEM_Nsteps.safetensors, which `load_teacher` reads; a
+    file that is there is left alone. The best has the smallest value of the study's metric.
+    """
+    table = read_results(Path(run_dir) / RESULTS)
+    students = pd.concat([study.rows(table, group) for group in groups])
+    chosen = {"teacher": TEACHER}
+    for n in steps:
+        of_n = students[students["nfe"] == n]
+        if len(of_n):
+            best = of_n.sort_values("value", key=lambda v: v.astype(float)).iloc[0]
+            chosen[f"{n}step" + "s" * (n > 1)] = best["run"]
+    for what, run in chosen.items():
+        target = Path(f"{stem}_{what}.safetensors")
+        if target.exists():
+            print(f"{target} is there already, and left alone")
+        else:
+            export_run(Path(run_dir) / run, target, half=True)
+            print(f"{target}: {run}")
