@@ -25,13 +25,16 @@ figures: $(READY) ## Draw all figures and tables again from figures/*.csv; nothi
 	.venv/bin/tract run notebooks/06_figures.ipynb .test/06_figures.ipynb
 	.venv/bin/tract run notebooks/07_coarse_to_fine.ipynb .test/07_coarse_to_fine.ipynb \
 		-p figures ../figures
+	.venv/bin/tract run notebooks/08_fashion_mnist.ipynb .test/08_fashion_mnist.ipynb \
+		-p figures ../figures
 	rm -rf .test
 
 test: $(READY) lint ## Unit tests, then all notebooks in a copy that leaves runs/ and figures/ alone
 	rm -rf .test
 	mkdir .test
 	cp -r notebooks figures .test
-	.venv/bin/python -m pytest tests .test/notebooks --nbval-lax --durations=8
+	.venv/bin/python -m pytest tests --durations=8 -n logical --maxprocesses 4 --dist loadfile
+	.venv/bin/python -m pytest .test/notebooks --nbval-lax --durations=8
 	rm -rf .test
 
 lint: $(READY) ## Style, as the tests require it
