@@ -5,6 +5,7 @@ import torch
 from helpers import assert_identical
 
 from tract.classifier import Classifier, Fitting, accuracy, fit_classifier, read_classifier
+from tract.cli import main
 from tract.data import Data, load_data, to_unit
 from tract.features import classifier
 from tract.presets import build_denoiser, preset
@@ -121,3 +122,16 @@ def test_a_card_without_accuracy_is_refused(fitted, tmp_path):
 def test_settings_that_cannot_be_are_refused_by_name(setting, value):
     with pytest.raises(ValueError, match=f"{setting} is {value}"):
         Fitting(**{setting: value})
+
+
+def test_the_command_trains_one_to_keep_and_never_replaces_it(tmp_path, capsys):
+    target = tmp_path / "deep" / "c.safetensors"
+    command = ["classifier", "digits", str(target), "--epochs", "1", "--seed", "3"]
+    assert main(command) == 0
+    card = read_classifier(target)[1]
+    assert (card["settings"]["epochs"], card["settings"]["seed"]) == (1, 3)
+    assert f"right for {card['accuracy']:.1%} of 179 held out" in capsys.readouterr().out
+    before = target.read_bytes()
+    assert main(command) == 1
+    assert "exists already: give a new name" in capsys.readouterr().err
+    assert target.read_bytes() == before
