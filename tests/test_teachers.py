@@ -239,7 +239,7 @@ def test_any_student_is_exported_as_one_file_that_is_a_teacher_again(distilled, 
 
 
 def test_a_teacher_is_exported_in_half_precision_and_distilled_elsewhere(distilled, tmp_path):
-    folder, _, _ = distilled
+    folder, settings, _ = distilled
     target = tmp_path / "teacher.safetensors"
     assert main(["export", str(folder / TEACHER), str(target), "--half"]) == 0
     given = load_model(folder / TEACHER)[0].state_dict()
@@ -250,8 +250,7 @@ def test_a_teacher_is_exported_in_half_precision_and_distilled_elsewhere(distill
     teacher = experiment.import_teacher(str(target))
     for name, weight in teacher.state_dict().items():
         assert torch.equal(weight.cpu(), given[name].half().float())
-    student = experiment.distill(Distillation(images=8, batch=4, step_schedule=(1000, 2)))
-    assert next(student.parameters()).dtype == torch.float32
+    assert next(experiment.distill(settings).parameters()).dtype == torch.float32
 
 
 def test_an_export_in_half_precision_is_a_file(distilled, tmp_path, capsys):
