@@ -204,7 +204,7 @@ def test_students_stand_between_real_images_and_their_teachers_best():
         "BTD 1024>512>...>1": "6 ± 0 (2)",
     }
     ratios = shown["fd_pixels, times the teacher's best"]
-    assert list(ratios) == ["0.25", "1.00", "4.50", "2.00", "3.00"]
+    assert list(ratios) == ["0.25", "1", "4.5", "2", "3"]
 
 
 def test_costs_are_means_over_seeds_and_blank_where_there_is_no_gpu():

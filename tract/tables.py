@@ -123,7 +123,7 @@ def standing_table(
         ]
         ours = over_seeds(pd.concat(named), ["what"]).set_index("what")
         best = teachers["value"].astype(float).min()
-        ratios = [f"{mean / best:.2f}" for mean in ours["mean"]]
+        ratios = [f"{mean / best:.3g}" for mean in ours["mean"]]
         shown = _spread(ours["mean"], ours["std"], ours["count"])
         columns += [
             pd.Series(shown, ours.index, name=study.title),
