@@ -101,6 +101,17 @@ def test_a_study_begins_with_a_teacher_and_real_images_in_the_features_of_others
     monkeypatch.setattr(evidence, "measure", None)  # nothing is measured again
     begin()
     assert table.read_text() == before
+    fit_classifier(clothes.labelled, given, Fitting(epochs=1, seed=1))
+    with pytest.raises(ValueError, match="is another classifier than .*: give another run_dir"):
+        begin()
+
+
+def test_a_teacher_that_was_measured_in_fewer_features_is_measured_in_all(clothes, tmp_path):
+    table = tmp_path / "all.csv"
+    rest = ("fashion_mnist_tiny", TEACHER, [4])
+    begin_study(clothes, *rest, ["pixels"], table, Saving())
+    begin_study(clothes, *rest, ["pixels", "classifier"], table, Saving())
+    assert {"fd_pixels", "fd_classifier"} <= set(read_results(table).query("nfe == 4")["metric"])
 
 
 def test_a_study_of_another_experiments_folder_or_without_its_classifier_is_not_begun(

@@ -1,5 +1,6 @@
 """The runs of a study, each made and measured once: a teacher, what real images score, students."""
 
+import itertools
 import shutil
 from collections.abc import Sequence
 from dataclasses import replace
@@ -12,6 +13,7 @@ from tract.ablations import Study
 from tract.compute import EAGER, Compute, device
 from tract.denoiser import Denoiser
 from tract.experiment import TEACHER, Experiment, open_experiment
+from tract.features import file_sha256, metric_name
 from tract.measuring import CLASSIFIER, comparison, measure, measure_phases, measure_real
 from tract.results import RESULTS, append_results, publish, read_results, wide
 from tract.runs import Saving
@@ -46,6 +48,11 @@ def begin_study(
         raise FileNotFoundError(f"no classifier {classifier}: correct the path, or leave it empty")
     if classifier and not copy.is_file():
         shutil.copy(classifier, copy)
+    if classifier and file_sha256(copy) != file_sha256(classifier):
+        raise ValueError(
+            f"{copy} is another classifier than {classifier}, and numbers of the two do not "
+            "compare: give another run_dir, or that file"
+        )
     measure_real(experiment, features)
     if teacher:
         denoiser = experiment.import_teacher(teacher)
@@ -53,7 +60,9 @@ def begin_study(
         experiment.train_teacher(preset, settings, saving, processes)
         denoiser = _rounded_teacher(experiment)
     rows = read_results(own)
-    if not set(steps) <= set(rows[rows["run"] == TEACHER]["nfe"]):
+    rows = rows[rows["run"] == TEACHER]
+    wanted = itertools.product(steps, [metric_name("fd", name) for name in features])
+    if not set(wanted) <= set(zip(rows["nfe"], rows["metric"], strict=True)):
         measure(experiment, denoiser, settings, steps, features)
     known = read_results(results)
     same = (known["run"] == TEACHER) & (known["teacher"] == fingerprint(denoiser)[:12])
