@@ -223,7 +223,7 @@ def test_the_first_picture_of_a_camera_is_read_not_its_preview(tmp_path):
             for name in ("a.gif", "a.tif", "a.png", "a.webp")
         ),
     ],
-    ids=str,
+    ids=lambda value: value if isinstance(value, str) else "",  # arrays are random
 )
 def test_other_kinds_are_refused_by_name(tmp_path, name, image, options, reason):
     save(tmp_path, name, image, **options)
