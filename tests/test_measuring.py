@@ -5,6 +5,7 @@ import json
 import pytest
 import torch
 
+from tract import measuring
 from tract.cli import main
 from tract.data import to_unit
 from tract.experiment import Experiment
@@ -87,3 +88,12 @@ def test_numbers_of_what_is_no_run_have_no_row_and_are_refused_before_measuring(
     assert main(command) == 1
     assert "digits is no run directory" in capsys.readouterr().err
     assert not (tmp_path / "a").exists()
+
+
+def test_of_many_samples_the_first_are_kept_and_compared_with_the_teachers(tmp_path, monkeypatch):
+    monkeypatch.setattr(measuring, "KEPT", 3)
+    begun, settings = experiment(tmp_path), Training(images=4, batch=4)
+    measure(begun, begun.train_teacher("digits", settings), settings, [8, 2])
+    assert read_tensors(tmp_path / "teacher" / "samples.safetensors")[0]["2"].shape[0] == 3
+    rows = read_results(tmp_path / "results.csv").query("nfe == 2").set_index("metric")
+    assert rows["samples"].to_dict() == {"fd_pixels": 16, "rmse_to_teacher": 3}
