@@ -1,4 +1,4 @@
-"""Ablations as data, the runs they need, and their tables and charts."""
+"""Ablations as data, and their tables and charts."""
 
 import re
 

@@ -157,14 +157,8 @@ def test_the_best_students_are_kept_in_half_precision_and_never_replaced(
 ):
     monkeypatch.setitem(ablations.ALL["steps"], "2", {"step_schedule": [8, 4, 2]})
     table = tmp_path / "all.csv"
-    run_missing(
-        Study("digits", [0, 1], 512, base={"batch": 16}),
-        ["steps"],
-        tmp_path / "run",
-        table,
-        Saving(),
-    )
     study = Study("digits", [0, 1], 512, base={"batch": 16})
+    run_missing(study, ["steps"], tmp_path / "run", table, Saving())
     rows = read_results(tmp_path / "run" / "results.csv")
     ours = study.rows(rows, "steps").query("nfe == 2")
     best = ours.loc[ours["value"].astype(float).idxmin(), "run"]

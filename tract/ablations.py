@@ -14,6 +14,7 @@ from tract.experiment import run_name
 from tract.growth import GROWTHS
 from tract.methods import Distillation
 from tract.phases import doubling, halving_schedule
+from tract.results import KEY
 
 _BTD = {"method": "BTD", "step_schedule": halving_schedule(1024)}
 
@@ -237,3 +238,8 @@ class Study:
             for label, settings in self.recipes(group, seed).items()
         ]
         return pd.concat(parts).sort_values("recipe", key=lambda r: r.map(order), kind="stable")
+
+    def rows_of_all(self, results: pd.DataFrame, groups: Sequence[str]) -> pd.DataFrame:
+        """Rows of several ablations, those that they share once, under their first recipe."""
+        rows = pd.concat([self.rows(results, group) for group in groups])
+        return rows.drop_duplicates(list(KEY))

@@ -51,9 +51,9 @@ def quality_by_steps(published: pd.DataFrame, results: pd.DataFrame, study: Stud
         f"published, {name} (FID)": _by(published[published["table"] == table], "recipe")
         for table, name in (("cifar10", "CIFAR-10"), ("imagenet64", "ImageNet-64"))
     }
-    ours = [study.rows(results, group) for group in ("steps", "method_steps")]
-    students = pd.concat([*ours, study.rows(results, "phases").query("method == 'BTD'")])
-    students = students.drop_duplicates(list(KEY))  # that several groups have
+    baseline = study.rows(results, "phases").query("method == 'BTD'")
+    students = pd.concat([study.rows_of_all(results, ["steps", "method_steps"]), baseline])
+    students = students.drop_duplicates(list(KEY))
     measured = pd.concat([study.teachers(results, students), students])
     return _lines(panels | {study.title: _by(measured, "method")}, "nfe", "network evaluations")
 
@@ -62,8 +62,7 @@ def quality_by_images(published: pd.DataFrame, results: pd.DataFrame, study: Stu
     """Distance in one step against images that a student was trained on, published and ours."""
     theirs = published[(published["table"] == "cifar10") & (published["nfe"] == 1)]
     theirs = theirs.assign(network=theirs["recipe"].str.rsplit("-", n=1).str[0])
-    ours = pd.concat([study.rows(results, group) for group in ("images", "budget")])
-    ours = ours.drop_duplicates(list(KEY))
+    ours = study.rows_of_all(results, ["images", "budget"])
     ours = ours.assign(name=ours["recipe"].str.split(",").str[0])
     panels = {PUBLISHED: _by(theirs, "network"), study.title: _by(ours, "name")}
     return _lines(panels, "images", "images seen in distillation")

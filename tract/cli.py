@@ -254,10 +254,10 @@ def _classifier(options: argparse.Namespace) -> None:
     from tract.classifier import Fitting, fit_classifier
     from tract.compute import device
     from tract.data import load_data
+    from tract.files import check_new
 
     settings = Fitting(epochs=options.epochs, seed=options.seed)
-    if options.target.exists():
-        raise FileExistsError(f"{options.target} exists already: give a new name, or remove it")
+    check_new(options.target)
     data = load_data(options.data, options.data_dir).to(device())
     _, card = fit_classifier(data, options.target, settings)
     print(f"{options.target}: right for {card['accuracy']:.1%} of {card['held_out']:,} held out")

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-import pandas as pd
 from torch import Tensor
 
 from tract.ablations import Study
@@ -14,7 +13,14 @@ from tract.compute import EAGER, Compute, device
 from tract.denoiser import Denoiser
 from tract.experiment import TEACHER, Experiment, open_experiment
 from tract.features import file_sha256, metric_name
-from tract.measuring import CLASSIFIER, comparison, measure, measure_phases, measure_real
+from tract.measuring import (
+    CLASSIFIER,
+    comparison,
+    measure,
+    measure_phases,
+    measure_real,
+)
+from tract.phases import in_steps
 from tract.results import RESULTS, append_results, publish, read_results, wide
 from tract.runs import Saving
 from tract.state import fingerprint, load_model, save_model
@@ -132,13 +138,13 @@ def export_best(
     file that is there is left alone. The best has the smallest value of the study's metric.
     """
     table = read_results(Path(run_dir) / RESULTS)
-    students = pd.concat([study.rows(table, group) for group in groups])
+    students = study.rows_of_all(table, groups)
     chosen = {"teacher": TEACHER}
     for n in steps:
         of_n = students[students["nfe"] == n]
         if len(of_n):
             best = of_n.sort_values("value", key=lambda v: v.astype(float)).iloc[0]
-            chosen[f"{n}step" + "s" * (n > 1)] = best["run"]
+            chosen[in_steps(n).replace(" ", "")] = best["run"]
     for what, run in chosen.items():
         target = Path(f"{stem}_{what}.safetensors")
         if target.exists():

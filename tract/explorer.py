@@ -14,7 +14,7 @@ from tract.diagram import schedule_picture
 from tract.experiment import TEACHER, Experiment
 from tract.levels import Level, broadcast
 from tract.metrics import rmse
-from tract.phases import Phase, halving_schedule, parse_schedule
+from tract.phases import Phase, halving_schedule, in_steps, parse_schedule
 from tract.plots import captioned_rows, paths, png
 from tract.rounds import PerfectStudent, shared_rounds
 from tract.samplers import heun_x0, trajectory
@@ -82,7 +82,7 @@ class ScheduleExplorer(ipw.VBox):
         walk = PerfectStudent(self.teacher, self.levels, phases, rounds).walk(self.eps)
         steps = phases[-1].student_steps
         untaught = _walk(self.teacher, self.eps, self.levels, steps)
-        shown = f"{steps} step" + ("s" if steps > 1 else "")
+        shown = in_steps(steps)
         panels = {
             f"the teacher, {shown}: {self._error(untaught)}": untaught,
             f"the student, {shown}: {self._error(walk)}": walk,
@@ -151,7 +151,7 @@ class NoiseExplorer(ipw.VBox):
                     images[labels[run.name].replace(" ", "\n", 1)] = x
                 except (OSError, ValueError, RuntimeError) as error:
                     self.problems.append(f"{run.name}, {steps} steps: {error}")
-            rows[f"{steps} step" + "s" * (steps > 1)] = walked | images
+            rows[in_steps(steps)] = walked | images
         return rows
 
 

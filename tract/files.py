@@ -13,6 +13,12 @@ from typing import BinaryIO
 TEMPORARY = ".tmp"  # how names of files under way end; a killed process leaves one behind
 
 
+def check_new(path: Path) -> None:
+    """FileExistsError if there is something that writing would replace."""
+    if path.exists():
+        raise FileExistsError(f"{path} exists already: give a new name, or remove it")
+
+
 def write_atomically(path: str | Path, content: bytes) -> None:
     """Replace a file by new content, durably, or leave it as it was.
 

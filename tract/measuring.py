@@ -30,7 +30,7 @@ from tract.levels import Level
 from tract.methods import Distillation
 from tract.metrics import frechet_distance, rmse
 from tract.moments import Moments, moments_of
-from tract.phases import written
+from tract.phases import in_steps, written
 from tract.results import COLUMNS, RESULTS, append_results, read_results, wide
 from tract.samplers import step_indices
 from tract.sources import open_source
@@ -102,7 +102,7 @@ def measure(
         rows += [all_of_them | _number(d.metric, d(x), **d.conditions) for d in distances]
         error = _number("rmse_to_teacher", rmse(kept[n], reference), nfe=experiment.reference_steps)
         rows.append(at | {"samples": len(kept[n])} | error)
-    card = load_model(experiment.folder / run_name(settings))[1]
+    card = read_tensors(path.with_name("model.safetensors"))[1]
     if "peak_memory_mb" in card:  # of its training, on a GPU
         at = row | {"nfe": steps[0], "samples": 0}
         rows.append(at | _number("peak_memory_mb", card["peak_memory_mb"]))
@@ -171,7 +171,7 @@ def comparison(experiment: Experiment, table: pd.DataFrame, count: int) -> dict[
     rows = {"data": to_unit(experiment.data.samples[:count]).cpu()}
     for row in table.itertuples():
         label = f"{row.method} {shortened(row.phases)}".strip()
-        label += f", {row.nfe} step" + ("s" if row.nfe > 1 else "")
+        label += f", {in_steps(row.nfe)}"
         label = label if label not in rows else f"{label}, {row.run}"
         rows[label] = saved_samples(experiment, row.run)[row.nfe][:count]
     return rows

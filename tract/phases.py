@@ -117,6 +117,11 @@ def written(step_schedule: Sequence[Entry]) -> str:
     return ">".join("<".join(map(str, _grids(entry))) for entry in step_schedule)
 
 
+def in_steps(number: int) -> str:
+    """1 step, 2 steps, for labels."""
+    return f"{number} step" + ("s" if number > 1 else "")
+
+
 def first_grid(step_schedule: Sequence[Entry]) -> int:
     """T, the steps of the teacher's grid that a schedule starts from, of growing ones the last."""
     return _grids(step_schedule[0])[-1]

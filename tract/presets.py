@@ -69,7 +69,7 @@ PRESETS = {
     "fashion_mnist": {**_GREY32, "channels": 32, "emb_channels": 128},
     # A smaller student for it, of a quarter of the parameters.
     "fashion_mnist_small": {**_GREY32, "channels": 16, "emb_channels": 64},
-    # For the same images on two cores, in an hour: enough to see the whole way, not to judge by.
+    # For the same images on one core, in half an hour: to see the whole way, not to judge by.
     "fashion_mnist_tiny": {
         **_GREY32,
         "channels": 16,

@@ -7,7 +7,7 @@ import pandas as pd
 
 from tract.ablations import ALL, CLAIMS, Study
 from tract.files import write_atomically
-from tract.results import KEY
+from tract.phases import in_steps
 
 PUBLISHED = "FID, published (CIFAR-10)"
 # What a measured number must share with a published one to stand beside it.
@@ -111,14 +111,13 @@ def standing_table(
     """
     columns = []
     for study in studies:
-        students = pd.concat([study.rows(results, group) for group in groups])
-        students = students.drop_duplicates(list(KEY))
+        students = study.rows_of_all(results, groups)
         mine = study.mine(results)
         real = mine[(mine["method"] == "real images") & (mine["metric"] == study.metric)]
         teachers = study.teachers(results, students).sort_values("nfe", ascending=False)
         named = [
             real.assign(what="real images, of the test split"),
-            teachers.assign(what=[_in_steps("teacher", n) for n in teachers["nfe"]]),
+            teachers.assign(what=[f"teacher, {in_steps(n)}" for n in teachers["nfe"]]),
             students.assign(what=students["recipe"]),
         ]
         ours = over_seeds(pd.concat(named), ["what"]).set_index("what")
@@ -134,8 +133,7 @@ def standing_table(
 
 def cost_table(results: pd.DataFrame, groups: Sequence[str], study: Study) -> pd.DataFrame:
     """What the teacher and the students of some groups cost to train, the mean over seeds."""
-    students = pd.concat([study.rows(results, group) for group in groups])
-    students = students.drop_duplicates(list(KEY))
+    students = study.rows_of_all(results, groups)
     teachers = study.teachers(results, students).drop_duplicates("teacher").assign(recipe="teacher")
     rows = pd.concat([teachers, students]).astype({"seconds": float, "images": float})
     peaks = study.mine(results).query("metric == 'peak_memory_mb'").set_index(["teacher", "run"])
@@ -169,10 +167,6 @@ def save_table(table: pd.DataFrame, stem: str | Path) -> None:
     text = "".join(f"| {' | '.join(map(str, line))} |\n" for line in lines)
     write_atomically(stem.with_suffix(".csv"), table.to_csv(index=False).encode())
     write_atomically(stem.with_suffix(".md"), text.encode())
-
-
-def _in_steps(name: str, steps: int) -> str:
-    return f"{name}, {steps} step" + ("s" if steps > 1 else "")
 
 
 def _verdict(difference: float, spread: float) -> str:

@@ -9,7 +9,7 @@ import torch
 
 from tract.denoiser import Denoiser
 from tract.diffusers_unet import DiffusersUNet
-from tract.files import TEMPORARY
+from tract.files import TEMPORARY, check_new
 from tract.levels import Level, levels_of
 from tract.phases import first_grid
 from tract.results import RESULTS, read_results
@@ -70,7 +70,7 @@ def export_run(run_dir: str | Path, target: str | Path, *, half: bool = False) -
     rows = table[table["run"] == run_dir.name][["metric", "value", "nfe", "samples"]]
     card = card | {"measured": rows.to_dict("records")}
     if is_file:
-        _check_new(target)
+        check_new(target)
         target.parent.mkdir(parents=True, exist_ok=True)
         save_model(target, denoiser, card, half=half)
     else:
@@ -97,7 +97,7 @@ def save_pipeline(
     folder = Path(folder)
     scheduler = _scheduler(denoiser, levels, clamp)
     step_indices(levels.num_steps, num_steps)
-    _check_new(folder)
+    check_new(folder)
     from diffusers import DDIMPipeline, DDIMScheduler  # takes seconds
 
     pipeline = DDIMPipeline(denoiser.net.unet, DDIMScheduler(**scheduler))
@@ -113,11 +113,6 @@ def save_pipeline(
         ) from error
     finally:
         shutil.rmtree(copy, ignore_errors=True)
-
-
-def _check_new(path: Path) -> None:
-    if path.exists():
-        raise FileExistsError(f"{path} exists already: give a new name, or remove it")
 
 
 def _scheduler(denoiser: Denoiser, levels: Level, clamp: bool) -> dict:
