@@ -20,6 +20,7 @@ from tract.methods import Distillation
 from tract.mlp import MLP
 from tract.presets import build_denoiser
 from tract.records import Losses
+from tract.runs import Run, Saving, complete
 from tract.state import load_state, save_state
 from tract.train import Training, start_training, train_teacher
 
@@ -247,6 +248,16 @@ def test_the_last_step_of_a_phase_is_looked_at_before_it_is_built_on(late):
     )
     with pytest.raises(FloatingPointError, match="at step 1"):
         next(records)
+
+
+def test_a_step_that_is_no_number_is_not_saved_as_done(late, tmp_path):
+    settings = Training(images=100, batch=10)
+    state = start_training(network(), settings)
+    spoilt = Data("spoilt", torch.full((64, 3, 8, 8), math.nan))
+    records = train_teacher(state, spoilt, cosine(8), settings)
+    with pytest.raises(FloatingPointError, match="at step 1,"):
+        complete(Run(tmp_path / "run", state, records, settings, {}, Saving(steps=1)))
+    assert list(tmp_path.glob("run/checkpoint-*")) == []
 
 
 # ---- What is asked for -------------------------------------------------------------------------

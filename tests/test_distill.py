@@ -186,9 +186,11 @@ def test_the_target_carries_labels_to_both_and_no_gradient(levels):
         return weight * x_t
 
     t, u, s = levels[9], levels[8], levels[4]
-    target = closure_target(spying, spying, torch.ones(2, 2), t, u, s, labels, heun_x0)
-    assert len(seen) == 3
-    assert all(given is labels for given in seen)
+    for second, evaluations in ((lambda *given: spying(*given), 3), (spying, 4)):
+        seen.clear()
+        target = closure_target(spying, second, torch.ones(2, 2), t, u, s, labels, heun_x0)
+        assert len(seen) == evaluations  # two for each step of the teacher, one of a self-teacher
+        assert all(given is labels for given in seen)
     assert not target.requires_grad
 
 
@@ -272,18 +274,20 @@ def by_hand(teacher, self_teacher, student, levels, phase, settings, heun=False)
         if settings.method == "BTD":
             assert i_t % width == 0
         u, s = levels[i_u], levels[i_s]
-        x0 = limit(teacher(x_t.float(), t).double())
-        if heun and u.sigma > 0:
-            euler = u.sigma / t.sigma * x_t + (u.alpha - u.sigma / t.sigma * t.alpha) * x0
-            x0_u = limit(teacher(euler.float(), u).double())
-            eps_t, eps_u = (x_t - t.alpha * x0) / t.sigma, (euler - u.alpha * x0_u) / u.sigma
-            x0 = x_t / t.alpha - t.sigma / t.alpha * (eps_t + eps_u) / 2  # in the VE picture
-        x_u = u.sigma / t.sigma * x_t + (u.alpha - u.sigma / t.sigma * t.alpha) * x0
-        x_s = x_u
+
+        def hop(network, x, a, b, heun):
+            x0 = limit(network(x.float(), a).double())
+            if heun and b.sigma > 0:
+                euler = b.sigma / a.sigma * x + (b.alpha - b.sigma / a.sigma * a.alpha) * x0
+                x0_b = limit(network(euler.float(), b).double())
+                eps_a, eps_b = (x - a.alpha * x0) / a.sigma, (euler - b.alpha * x0_b) / b.sigma
+                x0 = x / a.alpha - a.sigma / a.alpha * (eps_a + eps_b) / 2  # in the VE picture
+            return b.sigma / a.sigma * x + (b.alpha - b.sigma / a.sigma * a.alpha) * x0
+
+        x_u = x_s = hop(teacher, x_t, t, u, heun)
         if i_u > i_s:
-            second = teacher if settings.method == "BTD" else self_teacher
-            x0_u = limit(second(x_u.float(), u).double())
-            x_s = s.sigma / u.sigma * x_u + (s.alpha - s.sigma / u.sigma * u.alpha) * x0_u
+            btd = settings.method == "BTD"
+            x_s = hop(teacher if btd else self_teacher, x_u, u, s, heun and btd)
         target = (t.sigma * x_s - s.sigma * x_t) / (s.alpha * t.sigma - t.alpha * s.sigma)
         error = (student(x_t.float(), t).double() - target).square().mean()
         errors.append(error.item())

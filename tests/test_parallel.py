@@ -3,6 +3,8 @@
 Weights are compared in float64, where a mean's rounding is far below any other difference.
 """
 
+import time
+
 import pytest
 import torch
 import torch.distributed as dist
@@ -14,7 +16,16 @@ from tract.data import load_data
 from tract.distill import distill as distil
 from tract.distill import start_distillation
 from tract.levels import cosine
-from tract.parallel import anyone, average, check_same, dealt_out, from_first, own_rows, rank
+from tract.parallel import (
+    anyone,
+    average,
+    check_same,
+    dealt_out,
+    first_alone,
+    from_first,
+    own_rows,
+    rank,
+)
 from tract.presets import build_denoiser
 from tract.train import Training, start_training, train_teacher
 
@@ -60,6 +71,13 @@ def watched(module, records):
         return drawn, list(records)
 
 
+def touched(path):
+    """False, after a while in which another process could have done the same."""
+    time.sleep(0.5)
+    path.joinpath("made").touch()
+    return False
+
+
 @pytest.fixture(scope="module")
 def pair(tmp_path_factory):
     """What each of two processes has after all that is tested here."""
@@ -77,6 +95,7 @@ def pair(tmp_path_factory):
         results["dropped"] = dropped()
         results["dealt"] = list(dealt_out(range(5), lambda item: torch.full((2,), item)))
         results["first"] = from_first(rank())
+        results["found"] = first_alone(lambda: path.joinpath("made").exists() or touched(path))
         results["anyone"] = [anyone(rank() == 1), anyone(False)]
         try:
             check_same("schedule", rank())
@@ -121,6 +140,10 @@ def test_items_are_made_in_turn_and_come_to_the_first_process_in_order(pair):
     assert pair[1]["dealt"] == [None] * 5
 
 
+def test_the_others_find_what_the_first_process_wrote(pair):
+    assert [results["found"] for results in pair] == [False, True]
+
+
 def test_processes_agree(pair):
     for results in pair:
         assert results["first"] == 0
@@ -135,6 +158,7 @@ def test_alone_nothing_is_shared():
     average([x])
     assert x.tolist() == [0, 1, 2, 3]
     assert list(dealt_out([1, 2], float)) == [1.0, 2.0]
+    assert first_alone(lambda: 3) == 3
 
 
 def test_a_batch_that_processes_cannot_share_is_refused_at_once(monkeypatch):

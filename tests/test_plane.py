@@ -1,15 +1,17 @@
 """Ablations on the plane: an exact teacher, and rows that say what was measured against what."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
 from tract import ablations, plane
 from tract.ablations import Study
-from tract.levels import cosine
+from tract.levels import cosine, karras
 from tract.phases import written
 from tract.plane import METRIC, exact_flow, run_missing_on_plane, spiral
 from tract.results import read_results
-from tract.samplers import sample
+from tract.samplers import heun_x0, sample
 
 STUDY = Study("spiral", [0, 1], 512, metric=METRIC, base={"clamp": False, "batch": 64})
 
@@ -63,3 +65,19 @@ def test_the_teachers_row_is_its_distance_to_the_exact_flow(groups, tmp_path):
     found, exact = sample(teacher, eps, cosine(4), 4), exact_flow("cosine")
     assert own.nfe == 4
     assert own.value == pytest.approx((found - exact).square().mean().sqrt().item(), abs=1e-6)
+
+
+def test_a_student_is_compared_with_where_its_own_teacher_leads(groups, tmp_path, monkeypatch):
+    heun = {"fixed 4": {"step_schedule": [4, 1], "teacher_step": "heun"}}
+    monkeypatch.setattr(ablations, "ALL", {"grids": heun})
+    compared = []
+    monkeypatch.setattr(plane, "rmse", lambda x, truth: compared.append(truth) or 0.0)
+    study = replace(STUDY, seeds=[0], process="karras")
+    run_missing_on_plane(study, groups, tmp_path / "results.csv")
+    teacher, data = spiral()
+    eps = plane.fixed_noise(data, 128, seed=0)[0]
+    rollout = sample(teacher, eps, karras(4), 4, x0_estimate=heun_x0)
+    assert [torch.equal(truth, rollout) for truth in compared] == [False, True]
+    table = read_results(tmp_path / "results.csv")
+    assert set(table["method"]) == {"TRACT"}  # a teacher's row is of DDIM, as all are sampled
+    assert set(table["device"]) == {"cpu"}

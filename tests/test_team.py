@@ -114,6 +114,21 @@ def test_a_process_that_cannot_prepare_ends_the_run_before_it_begins(tmp_path, m
         assert ended.result() == 0
 
 
+def test_a_process_has_its_own_gpu_before_it_puts_anything_there(tmp_path, monkeypatch):
+    store, done = dist.FileStore(str(tmp_path / "store"), 1), []
+
+    def prepare(task):
+        done.append(task)
+        return lambda: store.set("end", "")
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "set_device", done.append)
+    monkeypatch.setattr(team, "joined", lambda *group: nullcontext())
+    store.set("0/task", json.dumps("prepared"))
+    follow(store, 3, 4, prepare)
+    assert done == [3, "prepared"]
+
+
 @pytest.fixture
 def tasks(monkeypatch):
     """Tasks that others would have been given; nobody joins."""
@@ -197,7 +212,8 @@ def test_launched_processes_carry_through_the_run_of_a_notebook(tmp_path):
     whole, begun = experiment(tmp_path / "whole"), experiment(tmp_path / "run")
     whole.distill(SETTINGS)
     claim(begun.folder / "experiment.json", begun.card(), note={"data_dir": ""})
-    notebook = write_notebook(tmp_path / "a.ipynb", f"run_dir = {str(begun.folder)!r}", CELL)
+    # Seen from the notebook's folder, as the presets have it; the launcher is started elsewhere.
+    notebook = write_notebook(tmp_path / "a.ipynb", "run_dir = 'run'", CELL)
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
     command = [*launcher, "-m", "tract", "run", str(notebook), str(tmp_path / "out.ipynb")]
     done = subprocess.run(command, capture_output=True, text=True, timeout=240)

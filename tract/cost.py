@@ -70,11 +70,12 @@ def passes(settings: Training) -> list[Passes]:
     learning = Passes(0, 3)  # forward, and backward for weights and for activations
     if not isinstance(settings, Distillation):
         return [learning]
-    second = METHODS[settings.method].second_hop(Passes(1, 0), Passes(0, 1))
     result = []
     for phase in parse_schedule(settings.step_schedule):
         heun = settings.teacher_step == "heun" and not result  # of the first teacher alone
-        hops = [Passes(2 if heun else 1, 0), *([] if phase.segment == 1 else [second])]
+        first = Passes(2 if heun else 1, 0)
+        second = METHODS[settings.method].second_hop(first, Passes(0, 1))
+        hops = [first, *([] if phase.segment == 1 else [second])]
         result.append(Passes(*map(sum, zip(*hops, learning, strict=True))))
     return result
 

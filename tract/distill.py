@@ -137,12 +137,14 @@ def closure_target(
     """x0 (B, ...) that leads from t to s in one step, as the hops t -> u and u -> s do in two.
 
     Paper eq. 8 and 9 for VP, 14 and 15 for VE; with the teacher as `second` it is BTD's target.
-    Where u = s it is the teacher's x0; second is None where that is so for all.
+    Where u = s it is the teacher's x0; second is None where that is so for all. x0_estimate: how
+    the teacher steps, in both of its hops if it makes both.
     """
     x0_first = x0_estimate(teacher, x_t, t, u, labels)
     if second is None:
         return x0_first
-    x0_second = second(ddim_step(x_t, x0_first, t, u), u, labels)
+    estimate = x0_estimate if second is teacher else ddim_x0
+    x0_second = estimate(second, ddim_step(x_t, x0_first, t, u), u, s, labels)
     return torch.lerp(x0_second, x0_first, broadcast(closure_weight(t, u, s), x_t))
 
 

@@ -156,8 +156,12 @@ class Experiment:
         check_share(settings.batch, size)
 
         def team(checkpoint: str) -> AbstractContextManager[None]:
+            # The others may have been started in another folder than a notebook's kernel.
+            places = {"folder": str(self.folder.resolve())}
+            if self.data_dir:
+                places["data_dir"] = str(Path(self.data_dir).expanduser().resolve())
             task = {
-                "experiment": asdict(self) | {"folder": str(self.folder)},
+                "experiment": asdict(self) | places,
                 "data_sha256": self.data.sha256 if size > 1 else "",
                 "settings": asdict(settings),
                 "preset": preset_name,

@@ -165,8 +165,8 @@ def _teachers_walk(experiment: Experiment) -> tuple[dict[str, Tensor], dict[str,
     for place, (i, x) in enumerate(trajectory(denoise, eps, levels, steps, labels=labels)):
         if place % -(-steps // PLACES) == 0 or place == steps:
             scale = (levels[i].alpha ** 2 + levels[i].sigma ** 2).sqrt()
-            noisy[f"t = {i}"] = x / broadcast(scale, x)
-            guessed[f"t = {i}"] = denoise(x, levels[i], labels)
+            noisy[f"t = {i}"] = (x / broadcast(scale, x)).cpu()
+            guessed[f"t = {i}"] = denoise(x, levels[i], labels).cpu()
     return noisy, guessed
 
 

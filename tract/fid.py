@@ -13,6 +13,7 @@ from tract.data import Data, load_data
 from tract.features import Extractor, extractor
 from tract.metrics import frechet_distance, kernel_distance, precision_recall
 from tract.moments import Moments
+from tract.parallel import first_alone
 from tract.sources import Source, is_named, open_source
 from tract.statistics import Statistics, statistics
 
@@ -53,7 +54,8 @@ def measure(
     if is_named(reference):
         reference = load_data(str(reference), data_dir)
     data = reference if isinstance(reference, Data) and features == "classifier" else None
-    extract = extractor(features, weights=weights, mode=mode, data=data, device=device)
+    options = {"weights": weights, "mode": mode, "data": data, "device": device}
+    extract = first_alone(lambda: extractor(features, **options))  # may train a classifier
     places = {"data_dir": data_dir, "device": device, "compute": compute}
     opened = open_source(source, **places)
     target = open_source(reference, **places)(None, REFERENCE_SEED)

@@ -41,14 +41,16 @@ def store_of_launch() -> tuple[dist.Store, int, int]:
     return dist.PrefixStore("tract", store), rank, size
 
 
-@contextmanager
-def joined(store: dist.Store, rank: int, size: int) -> Iterator[None]:
-    """Work together with the others of this store: over NCCL on GPUs, over gloo on CPUs.
-
-    The GPU of a process is the one of its number on its machine.
-    """
+def use_own_gpu(rank: int) -> None:
+    """Make "cuda" the GPU of this process's number on its machine, before anything is put there."""
     if torch.cuda.is_available():
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", rank)))
+
+
+@contextmanager
+def joined(store: dist.Store, rank: int, size: int) -> Iterator[None]:
+    """Work together with the others of this store: over NCCL on GPUs, over gloo on CPUs."""
+    use_own_gpu(rank)
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
     dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=TIMEOUT)
     try:
@@ -124,6 +126,13 @@ def from_first(value: object) -> object:
     values = [value]
     dist.broadcast_object_list(values)
     return values[0]
+
+
+def first_alone(make: Callable[[], Any]) -> Any:
+    """What make returns, called in the first process before the others: they find what it wrote."""
+    made = make() if rank() == 0 else None
+    from_first(None)  # which the others wait for
+    return made if rank() == 0 else make()
 
 
 def dealt_out(items: Sequence, make: Callable[[Any], Any]) -> Iterator[Any]:

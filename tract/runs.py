@@ -34,7 +34,7 @@ from tract.history import History, append, trim
 from tract.parallel import anyone, check_same
 from tract.records import Record
 from tract.state import fingerprint, load_model, load_state, save_model, save_state
-from tract.train import TeacherState, Training
+from tract.train import TeacherState, Training, check_finite
 
 
 @dataclass(frozen=True)
@@ -147,6 +147,8 @@ class Run:
                     or (saving.steps and record.step % saving.steps == 0)
                 ):
                     history.write()
+                    # On a GPU the loss is read a step later; a state without it is not kept.
+                    check_finite(record.losses, record.step, settings)
                     # What a phase led to comes first: killed in between, a run makes it again.
                     if phase_ends and record.step < settings.num_steps:
                         result = folder / f"phase-{state.phase + 1}.safetensors"

@@ -20,7 +20,7 @@ import torch
 import torch.distributed as dist
 
 from tract.checks import check_whole
-from tract.parallel import joined, launched, store_of_launch
+from tract.parallel import joined, launched, store_of_launch, use_own_gpu
 
 POLL = 0.1  # seconds between looks at the store
 PATIENCE = 5  # seconds in which a process that broke its connections has ended
@@ -110,6 +110,7 @@ def follow(
     prepare: reads all that a task needs; what it returns then does it together with the others.
     """
     parent = os.getppid()
+    use_own_gpu(rank)
     for number in itertools.count():
         while not store.check([f"{number}/task"]):
             if store.check(["end"]) or os.getppid() != parent:
