@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from tract import charts
-from tract.ablations import ALL, CHANGES, CLAIMS, Study
+from tract.ablations import ALL, CHANGES, CLAIMS, Study, baselines_of
 from tract.experiment import run_name
 from tract.methods import Distillation
 from tract.results import COLUMNS
@@ -142,9 +142,10 @@ def test_an_ordering_holds_beyond_two_standard_deviations_only(paper, one, two, 
 
 
 def test_a_measured_fid_stands_beside_the_published_one_of_its_row_alone(paper):
-    settings = {"data": "cifar10", "metric": "fid", "images": 96_000_000}
+    settings = {"data": "cifar10", "metric": "fid", "images": 96_000_000, "samples": 50_000}
     table = results({"TRACT 1024>32>1": [5.1, 5.3]}, **settings)
-    shown = paper_table(paper, table, "cifar10").set_index(["method", "NFE"])
+    few = table.assign(samples=5_000, value=1.0)
+    shown = paper_table(paper, pd.concat([table, few]), "cifar10").set_index(["method", "NFE"])
     measured = shown["FID, measured by us"]
     assert measured["TRACT-96M", 1] == "5.2 ± 0.14 (2)"
     assert (measured.drop(("TRACT-96M", 1)) == "").all()
@@ -153,8 +154,46 @@ def test_a_measured_fid_stands_beside_the_published_one_of_its_row_alone(paper):
     assert (nothing["FID, measured by us"] == "").all()
 
 
+def test_another_recipe_of_ours_has_a_row_of_its_own_beside_the_published_one(paper):
+    settings = {"data": "cifar10", "metric": "fid", "images": 96_000_000, "samples": 50_000}
+    main = results({"TRACT 1024>32>1": [5.1, 5.3]}, **settings)
+    other = results({"0": [9.0, 10.0]}, group="self_ema", **settings)
+    shown = paper_table(paper, pd.concat([main, other]), "cifar10")
+    assert len(shown) == (paper["table"] == "cifar10").sum() + 1
+    ours = shown[(shown["method"] == "TRACT-96M") & (shown["NFE"] == 1)]
+    assert list(ours["FID, measured by us"]) == ["5.2 ± 0.14 (2)", "9.5 ± 0.71 (2)"]
+    assert list(ours["our run"]) == [
+        "TRACT-1024-32-1-30720images",
+        "TRACT-1024-32-1-30720images-self_ema0",
+    ]
+
+
+def test_students_of_several_teachers_are_no_ablation():
+    table = pd.concat([results({"1": [1.0]}, group="steps", teacher=t) for t in ("a", "b")])
+    with pytest.raises(ValueError, match="students of steps are of several teachers, a, b"):
+        STUDY.rows(table, "steps")
+
+
+def test_a_student_counts_in_the_steps_of_its_schedule_alone():
+    table = results({"2": [1.0, 3.0]}, group="steps")
+    again = table.assign(nfe=1, value=100.0)
+    rows = STUDY.rows(pd.concat([table, again]), "steps")
+    assert list(rows["value"]) == [1.0, 3.0]
+
+
+def test_a_run_is_missing_until_it_has_all_metrics():
+    table = results({label: [1.0, 1.0, 1.0] for label in ("1", "2", "4", "8")}, group="steps")
+    both = ["fd_pixels", "fd_classifier"]
+    assert STUDY.missing(table, ["steps"]) == {}
+    assert STUDY.missing(table, ["steps"], both) == STUDY.plan(["steps"])
+    first = table.iloc[:1].assign(metric="fd_classifier")
+    without = dict(STUDY.plan(["steps"]))
+    del without[first["run"].iloc[0]]
+    assert STUDY.missing(pd.concat([table, first]), ["steps"], both) == without
+
+
 def test_every_published_number_has_its_source(paper):
-    assert len(paper) == 9 + 4 + 6 + 4 + 4 + 2
+    assert len(paper) == 10 + 4 + 6 + 4 + 4 + 2
     assert paper["source"].str.startswith("Berthelot et al. 2023").all()
     assert paper["value"].between(3, 20).all()
 
@@ -173,13 +212,34 @@ def test_recipes_are_better_or_worse_than_a_baseline_beyond_two_deviations_only(
         "TRACT 64>1": [9.0, 10.0, 11.0],
         "BTD 32>16>...>1": [20.0, 21.0, 22.0],
     }
-    table = versus_table(
-        results(values, group="one_phase"), "one_phase", "TRACT 1024>32>1", [STUDY]
-    )
-    verdicts = table.set_index("one_phase")["fd_pixels against TRACT 1024>32>1"]
+    table = versus_table(results(values, group="one_phase"), "one_phase", [STUDY])
+    verdicts = table.set_index("one_phase")["fd_pixels is"]
     assert list(verdicts) == ["", "worse", "", "better", "undecided", "", ""]
+    assert list(table["against"]) == [""] + ["TRACT 1024>32>1"] * 6
     assert table[STUDY.title][3] == "2 ± 1 (3)"
     assert list(table[STUDY.title][[2, 5]]) == ["1 (1)", ""]
+
+
+def test_students_of_so_many_steps_are_compared_with_those_of_as_many():
+    values = {
+        "1024>32>2": [10.0, 11.0],
+        "32>2": [1.0, 2.0],
+        "1024>32>4": [1.0, 2.0],
+        "32>4": [1.0, 2.0],
+    }
+    table = versus_table(results(values, group="few_steps"), "few_steps", [STUDY])
+    verdicts = table.set_index("few_steps")["fd_pixels is"]
+    assert verdicts[list(values)].to_list() == ["", "better", "", "undecided"]
+
+
+@pytest.mark.parametrize("group", ALL)
+def test_what_a_recipe_is_compared_with_is_one_of_its_group_and_makes_as_few_steps(group):
+    recipes, baselines = STUDY.recipes(group, 0), baselines_of(group)
+    assert list(baselines) == list(recipes)
+    assert any(recipe == baseline for recipe, baseline in baselines.items())
+    for recipe, baseline in baselines.items():
+        steps = {recipes[label].step_schedule[-1] for label in (recipe, baseline)}
+        assert len(steps) == 1 or group == "steps"
 
 
 def standing(values, group="methods"):

@@ -55,6 +55,21 @@ def test_a_teacher_of_other_data_is_refused_before_anything_is_run(folder):
     assert sorted(folder.rglob("*")) == before
 
 
+def test_runs_of_another_teacher_in_the_table_are_refused_before_anything_is_run(
+    folder, monkeypatch
+):
+    monkeypatch.setitem(ablations.ALL["steps"], "2", {"step_schedule": [8, 4, 2]})
+    table = folder / "all.csv"
+    run_missing(SMALL, ["steps"], folder / "run", table, Saving())
+    rows = read_results(table)
+    rows["teacher"] = "stranger"
+    rows[rows["nfe"] == 1].to_csv(table, index=False)
+    before = table.read_bytes()
+    with pytest.raises(ValueError, match="has 1 of these runs with the teacher stranger, and"):
+        run_missing(SMALL, ["steps"], folder / "run", table, Saving())
+    assert table.read_bytes() == before
+
+
 CLOTHES = Study("fashion_mnist", [0], 32, metric="fd_classifier", base={"batch": 16})
 TEACHER = Training(images=32, batch=16)
 
@@ -91,7 +106,7 @@ def test_a_study_begins_with_a_teacher_and_real_images_in_the_features_of_others
     rows = read_results(table)
     real = rows[rows["run"] == "test"].set_index("metric")
     assert set(real.index) == {"fd_pixels", "fd_classifier"}
-    assert set(real["samples"]) == {32}
+    assert set(real["samples"]) == {16}  # as many as were sampled of the teacher
     assert (real["value"] > 0).all()
     assert set(rows[rows["method"] == "teacher"]["nfe"]) == {4, 1}
     students = rows[rows["method"] == "TRACT"].set_index("metric")

@@ -19,7 +19,7 @@ from tract.metrics import frechet_distance
 from tract.moments import moments_of
 from tract.presets import PRESETS
 from tract.results import read_results, wide
-from tract.samplers import sample
+from tract.samplers import X0_ESTIMATES, ddim_x0, sample
 from tract.state import load_model, save_model
 from tract.train import Training
 
@@ -94,20 +94,23 @@ def test_measuring_again_replaces_the_rows(done):
     pd.testing.assert_frame_equal(read_results(path), before)
 
 
-def test_every_phase_is_compared_with_the_first_teachers_rollout(done, tmp_path):
+@pytest.mark.parametrize("step", ["ddim", "heun"])
+def test_every_phase_is_compared_with_the_first_teachers_rollout(done, tmp_path, step):
     folder = tmp_path / "copy"
     shutil.copytree(done.folder, folder)
     copy = dataclasses.replace(done, folder=folder)
-    measure_phases(copy, STUDENT, count=3)
+    settings = dataclasses.replace(STUDENT, teacher_step=step)
+    folder.joinpath(run_name(STUDENT)).rename(folder / run_name(settings))
+    measure_phases(copy, settings, count=3)
     table = read_results(folder / "results.csv")
     rows = table[table["metric"] == "rmse_to_rollout"]
     assert rows[["phases", "nfe", "samples"]].values.tolist() == [["8>2", 2, 3], ["8>2>1", 1, 3]]
     teacher, _ = load_model(folder / TEACHER)
     for value, steps, file in zip(rows["value"], (2, 1), ("phase-1", "model"), strict=True):
-        student, _ = load_model(folder / run_name(STUDENT) / f"{file}.safetensors")
+        student, _ = load_model(folder / run_name(settings) / f"{file}.safetensors")
         ours, rollout = (
-            sample(clamped(model), copy.noise[0][:3], cosine(8), n)
-            for model, n in ((student, steps), (teacher, 8))
+            sample(clamped(model), copy.noise[0][:3], cosine(8), n, x0_estimate=estimate)
+            for model, n, estimate in ((student, steps, ddim_x0), (teacher, 8, X0_ESTIMATES[step]))
         )
         distance = (ours - rollout).square().mean().sqrt().item()
         assert value == pytest.approx(distance, abs=1e-6)

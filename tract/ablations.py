@@ -132,6 +132,33 @@ EDM = {
 
 ALL = CHANGES | BEYOND | HEUN | CLAIM | EDM
 
+# What a recipe is better or worse than, where that is not the first of its group.
+_BASELINES = {
+    "finest_grid": dict.fromkeys(BEYOND["finest_grid"], "fixed 1024"),
+    "growing_self_ema": dict.fromkeys(BEYOND["growing_self_ema"], "0.5"),
+    "cooldown": {label: f"{label.split(', ')[0]}, constant" for label in BEYOND["cooldown"]},
+    "few_steps": {label: f"1024>32>{label[-1]}" for label in BEYOND["few_steps"]},
+    "heun_grid": dict.fromkeys(HEUN["heun_grid"], "ddim, 32>1"),
+    "method_steps": {
+        label: f"TRACT 1024>32>{label.split('>')[-1]}" for label in CLAIM["method_steps"]
+    },
+    "budget": {label: f"TRACT, {label.split(', ')[1]}" for label in CLAIM["budget"]},
+    # One step of either kind against the other, and with Heun's two phases against one.
+    "edm": {
+        label: "heun, 40>1" if label == "heun, 40>8>1" else label.replace("ddim", "heun")
+        for label in EDM["edm"]
+    },
+}
+
+
+def baselines_of(group: str) -> dict[str, str]:
+    """By recipe of an ablation, the one that it is compared with: itself, if there is none."""
+    first, *_ = ALL[group]
+    return _BASELINES.get(group) or dict.fromkeys(ALL[group], first)
+
+
+PER_PHASE = "rmse_to_rollout"  # the metric that a run has of every phase, and not of its end alone
+
 
 class Claim(NamedTuple):
     """An ordering that the paper reports: the first recipe is worse than the second."""
@@ -210,10 +237,14 @@ class Study:
             for settings in self.recipes(group, seed).values()
         }
 
-    def missing(self, results: pd.DataFrame, groups: Sequence[str]) -> dict[str, Distillation]:
-        """Of the plan of some ablations, the runs that results has no row of."""
-        measured = set(self.mine(results)["run"])
-        return {n: settings for n, settings in self.plan(groups).items() if n not in measured}
+    def missing(
+        self, results: pd.DataFrame, groups: Sequence[str], metrics: Sequence[str] = ()
+    ) -> dict[str, Distillation]:
+        """Of the plan of some ablations, the runs that lack a metric in results; () the study's."""
+        rows = [self._measured(results, metric) for metric in metrics or [self.metric]]
+        done = set.intersection(*({*zip(r["run"], r["nfe"], strict=True)} for r in rows))
+        plan = self.plan(groups).items()
+        return {n: made for n, made in plan if (n, made.step_schedule[-1]) not in done}
 
     def mine(self, results: pd.DataFrame) -> pd.DataFrame:
         """Rows of results on this data set and process."""
@@ -223,21 +254,36 @@ class Study:
         self, results: pd.DataFrame, students: pd.DataFrame, metric: str = ""
     ) -> pd.DataFrame:
         """Rows of the teachers of some students; metric "" for the study's."""
-        mine = self.mine(results)
-        mine = mine[(mine["method"] == "teacher") & mine["teacher"].isin(students["teacher"])]
-        return mine[mine["metric"] == (metric or self.metric)]
+        mine = self._measured(results, metric)
+        return mine[(mine["method"] == "teacher") & mine["teacher"].isin(students["teacher"])]
 
     def rows(self, results: pd.DataFrame, group: str, metric: str = "") -> pd.DataFrame:
-        """Rows of an ablation with the column `recipe`, in its order; metric "" for the study's."""
-        mine = self.mine(results)
-        mine = mine[mine["metric"] == (metric or self.metric)]
+        """Rows of an ablation with the column `recipe`, in its order; metric "" for the study's.
+
+        Of students in the last number of steps of their schedule; of `rmse_to_rollout`, which is
+        of every phase, in all. ValueError for students of several teachers: they do not compare.
+        """
+        mine = self._measured(results, metric)
         order = list(ALL[group]).index
-        parts = [
-            mine[mine["run"] == run_name(settings)].assign(recipe=label)
-            for seed in self.seeds
-            for label, settings in self.recipes(group, seed).items()
-        ]
-        return pd.concat(parts).sort_values("recipe", key=lambda r: r.map(order), kind="stable")
+        parts = []
+        for seed in self.seeds:
+            for label, settings in self.recipes(group, seed).items():
+                part = mine[mine["run"] == run_name(settings)]
+                if metric != PER_PHASE:
+                    part = part[part["nfe"] == settings.step_schedule[-1]]
+                parts.append(part.assign(recipe=label))
+        rows = pd.concat(parts)
+        if rows["teacher"].nunique() > 1:
+            raise ValueError(
+                f"the students of {group} are of several teachers, "
+                f"{', '.join(sorted(rows['teacher'].unique()))}: take the rows of all but one out "
+                "of the table of results, or give each its own"
+            )
+        return rows.sort_values("recipe", key=lambda r: r.map(order), kind="stable")
+
+    def _measured(self, results: pd.DataFrame, metric: str = "") -> pd.DataFrame:
+        mine = self.mine(results)
+        return mine[mine["metric"] == (metric or self.metric)]
 
     def rows_of_all(self, results: pd.DataFrame, groups: Sequence[str]) -> pd.DataFrame:
         """Rows of several ablations, those that they share once, under their first recipe."""

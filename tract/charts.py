@@ -11,11 +11,12 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from tract.ablations import ALL, Study
+from tract.ablations import Study
 from tract.data import to_uint8, to_unit
 from tract.plots import STUDENT, image_rows, new_figure, plain_ticks
 from tract.results import KEY
 from tract.state import read_tensors, write_tensors
+from tract.tables import recipes_of
 
 PUBLISHED = "published, CIFAR-10 (FID)"
 
@@ -26,7 +27,7 @@ def ablation_chart(
     """An ablation's recipes from top to bottom: published numbers, if any, and beside them ours."""
     theirs = published[published["table"] == group]
     ours = {study.title: study.rows(results, group) for study in studies}
-    recipes = list(dict.fromkeys([*ALL[group], *theirs["recipe"]]))
+    recipes = recipes_of(group, theirs["recipe"])
     panels = ({PUBLISHED: theirs} if len(theirs) else {}) | ours
     size = (min(4.5, 11 / len(panels)) * len(panels), 0.26 * len(recipes) + 0.9)
     figure, axes = new_figure(1, len(panels), size, sharey=True)
@@ -110,7 +111,7 @@ def _by(table: pd.DataFrame, column: str) -> pd.DataFrame:
 
 def _lines(panels: Mapping[str, pd.DataFrame], x: str, label: str) -> Figure:
     """Panels of lines through means, with every value a point, on logarithmic axes."""
-    figure, axes = new_figure(1, len(panels), (9, 3))
+    figure, axes = new_figure(1, len(panels), (9, 3.4))
     for ax, (title, table) in zip(axes[0], panels.items(), strict=True):
         for name, rows in table.astype({x: float, "value": float}).groupby("line", sort=False):
             means = rows.groupby(x)["value"].mean()
@@ -121,9 +122,10 @@ def _lines(panels: Mapping[str, pd.DataFrame], x: str, label: str) -> Figure:
         plain_ticks(ax.yaxis)
         if ax.lines:
             ax.legend(frameon=False, fontsize=7)
-    for ax in axes[0] if x == "nfe" else ():
-        plain_ticks(ax.xaxis)
-        ax.invert_xaxis()  # fewer steps to the right: the way that distillation goes
+        if x != "images":  # whose numbers have too many zeros
+            plain_ticks(ax.xaxis, whole=True)
+        if x == "nfe":
+            ax.invert_xaxis()  # fewer steps to the right: the way that distillation goes
     return figure
 
 

@@ -99,10 +99,11 @@ def run_missing(
 
     Measured are, in these features, samples with the last number of steps of a schedule, and how
     far the student of each phase is from the first teacher's rollout. Finished runs are read,
-    unfinished ones resumed. FileNotFoundError without a teacher, ValueError for one of other data;
-    nothing is run then.
+    unfinished ones resumed. FileNotFoundError without a teacher; ValueError for one of other data,
+    or another than that of the plan's runs in results; nothing is run then.
     """
-    plan, wanted = study.plan(groups), study.missing(read_results(results), groups)
+    known, metrics = read_results(results), [metric_name("fd", name) for name in features]
+    plan, wanted = study.plan(groups), study.missing(known, groups, metrics)
     print(f"{len(plan)} runs, {len(plan) - len(wanted)} of them measured before")
     if not wanted:
         return
@@ -111,6 +112,15 @@ def run_missing(
         raise ValueError(
             f"{run_dir} has a teacher of {experiment.data_name} with {experiment.process} levels, "
             f"not of {study.data} with {study.process}: correct run_dir, data or process"
+        )
+    teacher = fingerprint(load_model(experiment.folder / TEACHER)[0])[:12]
+    mine = study.mine(known)
+    others = mine[mine["run"].isin(list(plan)) & (mine["teacher"] != teacher)]
+    if len(others):
+        raise ValueError(
+            f"{results} has {others['run'].nunique()} of these runs with the teacher "
+            f"{others['teacher'].iloc[0]}, and {run_dir} has {teacher}: students of the two do not "
+            "compare, give another table or another run_dir"
         )
     for settings in wanted.values():
         student = experiment.distill(settings, saving, processes)

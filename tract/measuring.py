@@ -32,7 +32,7 @@ from tract.metrics import frechet_distance, rmse
 from tract.moments import Moments, moments_of
 from tract.phases import in_steps, written
 from tract.results import COLUMNS, RESULTS, append_results, read_results, wide
-from tract.samplers import step_indices
+from tract.samplers import X0_ESTIMATES, X0Estimate, ddim_x0, step_indices
 from tract.sources import open_source
 from tract.state import fingerprint, load_model, read_tensors, write_tensors
 from tract.statistics import statistics
@@ -110,15 +110,18 @@ def measure(
 
 
 def measure_real(experiment: Experiment, features: Sequence[str]) -> None:
-    """Add what real images score that no model saw: the test split, where the data has one.
+    """Add what real images score that no model saw: of the test split, where the data has one.
 
-    It is the floor of the distances of as many samples; of more they are a little smaller.
+    As many as are sampled of models, drawn at random, or all of them where they are fewer: the
+    floor, for a distance is larger the fewer samples it is of.
     """
     known = set(read_results(experiment.folder / RESULTS).query("run == @REAL")["metric"])
     features = [name for name in features if metric_name("fd", name) not in known]
     if not features or not has_test_split(experiment.data_name):
         return
-    images = to_unit(load_data(experiment.data_name, experiment.data_dir, split="test").samples)
+    real = load_data(experiment.data_name, experiment.data_dir, split="test")
+    source = open_source(real)(None, experiment.seed)
+    images = to_unit(source.read(0, min(len(real), experiment.num_samples)))
     about = provenance()
     at = dict.fromkeys(COLUMNS, "") | {
         "data": experiment.data_name,
@@ -139,12 +142,14 @@ def measure_real(experiment: Experiment, features: Sequence[str]) -> None:
 def measure_phases(experiment: Experiment, settings: Distillation, count: int = 64) -> None:
     """Add, for every phase, the rmse of its student's samples to the teacher's full rollout.
 
-    The student of a phase takes its own number of steps, the first teacher all of its grid's, from
-    the same noise: what the next phase takes for the truth drifts away from it.
+    The student of a phase takes its own number of steps, the first teacher all of its grid's, as
+    it steps in these settings, from the same noise: what the next phase takes for the truth drifts
+    away from it.
     """
     levels, eps, labels = experiment.grid(settings), *experiment.noise
     eps, labels = eps[:count], None if labels is None else labels[:count]
-    rollout = _rollout(experiment, levels, eps, labels)
+    step = settings.teacher_step
+    rollout = _rollout(experiment, levels, eps, labels, step)
     folder, rows = experiment.folder / run_name(settings), []
     for phase, nfe in enumerate(settings.step_schedule[1:], 1):
         name = f"phase-{phase}" if phase < settings.num_phases else "model"
@@ -152,7 +157,8 @@ def measure_phases(experiment: Experiment, settings: Distillation, count: int = 
         x = _sampled(experiment, student, eps, levels, nfe, labels)
         phases = written(settings.step_schedule[: phase + 1])
         at = {"phases": phases, "nfe": nfe, "samples": len(x)}
-        number = _number("rmse_to_rollout", rmse(x, rollout), nfe=levels.num_steps)
+        about = {"steps": levels.num_steps, "teacher_step": step}
+        number = _number("rmse_to_rollout", rmse(x, rollout), **about)
         rows.append(run_row(folder, student) | at | number)
     append_results(experiment.folder / RESULTS, rows)
 
@@ -184,20 +190,24 @@ def _sampled(
     levels: Level,
     num_steps: int,
     labels: Tensor | None,
+    x0_estimate: X0Estimate = ddim_x0,
 ) -> Tensor:
     """Samples of an experiment's denoiser, clamped and computed as the experiment says."""
     options = {"clamp": experiment.clamp, "compute": experiment.compute, "batch": BATCH[device()]}
-    return sample_batches(denoiser, eps, levels, num_steps, labels=labels, **options)
+    options |= {"labels": labels, "x0_estimate": x0_estimate}
+    return sample_batches(denoiser, eps, levels, num_steps, **options)
 
 
-def _rollout(experiment: Experiment, levels: Level, eps: Tensor, labels: Tensor | None) -> Tensor:
-    """The teacher's samples with all steps of a grid, made once."""
+def _rollout(
+    experiment: Experiment, levels: Level, eps: Tensor, labels: Tensor | None, step: str
+) -> Tensor:
+    """The teacher's samples with all steps of a grid, made once. step: a name in X0_ESTIMATES."""
     folder = experiment.folder / TEACHER
-    path = folder / f"rollout-{levels.num_steps}-{len(eps)}.safetensors"
+    path = folder / f"rollout-{step}-{levels.num_steps}-{len(eps)}.safetensors"
     with FileLock(path.with_name(f".{path.name}.lock")):
         if not path.is_file():
             teacher, steps = load_model(folder, device())[0], levels.num_steps
-            x = _sampled(experiment, teacher, eps, levels, steps, labels)
+            x = _sampled(experiment, teacher, eps, levels, steps, labels, X0_ESTIMATES[step])
             write_tensors(path, {"samples": x}, {})
         return read_tensors(path)[0]["samples"].to(eps)
 

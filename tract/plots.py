@@ -13,7 +13,7 @@ import torch
 from matplotlib.axes import Axes
 from matplotlib.axis import Axis
 from matplotlib.collections import LineCollection
-from matplotlib.ticker import LogLocator, NullLocator
+from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 from PIL import Image
 from torch import Tensor
 
@@ -195,9 +195,17 @@ def errors(table: pd.DataFrame, value: str, label: str, references: Mapping[str,
     return figure
 
 
-def plain_ticks(axis: Axis) -> None:
-    """Mark 1, 2, 5, 10, ... on a logarithmic axis, as plain numbers."""
-    axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+def plain_ticks(axis: Axis, whole: bool = False) -> None:
+    """Mark 1, 2, 5, 10, ... on a logarithmic axis of what is drawn so far, as plain numbers.
+
+    Where that would be less than three marks they are equally far apart in value. whole: of a
+    number that is always whole, and so are its marks.
+    """
+    marks, span = LogLocator(subs=(1, 2, 5)), axis.get_view_interval()
+    seen = [mark for mark in marks.tick_values(*span) if min(span) <= mark <= max(span)]
+    axis.set_major_locator(
+        marks if len(seen) > 2 else MaxNLocator(5, steps=[1, 2, 5, 10], integer=whole)
+    )
     axis.set_major_formatter("{x:g}")
     axis.set_minor_locator(NullLocator())
 

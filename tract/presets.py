@@ -39,7 +39,7 @@ _GREY32 = {
 # Each: the kind of network if it is not UNet, what it predicts, the standard deviation of its data
 # if it is not 0.5, and the network's options.
 PRESETS = {
-    # Trains on the 8x8 digits in about a minute on two cores.
+    # Trains on the 8x8 digits in one to two minutes on one core.
     "digits": {
         "prediction": "edm",
         "sigma_data": 0.75,

@@ -2,8 +2,8 @@
 
 In the first round of a phase the self-teacher is a copy of the teacher, and what the student learns
 is one step of the teacher and a leap over the rest. Then the self-teacher knows that, and in the
-next round the student learns two steps and a leap. After as many rounds as a group has steps the
-student is where the teacher's own steps lead.
+next round the student learns two steps and a leap. After one round fewer than a group has steps the
+leap is the last of them, and the student is where the teacher's own steps lead.
 """
 
 import itertools

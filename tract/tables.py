@@ -1,17 +1,18 @@
 """Tables of results: published numbers beside measured ones, blank where nobody measured."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import pandas as pd
 
-from tract.ablations import ALL, CLAIMS, Study
+from tract.ablations import ALL, CLAIMS, Study, baselines_of
 from tract.files import write_atomically
 from tract.phases import in_steps
 
 PUBLISHED = "FID, published (CIFAR-10)"
 # What a measured number must share with a published one to stand beside it.
 SAME = ["data", "process", "method", "phases", "nfe", "images", "metric"]
+FID_SAMPLES = 50_000  # of every published FID, which depends on their number
 # Verdicts of "the baseline is worse than this", said of this.
 BETTER = {"": "", "holds": "better", "is contradicted": "worse", "is undecided": "undecided"}
 
@@ -24,10 +25,15 @@ def read_published(path: str | Path) -> pd.DataFrame:
 
 
 def paper_table(published: pd.DataFrame, results: pd.DataFrame, name: str) -> pd.DataFrame:
-    """A table of the paper by its name in the published numbers, ours beside it."""
+    """A table of the paper by its name in the published numbers, ours beside it.
+
+    Runs of ours that differ in more than their seed have a row each, with their name.
+    """
     theirs = published[published["table"] == name]
     images = theirs["images"].astype("Int64")
-    measured = over_seeds(results, SAME).astype({"images": "Int64", "nfe": "Int64"})
+    ours = results[results["samples"].astype(int) >= FID_SAMPLES]
+    ours = ours.assign(ours=ours["run"].str.replace(r"-seed\d+$", "", regex=True))
+    measured = over_seeds(ours, [*SAME, "ours"]).astype({"images": "Int64", "nfe": "Int64"})
     both = theirs.assign(images=images).merge(measured, "left", SAME, suffixes=("", "_ours"))
     return pd.DataFrame(
         {
@@ -38,9 +44,15 @@ def paper_table(published: pd.DataFrame, results: pd.DataFrame, name: str) -> pd
             "images": ["" if pd.isna(n) else f"{n / 1e6:.0f}M" for n in both["images"]],
             "FID, published": _spread(both["value"], both["std"]),
             "FID, measured by us": _spread(both["mean"], both["std_ours"], both["count"]),
+            "our run": both["ours"].fillna(""),
             "source": both["source"],
         }
     )
+
+
+def recipes_of(group: str, published: Iterable[str]) -> list[str]:
+    """An ablation's recipes in order, those first that only a publication has."""
+    return list(dict.fromkeys([*(r for r in published if r not in ALL[group]), *ALL[group]]))
 
 
 def ablation_table(
@@ -48,7 +60,7 @@ def ablation_table(
 ) -> pd.DataFrame:
     """An ablation: a row a recipe, the published FID, and a column for each of our studies."""
     theirs = published[published["table"] == group].set_index("recipe")["value"]
-    labels = list(dict.fromkeys([*ALL[group], *theirs.index]))
+    labels = recipes_of(group, theirs.index)
     columns = {group: labels, PUBLISHED: _spread(theirs.reindex(labels))}
     for study in studies:
         ours = over_seeds(study.rows(results, group), ["recipe"]).set_index("recipe")
@@ -81,24 +93,28 @@ def claims_table(
     return pd.DataFrame(rows)
 
 
-def versus_table(
-    results: pd.DataFrame, group: str, baseline: str, studies: Sequence[Study]
-) -> pd.DataFrame:
-    """Recipes of a group in each of our studies, and what they are compared with a baseline.
+def versus_table(results: pd.DataFrame, group: str, studies: Sequence[Study]) -> pd.DataFrame:
+    """Recipes of a group in each of our studies, and what they are compared with their baseline.
 
-    "better" and "worse" by more than two standard deviations of the difference, else "undecided".
+    "better" and "worse" by more than two standard deviations of the difference between single
+    runs, else "undecided". Equal recipes of two seeds each get a verdict once in ten times, of
+    three seeds once in forty, of five once in five hundred (Student's t).
     """
-    columns = {group: list(ALL[group])}
+    baselines = baselines_of(group)
+    against = ["" if recipe == baseline else baseline for recipe, baseline in baselines.items()]
+    columns = {group: list(baselines), "against": against}
     for study in studies:
         ours = over_seeds(study.rows(results, group), ["recipe"]).set_index("recipe")
         ours = ours.reindex(columns[group])
         columns[study.title] = _spread(ours["mean"], ours["std"], ours["count"])
-        known = ours.loc[baseline]
-        verdicts = {
-            label: BETTER[_verdict(known["mean"] - mean, (known["std"] ** 2 + std**2) ** 0.5)]
-            for label, mean, std in ours[["mean", "std"]].itertuples()
-        }
-        columns[f"{study.metric} against {baseline}"] = list((verdicts | {baseline: ""}).values())
+        known = ours.loc[list(baselines.values())]
+        differences = known["mean"].to_numpy() - ours["mean"]
+        spreads = (known["std"].to_numpy() ** 2 + ours["std"] ** 2) ** 0.5
+        verdicts = map(_verdict, differences, spreads)
+        columns[f"{study.metric} is"] = [
+            BETTER[verdict] if baseline else ""
+            for verdict, baseline in zip(verdicts, against, strict=True)
+        ]
     return pd.DataFrame(columns)
 
 
@@ -107,7 +123,8 @@ def standing_table(
 ) -> pd.DataFrame:
     """Real images, the teacher at its steps and the students of some groups: how far from real.
 
-    Beside each distance how many times that of the teacher's best number of steps it is.
+    Of how many samples, and beside each distance how many times that of the teacher's best number
+    of steps it is.
     """
     columns = []
     for study in studies:
@@ -124,6 +141,8 @@ def standing_table(
         best = teachers["value"].astype(float).min()
         ratios = [f"{mean / best:.3g}" for mean in ours["mean"]]
         shown = _spread(ours["mean"], ours["std"], ours["count"])
+        if not columns:
+            columns.append(pd.concat(named).groupby("what", sort=False)["samples"].first())
         columns += [
             pd.Series(shown, ours.index, name=study.title),
             pd.Series(ratios, ours.index, name=f"{study.metric}, times the teacher's best"),
