@@ -16,6 +16,7 @@ from tract.denoiser import Denoiser
 from tract.distill import Distillation, distill, start_distillation
 from tract.execute import execute
 from tract.experiment import TEACHER, Experiment, open_experiment
+from tract.files import TEMPORARY
 from tract.history import history
 from tract.levels import cosine, karras, levels_of
 from tract.measuring import measure
@@ -416,7 +417,7 @@ def test_it_is_refused_with_its_name_and_the_remedy_before_compute_and_files(
     assert [word for word in words if word not in message] == [], message
     if "card" not in words[0]:  # those that damage the card look themselves
         assert files(run) == unfinished
-    assert not list(tmp_path.rglob("model.safetensors-*"))
+    assert not list(tmp_path.rglob(f".*{TEMPORARY}"))
     assert not (tmp_path / "new").exists()
 
 

@@ -382,6 +382,10 @@ def test_loading_a_model_changes_no_bit_of_it(tmp_path):
 # ---- Nothing that is read is executed ---------------------------------------------------------
 
 FORBIDDEN = {"eval", "exec", "compile", "__import__", "os.system", "os.popen", "torch.hub.load"}
+FORBIDDEN |= {"pickle.load", "pickle.loads", "pickle.Unpickler"}
+PACKAGE = Path(tract.__file__).parent
+# Derives the machine that may call nothing but stand-ins, which test_edm_pickle tries to break.
+INTENDED = {PACKAGE / "teachers" / "pickles.py": ["pickle"]}
 
 
 def dotted(node):
@@ -416,6 +420,7 @@ def dangers(source):
     [
         "import pickle",
         "from pickle import load",
+        "pickle.loads(content)",
         "torch.load(path)",
         "torch.load(path, weights_only=False)",
         "eval('1')",
@@ -430,6 +435,6 @@ def test_the_search_finds_what_it_is_for(source):
     assert list(dangers(source))
 
 
-@pytest.mark.parametrize("path", sorted(Path(tract.__file__).parent.glob("*.py")), ids=str)
+@pytest.mark.parametrize("path", sorted(PACKAGE.rglob("*.py")), ids=str)
 def test_no_file_of_the_package_can_run_what_it_loads(path):
-    assert list(dangers(path.read_text())) == []
+    assert list(dangers(path.read_text())) == INTENDED.get(path, [])

@@ -204,22 +204,26 @@ def test_a_branch_that_does_not_fit_leaves_nothing(small_disk, tmp_path):
 
 # ---- Two writers ------------------------------------------------------------------------------
 
+# Waits within a step until its input ends, but not forever: a second writer that waits for the
+# first would, too.
 WRITER = """
-import sys, time
+import select, sys
 from tiny import recipe, tiny_run
-def slow(records):
+def waiting(records):
     for record in records:
+        if record.step == 2:
+            select.select([sys.stdin], [], [], 60)
         yield record
-        time.sleep(0.02)
-tiny_run(sys.argv[1], recipe(15), watch=slow)
+tiny_run(sys.argv[1], recipe(15), watch=waiting)
 """
 
 
 def writer(folder):
-    """Another process that writes a run, once it has begun."""
+    """Another process that writes a run: one step is done, the next until its input ends."""
     process = subprocess.Popen(
         [sys.executable, "-c", WRITER, str(folder)],
         env=os.environ | {"PYTHONPATH": str(Path(__file__).parent), "OMP_NUM_THREADS": "1"},
+        stdin=subprocess.PIPE,
         stdout=subprocess.DEVNULL,
     )
     while process.poll() is None and not (folder / "history.jsonl").is_file():
@@ -228,13 +232,14 @@ def writer(folder):
 
 
 def test_a_second_writer_is_refused_at_once_and_the_first_goes_on(tmp_path):
+    tiny_run(tmp_path / "whole", recipe(15))  # before the other, for what only a first run imports
     first = writer(tmp_path / "run")
     start = time.monotonic()
     with pytest.raises(RuntimeError, match="another process is writing .*run: wait .*run_dir"):
         tiny_run(tmp_path / "run", recipe(15))
-    assert time.monotonic() - start < 2
-    assert first.wait(60) == 0
-    tiny_run(tmp_path / "whole", recipe(15))
+    assert time.monotonic() - start < 10
+    first.communicate(timeout=60)
+    assert first.returncode == 0
     assert_same_run(tmp_path / "run", tmp_path / "whole")
 
 

@@ -3,6 +3,7 @@
 import json
 import math
 import signal
+import time
 
 import pytest
 import torch
@@ -259,6 +260,11 @@ def test_tensorboard_shows_every_step_of_a_resumed_run_once(tmp_path):
     saving = Saving(steps=2, metric=lambda denoiser: 0.25, metric_steps=3)
     with pytest.raises(RuntimeError, match="power cut"):
         run(folder, watch=crash, saving=saving)
+    # TensorBoard reads files in the order of their names, of the second, host, process and a
+    # counter that is a text: within one second 10 would come before 9.
+    second = int(time.time())
+    while int(time.time()) <= second:
+        time.sleep(0.01)
     run(folder, saving=saving)  # from step 4, and step 5 a second time
     assert len(list(folder.glob("events.out.tfevents.*"))) == 2
     table = history(folder)

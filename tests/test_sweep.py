@@ -216,7 +216,8 @@ def test_two_sweeps_into_one_folder_are_refused(notebook, tmp_path, executed, sc
     assert executed == []
 
 
-# Holds a lock as a training run does, and tells what happened.
+# Holds a lock as a training run does, and tells what happened. It takes as long as its pause, or
+# until it is told to end.
 LOCKING = """
 import fcntl, os, time
 from pathlib import Path
@@ -227,9 +228,11 @@ def tell(what):
 
 lock = Path(f"lock{seed}-{pause}").open("a")
 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-tell("begin")
 try:
-    time.sleep(pause)
+    tell("begin")
+    end = time.monotonic() + pause
+    while time.monotonic() < end and not Path(f"end{seed}").exists():
+        time.sleep(0.02)
 except KeyboardInterrupt:
     tell("saved")
     raise
@@ -243,9 +246,9 @@ def lines(folder, what):
     return [line for line in told if line[1] == what]
 
 
-def until(condition, seconds=90):
-    """Wait for a condition, and return what it came to."""
-    end = time.monotonic() + seconds
+def until(condition):
+    """Wait for a condition, but not forever, and return what it came to."""
+    end = time.monotonic() + 90
     while not condition() and time.monotonic() < end:
         time.sleep(0.05)
     return condition()
@@ -254,30 +257,40 @@ def until(condition, seconds=90):
 def test_a_killed_worker_loses_nothing_and_leaves_no_kernel(tmp_path, monkeypatch):
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     notebook = write_notebook(tmp_path / "n.ipynb", PARAMETERS, LOCKING)
-    killed = []
+    done = []
 
     def kill_one():
         """Kill the worker of a kernel that has begun, after another came to its end."""
-        until(lambda: lines(tmp_path, "end") and len(lines(tmp_path, "begin")) > 2)
-        ended = [line[2] for line in lines(tmp_path, "end")]
-        kernel = next(line[2] for line in lines(tmp_path, "begin") if line[2] not in ended)
+        until(lambda: len(lines(tmp_path, "begin")) == 2)
+        (ended, *_), (_, _, kernel, _) = lines(tmp_path, "begin")
+        (tmp_path / f"end{ended}").touch()
+        until(lambda: len(lines(tmp_path, "begin")) == 3)
         worker = psutil.Process(int(kernel)).parent()
         assert worker.pid != os.getpid()
         worker.kill()
-        killed.extend([worker.pid, int(kernel)])
+        done.append("killed")
+        # Nobody told this kernel to end.
+        if until(lambda: not any(psutil.pid_exists(pid) for pid in (worker.pid, int(kernel)))):
+            done.append("gone")
 
-    killer = threading.Thread(target=kill_one)
+    def kill_and_let_all_end():
+        try:
+            kill_one()
+        finally:
+            for seed in range(4):
+                (tmp_path / f"end{seed}").touch()
+
+    killer = threading.Thread(target=kill_and_let_all_end)
     killer.start()
     grid = {"seed": [0, 1, 2, 3]}
-    outcomes = sweep(notebook, tmp_path / "out", {"pause": 1.5}, grid, workers=2)
+    outcomes = sweep(notebook, tmp_path / "out", {"pause": 600.0}, grid, workers=2)
     killer.join()
-    assert len(killed) == 2
+    assert done == ["killed", "gone"]
     assert states(outcomes) == {f"seed={n}": "done" for n in range(4)}, outcomes
     # Each was executed to its end once, and one of them was begun twice.
     assert sorted(line[0] for line in lines(tmp_path, "end")) == ["0", "1", "2", "3"]
     assert len(lines(tmp_path, "begin")) == 5
-    assert until(lambda: not any(psutil.pid_exists(pid) for pid in killed), seconds=5)
-    again = sweep(notebook, tmp_path / "out", {"pause": 1.5}, grid, workers=2)
+    again = sweep(notebook, tmp_path / "out", {"pause": 600.0}, grid, workers=2)
     assert set(states(again).values()) == {"skipped"}
 
 
@@ -286,7 +299,9 @@ def test_ctrl_c_lets_a_kernel_save_and_keeps_what_is_finished(tmp_path, signum):
     notebook = write_notebook(tmp_path / "n.ipynb", PARAMETERS, LOCKING)
     command = ["sweep", str(notebook), str(tmp_path / "out"), "--workers", "2", "--json"]
     command += ["-g", "pause", "[0.0, 600.0]"]
-    code = f"import sys; from tract.cli import main; sys.exit(main({command}))"
+    # A shell lets what it starts in the background ignore SIGINT, and Python then leaves it so.
+    code = "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler); "
+    code += f"from tract.cli import main; sys.exit(main({command}))"
     process = subprocess.Popen(
         [sys.executable, "-c", code],
         stdout=subprocess.PIPE,
@@ -302,14 +317,14 @@ def test_ctrl_c_lets_a_kernel_save_and_keeps_what_is_finished(tmp_path, signum):
             os.killpg(process.pid, signum)  # as a terminal does
         else:
             process.send_signal(signum)
-        output, errors = process.communicate(timeout=60)
+        output, errors = process.communicate(timeout=90)
     finally:
         process.kill()
     assert process.returncode == 130, errors
     assert errors.endswith("tract: stopped; what was finished is kept\n")
     assert output == ""
     assert len(lines(tmp_path, "saved")) == 1
-    assert until(lambda: not any(child.is_running() for child in family), seconds=5)
+    assert until(lambda: not any(child.is_running() for child in family))
     assert [is_finished(task) for task in tasks] == [True, False]
 
 
