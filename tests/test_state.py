@@ -139,7 +139,7 @@ def test_weights_of_another_network_are_refused_with_the_file_and_the_reason(pat
 
 def test_tensors_that_are_no_model_are_refused_with_the_file(path):
     write_tensors(path, TENSORS, {"columns": 1})
-    with pytest.raises(ValueError, match=f"{path} describes no network"):
+    with pytest.raises(ValueError, match=f"{path} is no denoiser, its card has no network"):
         load_model(path)
 
 

@@ -14,6 +14,7 @@ from tract.measuring import measure
 from tract.methods import Distillation
 from tract.results import RESULTS, append_results, read_results
 from tract.runs import Saving
+from tract.state import fingerprint, load_model
 from tract.tables import over_seeds
 
 METRIC = "fd_pixels"
@@ -33,7 +34,7 @@ def run_agreement(
     at once. FileNotFoundError without a teacher in run_dir.
     """
     open_experiment(run_dir)  # refused before anything is copied
-    measured = set(read_results(results)["run"])
+    measured = set(results_of(run_dir, results)["run"])
     for compute in computes:
         folder = Path(run_dir) / "agreement" / str(compute)
         for name in (TEACHER, "experiment.json"):
@@ -51,6 +52,13 @@ def run_agreement(
             append_results(results, [_told(row, name, compute) for row in rows])
 
 
+def results_of(run_dir: str | Path, results: str | Path) -> pd.DataFrame:
+    """The rows of a table that are about the teacher in run_dir and its students."""
+    teacher = fingerprint(load_model(Path(run_dir) / TEACHER)[0])[:12]
+    table = read_results(results)
+    return table[table["teacher"] == teacher]
+
+
 def agreement_table(
     results: pd.DataFrame,
     settings: Distillation,
@@ -58,6 +66,8 @@ def agreement_table(
     computes: Sequence[Compute],
 ) -> pd.DataFrame:
     """A row for each way: the distance to the data, and its difference to the first way's.
+
+    results: of one teacher, as `results_of` reads them.
 
     The difference is within the noise of seeds if it is at most two standard deviations of what
     two means of so many seeds differ by.

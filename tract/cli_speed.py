@@ -122,10 +122,9 @@ def _overhead(options: argparse.Namespace) -> None:
 
 
 def _agreement(options: argparse.Namespace) -> None:
-    from tract.agreement import agreement_table, run_agreement
+    from tract.agreement import agreement_table, results_of, run_agreement
     from tract.compute import compute_of, use_threads
     from tract.methods import Distillation
-    from tract.results import read_results
     from tract.tables import save_table
 
     use_threads(options.threads)
@@ -133,7 +132,8 @@ def _agreement(options: argparse.Namespace) -> None:
     computes = [compute_of(text) for text in options.options]
     with messages(options.json):
         run_agreement(options.run_dir, options.results, settings, options.seeds, computes)
-    table = agreement_table(read_results(options.results), settings, options.seeds, computes)
+    found = results_of(options.run_dir, options.results)
+    table = agreement_table(found, settings, options.seeds, computes)
     if options.table:
         save_table(table, options.table)
     print_rows(table.astype(object).where(table.notna(), None).to_dict("records"), options.json)

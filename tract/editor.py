@@ -5,8 +5,8 @@ Callbacks run in a thread of their own in JupyterLab; they draw and count, and n
 
 import html
 import threading
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import fields, replace
 from pathlib import Path
 
@@ -90,13 +90,12 @@ class Editor:
         known = {field.name for field in fields(Distillation)} & parameters.keys()
         given = {name: parameters[name] for name in known}
         self._base = replace(self._recipe, step_schedule=schedule, **given)
-        self._quiet = True
-        for name, widget in self.fields.items():
-            if name != "process":
-                widget.value = getattr(self._base, name)
-        self.fields["process"].value = parameters.get("process", self.experiment.process)
-        self.schedule.value = line(schedule)
-        self._quiet = False
+        with self._quietly():
+            for name, widget in self.fields.items():
+                if name != "process":
+                    widget.value = getattr(self._base, name)
+            self.fields["process"].value = parameters.get("process", self.experiment.process)
+            self.schedule.value = line(schedule)
         self._update()
 
     def show(self) -> None:
@@ -187,11 +186,19 @@ class Editor:
         rows = list(self.entries.children[: len(schedule)])
         while len(rows) < len(schedule):
             rows.append(self._entry(first=not rows))
-        self._quiet = True
-        for row, entry in zip(rows, schedule, strict=True):
-            row.children[1].value = line(entry)
-        self._quiet = False
+        with self._quietly():
+            for row, entry in zip(rows, schedule, strict=True):
+                row.children[1].value = line(entry)
         self.entries.children = rows
+
+    @contextmanager
+    def _quietly(self) -> Iterator[None]:
+        """Set widgets without hearing of it."""
+        self._quiet = True
+        try:
+            yield
+        finally:
+            self._quiet = False
 
     def _entry(self, first: bool) -> w.HBox:
         """Field and button of one entry; the first is the teacher's grid, and has no button."""
@@ -227,7 +234,8 @@ class Editor:
         settings = self.settings
         self.measure.description, self.measure.disabled = "Measuring ...", True
         try:
-            found = estimate(self._network, settings, self.experiment.process)
+            how = self.experiment.process, self.experiment.compute
+            found = estimate(self._network, settings, *how)
             self._flop_rates[settings.batch] = found.flop / found.seconds
         finally:
             self.measure.description, self.measure.disabled = "Measure time", False

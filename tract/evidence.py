@@ -15,6 +15,7 @@ from tract.experiment import TEACHER, Experiment, open_experiment
 from tract.features import file_sha256, metric_name
 from tract.measuring import (
     CLASSIFIER,
+    check_measuring,
     comparison,
     measure,
     measure_phases,
@@ -59,6 +60,7 @@ def begin_study(
             f"{copy} is another classifier than {classifier}, and numbers of the two do not "
             "compare: give another run_dir, or that file"
         )
+    check_measuring(experiment.levels, steps, features)
     measure_real(experiment, features)
     if teacher:
         denoiser = experiment.import_teacher(teacher)
@@ -66,7 +68,7 @@ def begin_study(
         experiment.train_teacher(preset, settings, saving, processes)
         denoiser = _rounded_teacher(experiment)
     rows = read_results(own)
-    rows = rows[rows["run"] == TEACHER]
+    rows = rows[(rows["run"] == TEACHER) & (rows["teacher"] == fingerprint(denoiser)[:12])]
     wanted = itertools.product(steps, [metric_name("fd", name) for name in features])
     if not set(wanted) <= set(zip(rows["nfe"], rows["metric"], strict=True)):
         measure(experiment, denoiser, settings, steps, features)
@@ -78,10 +80,16 @@ def begin_study(
 
 
 def _rounded_teacher(experiment: Experiment) -> Denoiser:
-    """The trained teacher in half precision, as it is passed on, for others to have the same."""
+    """The trained teacher in half precision, as it is passed on, for others to have the same.
+
+    One that was measured or distilled before, as notebook 01 leaves it, stays what it is.
+    """
     folder = experiment.folder / TEACHER
-    denoiser, card = load_model(folder)
-    save_model(folder / "model.safetensors", denoiser, card, half=True)
+    used = any(read_results(experiment.folder / RESULTS)["run"] == TEACHER)
+    used |= any(path.parent != folder for path in experiment.folder.glob("*/card.json"))
+    if not used:
+        denoiser, card = load_model(folder)
+        save_model(folder / "model.safetensors", denoiser, card, half=True)
     return load_model(folder, device())[0]
 
 

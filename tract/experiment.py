@@ -91,6 +91,10 @@ class Experiment:
         """The noise, and labels, that every model is sampled from."""
         return fixed_noise(self.data, self.num_samples, self.seed)
 
+    def _data_place(self) -> str:
+        """data_dir as seen from any folder."""
+        return str(Path(self.data_dir).expanduser().resolve()) if self.data_dir else ""
+
     def card(self) -> dict:
         """What must stay the same for two runs to be comparable."""
         card = asdict(self)
@@ -103,7 +107,7 @@ class Experiment:
     def begin(self) -> dict:
         """Claim the folder, and return the card; ValueError if another experiment has it."""
         about = self.card()  # hashes all data
-        claim(self.folder / "experiment.json", about, note={"data_dir": self.data_dir})
+        claim(self.folder / "experiment.json", about, note={"data_dir": self._data_place()})
         return about
 
     def train_teacher(
@@ -157,9 +161,7 @@ class Experiment:
 
         def team(checkpoint: str) -> AbstractContextManager[None]:
             # The others may have been started in another folder than a notebook's kernel.
-            places = {"folder": str(self.folder.resolve())}
-            if self.data_dir:
-                places["data_dir"] = str(Path(self.data_dir).expanduser().resolve())
+            places = {"folder": str(self.folder.resolve()), "data_dir": self._data_place()}
             task = {
                 "experiment": asdict(self) | places,
                 "data_sha256": self.data.sha256 if size > 1 else "",
@@ -260,7 +262,10 @@ def open_experiment(folder: str | Path, compute: Compute = EAGER) -> Experiment:
     """The experiment that the teacher's notebook began; FileNotFoundError if there is none."""
     path = Path(folder) / "experiment.json"
     if not path.is_file():
-        raise FileNotFoundError(f"no {path}: execute 01_teacher first, or correct run_dir")
+        raise FileNotFoundError(
+            f"no {path}: execute 01_teacher first, or what else trains its teacher, or correct "
+            "run_dir"
+        )
     card = read_card(path)
     try:
         sha256 = card.pop("data_sha256")

@@ -19,12 +19,13 @@ from tqdm import tqdm
 
 from tract.cache import cache_folder
 from tract.cards import provenance, read_card
+from tract.checks import check_choice
 from tract.compute import device
 from tract.data import has_test_split, load_data, to_uint8, to_unit
 from tract.denoiser import Denoiser
 from tract.evaluate import sample_batches
 from tract.experiment import TEACHER, Experiment, run_name
-from tract.features import Extractor, extractor, metric_name
+from tract.features import NAMES, Extractor, extractor, metric_name
 from tract.history import history
 from tract.levels import Level
 from tract.methods import Distillation
@@ -69,6 +70,14 @@ class Distance:
         return frechet_distance(moments, self.reference)
 
 
+def check_measuring(levels: Level, steps: Sequence[int], features: Sequence[str]) -> None:
+    """ValueError for steps or features that `measure` would refuse, perhaps after a training."""
+    for n in steps:
+        step_indices(levels.num_steps, n)
+    for name in features:
+        check_choice("features", name, NAMES)
+
+
 def measure(
     experiment: Experiment,
     denoiser: Denoiser,
@@ -84,15 +93,15 @@ def measure(
     cannot be. Of the samples the first KEPT are kept; the distance to the teacher is theirs.
     """
     levels, table = experiment.grid(settings), experiment.folder / RESULTS
-    for n in steps:
-        step_indices(levels.num_steps, n)
+    check_measuring(levels, steps, features)
     read_results(table)  # refused if it is damaged
     distances = [Distance(experiment, name) for name in features]
     eps, labels = experiment.noise
     samples = {n: _sampled(experiment, denoiser, eps, levels, n, labels) for n in steps}
     kept = {n: x[:KEPT] for n, x in samples.items()}
     path = experiment.folder / run_name(settings) / SAMPLES
-    write_tensors(path, {str(n): x for n, x in kept.items()}, {})
+    before = saved_samples(experiment, run_name(settings)) if path.is_file() else {}
+    write_tensors(path, {str(n): x for n, x in {**before, **kept}.items()}, {})
     reference = saved_samples(experiment, TEACHER)[experiment.reference_steps].to(eps)
     row = run_row(experiment.folder / run_name(settings), denoiser)
     rows = []
@@ -173,13 +182,19 @@ def saved_samples(experiment: Experiment, name: str) -> dict[int, Tensor]:
 
 
 def comparison(experiment: Experiment, table: pd.DataFrame, count: int) -> dict[str, Tensor]:
-    """Rows of images by label: data, then each row of a wide table, all from the same noise."""
+    """Rows of images by label: data, then each row of a wide table, all from the same noise.
+
+    Rows whose samples are not here are left out: of a run that was deleted, or measured elsewhere.
+    """
     rows = {"data": to_unit(experiment.data.samples[:count]).cpu()}
     for row in table.itertuples():
         label = f"{row.method} {shortened(row.phases)}".strip()
         label += f", {in_steps(row.nfe)}"
         label = label if label not in rows else f"{label}, {row.run}"
-        rows[label] = saved_samples(experiment, row.run)[row.nfe][:count]
+        if (experiment.folder / row.run / SAMPLES).is_file():
+            samples = saved_samples(experiment, row.run)
+            if row.nfe in samples:
+                rows[label] = samples[row.nfe][:count]
     return rows
 
 

@@ -6,6 +6,7 @@ import time
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+from tract.checks import check_whole
 from tract.experiment import TEACHER, open_experiment
 from tract.live import Breath
 from tract.methods import Distillation
@@ -19,7 +20,10 @@ def overhead(run_dir: str | Path, steps: int = 240) -> dict[str, float]:
 
     Seconds of a step watched and not, of the clock and of this process, and the shares that
     watching takes of them. The first block of each kind is not counted: memory is found in it.
+    FileNotFoundError without a teacher in run_dir, ValueError for too few steps.
     """
+    check_whole("steps", steps, 4 * BLOCK)
+    open_experiment(run_dir)  # refused before anything is copied
     with TemporaryDirectory() as folder:
         shutil.copy(Path(run_dir) / "experiment.json", folder)
         shutil.copytree(Path(run_dir) / TEACHER, Path(folder) / TEACHER)

@@ -1,6 +1,5 @@
 """Settings of distillations as papermill's parameters: written, and read from files of presets."""
 
-from collections.abc import Sequence
 from dataclasses import MISSING, fields
 from pathlib import Path
 
@@ -48,4 +47,4 @@ def line(schedule: object) -> str:
 
 
 def _plain(schedule: object) -> object:
-    return [*map(_plain, schedule)] if isinstance(schedule, Sequence) else schedule
+    return [*map(_plain, schedule)] if isinstance(schedule, list | tuple) else schedule

@@ -76,14 +76,25 @@ def append_results(path: str | Path, rows: Iterable[dict]) -> pd.DataFrame:
 def publish(run_dir: str | Path, path: str | Path) -> int:
     """Add the rows of a run directory to the table at path; returns how many.
 
-    FileNotFoundError if nothing was measured there.
+    FileNotFoundError if nothing was measured there. ValueError, and nothing is added, for runs that
+    are there with another teacher: under one name they would pass for seeds of one recipe.
     """
     source = Path(run_dir) / RESULTS
     if not source.is_file():
         raise FileNotFoundError(f"no {source}: execute a notebook that measures, or correct it")
-    rows = read_results(source).to_dict("records")
-    append_results(path, rows)
-    return len(rows)
+    found, known = read_results(source), read_results(path)
+    students = found[found["phases"] != ""]
+    same = ["data", "process", "run"]
+    pairs = students[[*same, "teacher"]].merge(known[[*same, "teacher"]], "inner", same)
+    odd = pairs[pairs["teacher_x"] != pairs["teacher_y"]]
+    if len(odd):
+        first = odd.iloc[0]
+        raise ValueError(
+            f"{path} has {first['run']} of the teacher {first['teacher_y']}, and {source} of "
+            f"{first['teacher_x']}: give another table, or take the rows of that teacher out"
+        )
+    append_results(path, found.to_dict("records"))
+    return len(found)
 
 
 def wide(table: pd.DataFrame) -> pd.DataFrame:

@@ -102,6 +102,8 @@ def load_model(
     tensors = _under(role, tensors) if role else tensors
     tensors = {n: t.float() if t.dtype == torch.float16 else t for n, t in tensors.items()}
     network = card.get("network")
+    if "network" not in card:
+        raise ValueError(f"{path} is no denoiser, its card has no network: give a model of a run")
     try:
         if network["options"].get("num_blocks", 0) > len(tensors):
             raise ValueError("more blocks than weights")

@@ -83,6 +83,8 @@ def sweep(
     cluster = client_at(scheduler) if scheduler else local_client(environments(workers, gpus))
     with only_writer(Path(out_dir)):
         missing = [task for task in tasks if not is_finished(task)]
+        for task in missing:
+            _check_place(task)
         outcomes = {task.name: Outcome(task.name, "skipped") for task in tasks}
         if missing:
             with cluster as client:
@@ -147,6 +149,25 @@ def is_finished(task: Task) -> bool:
         return nbformat.read(task.output, as_version=4).metadata.get(MARK) == task.fingerprint
     except (OSError, ValueError, AttributeError, KeyError, TypeError):  # none, or half of one
         return False
+
+
+def _check_place(task: Task) -> None:
+    """ValueError if another sweep's result, of other parameters, has the place of this one."""
+    try:
+        about = nbformat.read(task.output, as_version=4).metadata
+        before = about["papermill"]["parameters"] if MARK in about else task.parameters
+    except (OSError, ValueError, AttributeError, KeyError, TypeError):  # none, or half of one
+        return
+    other = {
+        name
+        for name in {*before, *task.parameters}
+        if before.get(name) != task.parameters.get(name)
+    }
+    if other:
+        raise ValueError(
+            f"{task.output} is of another sweep, with other values of {', '.join(sorted(other))}: "
+            "give this one a folder of its own"
+        )
 
 
 def _execute(task: Task) -> Outcome:

@@ -10,8 +10,8 @@ from tract.files import write_atomically
 from tract.phases import in_steps
 
 PUBLISHED = "FID, published (CIFAR-10)"
-# What a measured number must share with a published one to stand beside it.
-SAME = ["data", "process", "method", "phases", "nfe", "images", "metric"]
+# What a measured number must share with a published one to stand beside it, and the images.
+SAME = ["data", "process", "method", "phases", "nfe", "metric"]
 FID_SAMPLES = 50_000  # of every published FID, which depends on their number
 # Verdicts of "the baseline is worse than this", said of this.
 BETTER = {"": "", "holds": "better", "is contradicted": "worse", "is undecided": "undecided"}
@@ -29,12 +29,16 @@ def paper_table(published: pd.DataFrame, results: pd.DataFrame, name: str) -> pd
 
     Runs of ours that differ in more than their seed have a row each, with their name.
     """
-    theirs = published[published["table"] == name]
-    images = theirs["images"].astype("Int64")
+    theirs = published[published["table"] == name].reset_index(drop=True)
+    theirs = theirs.assign(row=theirs.index)
     ours = results[results["samples"].astype(int) >= FID_SAMPLES]
     ours = ours.assign(ours=ours["run"].str.replace(r"-seed\d+$", "", regex=True))
-    measured = over_seeds(ours, [*SAME, "ours"]).astype({"images": "Int64", "nfe": "Int64"})
-    both = theirs.assign(images=images).merge(measured, "left", SAME, suffixes=("", "_ours"))
+    measured = over_seeds(ours, [*SAME, "images", "ours"]).astype({"nfe": "Int64"})
+    pairs = theirs.merge(measured, "inner", SAME, suffixes=("", "_ours"))
+    # Phases are of whole batches, and what is not published cannot differ.
+    near = (pairs["images_ours"].astype(float) / pairs["images"].astype(float) - 1).abs() < 0.01
+    pairs = pairs[near | pairs["images"].isna()]
+    both = theirs.merge(pairs[["row", "mean", "std_ours", "count", "ours"]], "left", "row")
     return pd.DataFrame(
         {
             "method": both["recipe"],

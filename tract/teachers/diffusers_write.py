@@ -68,7 +68,8 @@ def export_run(run_dir: str | Path, target: str | Path, *, half: bool = False) -
         raise ValueError(f"{run_dir} is no {needed}: give another") from error
     table = read_results(run_dir.parent / RESULTS)
     rows = table[table["run"] == run_dir.name][["metric", "value", "nfe", "samples"]]
-    card = card | {"measured": rows.to_dict("records")}
+    if len(rows) or "measured" not in card:  # a file that was exported has its own
+        card = card | {"measured": rows.to_dict("records")}
     if is_file:
         check_new(target)
         target.parent.mkdir(parents=True, exist_ok=True)
