@@ -168,6 +168,19 @@ def test_another_recipe_of_ours_has_a_row_of_its_own_beside_the_published_one(pa
     ]
 
 
+def test_whole_batches_and_images_that_nobody_published_are_no_difference(paper):
+    settings = {"metric": "fid", "samples": 50_000}
+    btd = {"BTD 1024>512>...>1": [7.0]}
+    cifar10 = results(btd, data="cifar10", images=95_998_464, **settings)
+    imagenet = results(btd, data="imagenet64", images=12_345, **settings)
+    other = results(btd, data="cifar10", images=80_000_000, **settings)
+    both = pd.concat([cifar10, imagenet, other])
+    shown = paper_table(paper, both, "cifar10").set_index(["method", "NFE"])["FID, measured by us"]
+    assert list(shown[shown != ""].index) == [("BTD-96M", 1), ("BTD retrained-96M", 1)]
+    shown = paper_table(paper, both, "imagenet64").set_index(["method", "NFE"])
+    assert shown["FID, measured by us"]["BTD", 1] == "7 (1)"
+
+
 def test_students_of_several_teachers_are_no_ablation():
     table = pd.concat([results({"1": [1.0]}, group="steps", teacher=t) for t in ("a", "b")])
     with pytest.raises(ValueError, match="students of steps are of several teachers, a, b"):

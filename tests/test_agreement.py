@@ -5,7 +5,7 @@ import json
 import pandas as pd
 import pytest
 
-from tract.agreement import agreement_table, run_agreement
+from tract.agreement import agreement_table, results_of, run_agreement
 from tract.cli import main
 from tract.compute import compute_of
 from tract.experiment import TEACHER, Experiment
@@ -45,8 +45,13 @@ def test_every_way_is_measured_with_every_seed_once(run_dir, tmp_path, monkeypat
     assert not (run_dir / "agreement" / "fp32" / TEACHER / ".lock").exists()
     monkeypatch.setattr(Experiment, "distill", None)  # nothing is left to do
     run_agreement(run_dir, table, SETTINGS, [0, 1], WAYS)
-    found = agreement_table(rows, SETTINGS, [0, 1], WAYS)
+    found = agreement_table(results_of(run_dir, table), SETTINGS, [0, 1], WAYS)
     assert list(found["seeds"]) == [2, 2]
+    rows.assign(teacher="another").to_csv(table, index=False)
+    found = agreement_table(results_of(run_dir, table), SETTINGS, [0, 1], WAYS)
+    assert found["seeds"].isna().all()
+    with pytest.raises(TypeError):  # and would be run
+        run_agreement(run_dir, table, SETTINGS, [0, 1], WAYS)
 
 
 def test_the_table_compares_means_with_the_noise_of_seeds():

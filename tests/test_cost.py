@@ -94,6 +94,10 @@ RUNS = {
     "TRACT": (distillation(), [(1, 4)] * 2),
     "BTD": (distillation(method="BTD", step_schedule=halving_schedule(16)), [(2, 3)] * 4),
     "consistency": (distillation(method="consistency", step_schedule=[16, 1]), [(1, 4)]),
+    "BTD, Heun": (
+        distillation(method="BTD", teacher_step="heun", step_schedule=halving_schedule(4)),
+        [(4, 3), (2, 3)],
+    ),
     "Heun": (distillation(teacher_step="heun", step_schedule=[18, 6, 1]), [(2, 4), (1, 4)]),
     "growing grids": (distillation(step_schedule=[[4, 8, 16], 2, 1]), [(1, 4)] * 2),
     "a newcomer": (
@@ -112,7 +116,7 @@ def test_passes_of_every_method_by_phase(settings, expected):
 def test_flop_of_an_image_are_those_of_a_step_that_is_made(name):
     settings, _ = RUNS[name]
     config = preset("digits") if name == "a newcomer" else NETWORK
-    process = "karras" if name == "Heun" else "cosine"
+    process = "karras" if "Heun" in name else "cosine"
     for phase, flops in enumerate(image_flops(config, settings)):
         made = flop_of_a_step(settings, config, phase, process) / settings.batch
         # The first layers need no gradient of their input, which the estimate counts as well.

@@ -64,6 +64,8 @@ def test_the_picture_and_the_numbers_follow_a_change(editor):
         ("schedule", "[64, 7, 1]", "7 does not divide 64"),
         ("schedule", "[64, 8", "is no YAML"),
         ("schedule", "64", "use a list of steps"),
+        ("schedule", "[64, 8z, 1]", "8z"),
+        ("schedule", "[64; 8; 1]", "64; 8; 1"),
         ("method", "BTD", "BTD halves the steps in every phase"),
         ("process", "karras", "knows 'cosine' levels"),
         ("teacher_step", "heun", "use karras or ddpm_linear levels"),

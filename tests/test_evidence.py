@@ -12,7 +12,7 @@ from tract.experiment import Experiment
 from tract.measuring import measure
 from tract.results import read_results
 from tract.runs import Saving
-from tract.state import load_model
+from tract.state import fingerprint, load_model
 from tract.train import Training
 
 SMALL = Study("digits", [0], 512, base={"batch": 16})
@@ -138,6 +138,27 @@ def test_a_study_of_another_experiments_folder_or_without_its_classifier_is_not_
     other = Experiment(tmp_path / "run", "digits", teacher_steps=8, reference_steps=4)
     with pytest.raises(ValueError, match="was begun with other values of"):
         begin_study(other, *rest)
+    assert [path.name for path in (tmp_path / "run").iterdir()] == ["experiment.json"]
+
+
+def test_a_teacher_that_has_students_or_numbers_already_stays_what_it_is(clothes, tmp_path):
+    weights = tmp_path / "run" / "teacher" / "model.safetensors"
+    rest = ("fashion_mnist_tiny", TEACHER, [4], ["pixels"], tmp_path / "all.csv", Saving())
+    teacher = clothes.train_teacher("fashion_mnist_tiny", TEACHER)
+    measure(clothes, teacher, TEACHER, [4, 2])  # as notebook 01 does
+    before = weights.read_bytes()
+    study = begin_study(clothes, *rest)
+    assert weights.read_bytes() == before
+    rows = read_results(tmp_path / "all.csv").query("method == 'teacher'")
+    assert set(rows["teacher"]) == {fingerprint(study)[:12]} == {fingerprint(teacher)[:12]}
+
+
+def test_what_a_study_cannot_measure_is_refused_before_its_teacher_is_trained(clothes, tmp_path):
+    rest = (tmp_path / "all.csv", Saving())
+    with pytest.raises(ValueError, match="num_steps is 3"):
+        begin_study(clothes, "fashion_mnist_tiny", TEACHER, [4, 3], ["pixels"], *rest)
+    with pytest.raises(ValueError, match="features is 'nope'"):
+        begin_study(clothes, "fashion_mnist_tiny", TEACHER, [4], ["nope"], *rest)
     assert [path.name for path in (tmp_path / "run").iterdir()] == ["experiment.json"]
 
 

@@ -151,3 +151,23 @@ print("half\\rdone with", images, schedule, Path("here.txt").read_text())"""
     executed = nbformat.read(tmp_path / "deep" / "out.ipynb", as_version=4)
     assert executed.cells[-1].outputs[0].text == "done with 7 [8, 4, 1] here\n"
     assert path.read_bytes() == before
+
+
+def test_a_kernel_that_died_before_it_began_is_started_once_more(tmp_path, monkeypatch):
+    path, started, real = write_notebook(tmp_path / "n.ipynb", "images = 1", "images"), [], []
+
+    def dying(*arguments, **options):
+        started.append(arguments)
+        if len(started) == 1 or not real:
+            raise RuntimeError("Kernel died before replying to kernel_info")
+        return real[0](*arguments, **options)
+
+    real.append(papermill.execute_notebook)
+    monkeypatch.setattr(papermill, "execute_notebook", dying)
+    execute(path, tmp_path / "out.ipynb", shown=False)
+    assert len(started) == 2
+    assert nbformat.read(tmp_path / "out.ipynb", as_version=4).cells[-1].outputs
+    real.clear()
+    with pytest.raises(RuntimeError, match=f"no kernel started for {path}, in 2 tries .*says"):
+        execute(path, tmp_path / "out.ipynb", shown=False)
+    assert len(started) == 4

@@ -94,6 +94,34 @@ def test_measuring_again_replaces_the_rows(done):
     pd.testing.assert_frame_equal(read_results(path), before)
 
 
+def test_samples_at_other_steps_stay_and_rows_without_samples_are_not_drawn(done, tmp_path):
+    folder = tmp_path / "copy"
+    shutil.copytree(done.folder, folder)
+    copy = dataclasses.replace(done, folder=folder)
+    before = saved_samples(copy, TEACHER)
+    teacher, _ = load_model(folder / TEACHER)
+    table = measure(copy, teacher, TRAINING, [8, 4])
+    after = saved_samples(copy, TEACHER)
+    assert list(after) == [8, 4, 1]
+    assert torch.equal(after[1], before[1])
+    elsewhere = table.iloc[:1].assign(nfe=2)  # as `tract fid` adds it, without keeping samples
+    (folder / run_name(STUDENT) / "samples.safetensors").unlink()
+    rows = comparison(copy, pd.concat([table, elsewhere]), 2)
+    assert sorted(rows) == ["data", "teacher, 1 step", "teacher, 4 steps", "teacher, 8 steps"]
+
+
+def test_a_folder_of_data_is_found_from_any_other_folder(tmp_path, monkeypatch):
+    for name in ("images", "elsewhere"):
+        (tmp_path / name).mkdir()
+    for i in range(2):
+        Image.new("L", (8, 8), 100 * i).save(tmp_path / "images" / f"{i}.png")
+    monkeypatch.chdir(tmp_path)
+    options = {"data_name": "images", "data_dir": "images", "image_size": 8, "grey": True}
+    Experiment("run", teacher_steps=8, reference_steps=8, num_samples=4, **options).begin()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    assert len(open_experiment("../run").data) == 2
+
+
 @pytest.mark.parametrize("step", ["ddim", "heun"])
 def test_every_phase_is_compared_with_the_first_teachers_rollout(done, tmp_path, step):
     folder = tmp_path / "copy"

@@ -152,11 +152,13 @@ def test_a_rerun_executes_only_what_is_missing(notebook, tmp_path, executed, sch
     )
     # What the notebook says by itself is no change.
     assert seeds(0, 1, 2, pause=0.0)[1] == []
-    assert seeds(0, 1, 2, pause=0.5)[1] == [0, 1, 2]
+    with pytest.raises(ValueError, match="other values of pause"):
+        seeds(0, 1, 2, pause=0.5)
+    assert executed == []
     (out / "seed=1.ipynb").unlink()
     half = (out / "seed=2.ipynb").read_bytes()
     (out / "seed=2.ipynb").write_bytes(half[: len(half) // 2])
-    assert seeds(0, 1, 2, pause=0.5)[1] == [1, 2]
+    assert seeds(0, 1, 2)[1] == [1, 2]
 
 
 def test_a_changed_source_is_executed_again_and_changed_outputs_are_not(
@@ -175,6 +177,17 @@ def test_a_changed_source_is_executed_again_and_changed_outputs_are_not(
     content.cells[-1].source += "  # more"
     nbformat.write(content, notebook)
     assert times() == 1
+
+
+def test_the_results_of_another_sweep_are_not_replaced(notebook, tmp_path):
+    out, grid = tmp_path / "out", {"seed": [0]}
+    assert states(sweep(notebook, out, {"pause": 0.5}, grid, workers=1)) == {"seed=0": "done"}
+    before = (out / "seed=0.ipynb").read_bytes()
+    with pytest.raises(ValueError, match="other values of pause: give this one a folder"):
+        sweep(notebook, out, {"pause": 0.0}, grid, workers=1)
+    with pytest.raises(ValueError, match="other values of pause"):
+        sweep(notebook, out, {}, grid, workers=1)
+    assert (out / "seed=0.ipynb").read_bytes() == before
 
 
 def test_a_failure_is_named_and_stops_nothing(notebook, tmp_path, executed, scheduler):

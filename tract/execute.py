@@ -19,6 +19,7 @@ import papermill
 from jupyter_client.manager import AsyncKernelManager
 from nbconvert.preprocessors.coalescestreams import CoalesceStreamsPreprocessor
 
+STARTS = 2  # of a kernel: on a busy machine one in hundreds died before it had begun
 WIDGET_VIEW = "application/vnd.jupyter.widget-view+json"
 
 
@@ -58,8 +59,8 @@ def execute(
     with this process, about a second later even where that is killed.
 
     ValueError for a parameter the notebook does not declare or of another kind than its default,
-    FileNotFoundError for a missing notebook; both before a kernel is started. RuntimeError if a
-    cell fails; output then holds the notebook up to there, with the traceback.
+    FileNotFoundError for a missing notebook; both before a kernel is started. RuntimeError if no
+    kernel starts, or a cell fails; output then holds the notebook up to there, with the traceback.
     """
     notebook, output = Path(notebook), Path(output)
     if not notebook.is_file():
@@ -70,18 +71,29 @@ def execute(
         output.parent.mkdir(parents=True, exist_ok=True)
         if not os.access(output.parent, os.W_OK):
             raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
-        papermill.execute_notebook(
-            str(notebook),
-            str(output),
-            parameters,
-            kernel_name="python3",
-            kernel_manager_class=LocalKernel,
-            # Not papermill's cwd, which changes that of the whole process.
-            resources={"metadata": {"path": str(notebook.parent)}},
-            progress_bar=False,
-            stdout_file=sys.stdout if shown else None,
-            stderr_file=sys.stderr if shown else None,
-        )
+        for tries_left in reversed(range(STARTS)):
+            try:
+                papermill.execute_notebook(
+                    str(notebook),
+                    str(output),
+                    parameters,
+                    kernel_name="python3",
+                    kernel_manager_class=LocalKernel,
+                    # Not papermill's cwd, which changes that of the whole process.
+                    resources={"metadata": {"path": str(notebook.parent)}},
+                    progress_bar=False,
+                    stdout_file=sys.stdout if shown else None,
+                    stderr_file=sys.stderr if shown else None,
+                )
+                break
+            except RuntimeError as error:
+                if "kernel_info" not in str(error):  # which a kernel is asked before any cell
+                    raise
+                if not tries_left:
+                    raise RuntimeError(
+                        f"no kernel started for {notebook}, in {STARTS} tries ({error}): see what "
+                        f"`{sys.executable} -m ipykernel_launcher` says, or free memory"
+                    ) from error
     except papermill.PapermillExecutionError as error:
         if error.ename == "KeyboardInterrupt":
             raise KeyboardInterrupt from None

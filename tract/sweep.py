@@ -145,27 +145,26 @@ def _fingerprint(notebook: Path, parameters: Mapping[str, object]) -> str:
 
 def is_finished(task: Task) -> bool:
     """Whether its result is there: executed to the end, from this source and these parameters."""
+    return _mark(task.output).get("fingerprint") == task.fingerprint
+
+
+def _mark(output: Path) -> dict:
+    """Fingerprint and parameters of a finished execution; empty if there is none."""
     try:
-        return nbformat.read(task.output, as_version=4).metadata.get(MARK) == task.fingerprint
+        return dict(nbformat.read(output, as_version=4).metadata.get(MARK, {}))
     except (OSError, ValueError, AttributeError, KeyError, TypeError):  # none, or half of one
-        return False
+        return {}
 
 
 def _check_place(task: Task) -> None:
     """ValueError if another sweep's result, of other parameters, has the place of this one."""
-    try:
-        about = nbformat.read(task.output, as_version=4).metadata
-        before = about["papermill"]["parameters"] if MARK in about else task.parameters
-    except (OSError, ValueError, AttributeError, KeyError, TypeError):  # none, or half of one
-        return
-    other = {
-        name
-        for name in {*before, *task.parameters}
-        if before.get(name) != task.parameters.get(name)
-    }
+    before = _mark(task.output).get("parameters", task.parameters)
+    declared = declared_parameters(task.notebook)
+    then, now = (declared | given for given in (before, task.parameters))
+    other = [name for name in then | now if then.get(name) != now.get(name)]
     if other:
         raise ValueError(
-            f"{task.output} is of another sweep, with other values of {', '.join(sorted(other))}: "
+            f"{task.output} is of another sweep, with other values of {', '.join(other)}: "
             "give this one a folder of its own"
         )
 
@@ -179,7 +178,10 @@ def _execute(task: Task) -> Outcome:
     try:
         execute(task.notebook, task.output, task.parameters, shown=False)
         result = nbformat.read(task.output, as_version=4)
-        result.metadata[MARK] = task.fingerprint
+        result.metadata[MARK] = {
+            "fingerprint": task.fingerprint,
+            "parameters": dict(task.parameters),
+        }
         write_atomically(task.output, nbformat.writes(result).encode())
     except KeyboardInterrupt:
         state, problem = "stopped", "interrupted"
