@@ -162,3 +162,19 @@ def test_noise_grows_from_the_clean_image_on(generator):
     clean = pixels[0, 0].numpy()
     # Drawn at half contrast, since noise reaches beyond the range of pixels.
     assert np.abs(strip[1:9, 1:9] - (clean / 2 + 255 / 4)).max() <= 1.5
+
+
+@pytest.mark.parametrize(
+    ("span", "whole", "fewest"),
+    [((1.0, 1000.0), False, 10), ((0.9, 1.6), False, 3), ((1.0, 2.0), True, 2)],
+)
+def test_a_logarithmic_axis_has_marks_however_short_it_is(span, whole, fewest):
+    _, ((ax,),) = plots.new_figure(1, 1, (3, 2))
+    ax.plot(span, span)
+    ax.set(xscale="log", xlim=span)
+    plots.plain_ticks(ax.xaxis, whole)
+    marks = [mark for mark in ax.get_xticks() if span[0] <= mark <= span[1]]
+    assert fewest <= len(marks) <= 10
+    assert not whole or marks == [1, 2]
+    texts = [text.get_text() for text in ax.get_xticklabels()]
+    assert {f"{mark:g}" for mark in marks} <= set(texts)
