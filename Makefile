@@ -13,7 +13,7 @@ export MALLOC_MMAP_THRESHOLD_ := 33554432
 AS_ROOT := $(if $(filter 0,$(shell id -u)),--allow-root)
 
 .DEFAULT_GOAL := help
-.PHONY: help run figures test lint lab screenshots notebooks clean
+.PHONY: help run figures test test-chain test-others lint lab screenshots notebooks clean
 
 help: ## Show this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -34,8 +34,16 @@ test: $(READY) lint ## Unit tests, then all notebooks in a copy that leaves runs
 	mkdir .test
 	cp -r notebooks figures .test
 	.venv/bin/python -m pytest tests --durations=8 -n logical --maxprocesses 4 --dist loadfile
-	.venv/bin/python -m pytest .test/notebooks --nbval-lax --durations=8
+	$(MAKE) --no-print-directory -j2 test-chain test-others
 	rm -rf .test
+
+# Two notebooks at a time, of one thread each. 02 and 03 read what 01 leaves.
+NBVAL := .venv/bin/python -m pytest --nbval-lax --durations=4 -p no:cacheprovider
+CHAIN := 01_teacher 02_btd 03_tract
+test-chain:
+	$(NBVAL) $(CHAIN:%=.test/notebooks/%.ipynb)
+test-others:
+	$(NBVAL) .test/notebooks $(CHAIN:%=--ignore=.test/notebooks/%.ipynb)
 
 lint: $(READY) ## Style, as the tests require it
 	.venv/bin/ruff check .
