@@ -71,29 +71,7 @@ def execute(
         output.parent.mkdir(parents=True, exist_ok=True)
         if not os.access(output.parent, os.W_OK):
             raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
-        for tries_left in reversed(range(STARTS)):
-            try:
-                papermill.execute_notebook(
-                    str(notebook),
-                    str(output),
-                    parameters,
-                    kernel_name="python3",
-                    kernel_manager_class=LocalKernel,
-                    # Not papermill's cwd, which changes that of the whole process.
-                    resources={"metadata": {"path": str(notebook.parent)}},
-                    progress_bar=False,
-                    stdout_file=sys.stdout if shown else None,
-                    stderr_file=sys.stderr if shown else None,
-                )
-                break
-            except RuntimeError as error:
-                if "kernel_info" not in str(error):  # which a kernel is asked before any cell
-                    raise
-                if not tries_left:
-                    raise RuntimeError(
-                        f"no kernel started for {notebook}, in {STARTS} tries ({error}): see what "
-                        f"`{sys.executable} -m ipykernel_launcher` says, or free memory"
-                    ) from error
+        _execute(notebook, output, parameters, shown)
     except papermill.PapermillExecutionError as error:
         if error.ename == "KeyboardInterrupt":
             raise KeyboardInterrupt from None
@@ -108,6 +86,33 @@ def execute(
             "or use another folder",
         ) from error
     keep_readable(output)
+
+
+def _execute(notebook: Path, output: Path, parameters: dict, shown: bool) -> None:
+    """Execute with papermill; once more, if the kernel died before it had begun."""
+    for tries_left in reversed(range(STARTS)):
+        try:
+            papermill.execute_notebook(
+                str(notebook),
+                str(output),
+                parameters,
+                kernel_name="python3",
+                kernel_manager_class=LocalKernel,
+                # Not papermill's cwd, which changes that of the whole process.
+                resources={"metadata": {"path": str(notebook.parent)}},
+                progress_bar=False,
+                stdout_file=sys.stdout if shown else None,
+                stderr_file=sys.stderr if shown else None,
+            )
+            return
+        except RuntimeError as error:
+            if "kernel_info" not in str(error):  # which a kernel is asked before any cell
+                raise
+            if not tries_left:
+                raise RuntimeError(
+                    f"no kernel started for {notebook}, in {STARTS} tries ({error}): see what "
+                    f"`{sys.executable} -m ipykernel_launcher` says, or free memory"
+                ) from error
 
 
 def declared_parameters(notebook: str | Path) -> dict[str, object]:
