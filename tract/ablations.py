@@ -14,7 +14,7 @@ from tract.experiment import run_name
 from tract.growth import GROWTHS
 from tract.methods import Distillation
 from tract.phases import doubling, halving_schedule
-from tract.results import KEY
+from tract.results import KEY, PER_PHASE
 
 _BTD = {"method": "BTD", "step_schedule": halving_schedule(1024)}
 
@@ -157,9 +157,6 @@ def baselines_of(group: str) -> dict[str, str]:
     return _BASELINES.get(group) or dict.fromkeys(ALL[group], first)
 
 
-PER_PHASE = "rmse_to_rollout"  # the metric that a run has of every phase, and not of its end alone
-
-
 class Claim(NamedTuple):
     """An ordering that the paper reports: the first recipe is worse than the second."""
 
@@ -263,6 +260,7 @@ class Study:
         Of students in the last number of steps of their schedule; of `rmse_to_rollout`, which is
         of every phase, in all. ValueError for students of several teachers: they do not compare.
         """
+        metric = metric or self.metric
         mine = self._measured(results, metric)
         order = list(ALL[group]).index
         parts = []

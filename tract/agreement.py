@@ -10,11 +10,11 @@ import pandas as pd
 
 from tract.compute import Compute
 from tract.experiment import TEACHER, open_experiment, run_name
-from tract.measuring import measure
+from tract.measuring import measure, teacher_name
 from tract.methods import Distillation
 from tract.results import RESULTS, append_results, read_results
 from tract.runs import Saving
-from tract.state import fingerprint, load_model
+from tract.state import load_model
 from tract.tables import over_seeds
 
 METRIC = "fd_pixels"
@@ -54,7 +54,7 @@ def run_agreement(
 
 def results_of(run_dir: str | Path, results: str | Path) -> pd.DataFrame:
     """The rows of a table that are about the teacher in run_dir and its students."""
-    teacher = fingerprint(load_model(Path(run_dir) / TEACHER)[0])[:12]
+    teacher = teacher_name(load_model(Path(run_dir) / TEACHER)[0])
     table = read_results(results)
     return table[table["teacher"] == teacher]
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from tract.ablations import Study
 from tract.data import to_uint8, to_unit
 from tract.plots import STUDENT, image_rows, new_figure, plain_ticks
-from tract.results import KEY
+from tract.results import KEY, PER_PHASE
 from tract.state import read_tensors, write_tensors
 from tract.tables import recipes_of
 
@@ -71,7 +71,7 @@ def quality_by_images(published: pd.DataFrame, results: pd.DataFrame, study: Stu
 
 def drift(results: pd.DataFrame, study: Study) -> Figure:
     """How far each phase's student is from the first teacher's rollout, against its steps."""
-    rows = study.rows(results, "phases", "rmse_to_rollout")
+    rows = study.rows(results, "phases", PER_PHASE)
     panels = {f"rmse to the first teacher's rollout ({study.data})": _by(rows, "recipe")}
     return _lines(panels, "nfe", "steps of the phase's student, from the first phase to the last")
 
@@ -84,7 +84,7 @@ def trade_off(results: pd.DataFrame, studies: Mapping[str, Study]) -> Figure:
     """
     panels = {}
     for metric, study in studies.items():
-        learned = _fixed(study.rows(results, "finest_grid", "rmse_to_rollout"))
+        learned = _fixed(study.rows(results, "finest_grid", PER_PHASE))
         whole = _fixed(study.rows(results, "finest_grid", metric))
         own = study.teachers(results, whole, metric)
         own = own[own["value"] > 0]  # not itself, the truth

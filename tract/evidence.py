@@ -20,11 +20,12 @@ from tract.measuring import (
     measure,
     measure_phases,
     measure_real,
+    teacher_name,
 )
 from tract.phases import in_steps
 from tract.results import RESULTS, append_results, publish, read_results, wide
 from tract.runs import Saving
-from tract.state import fingerprint, load_model, save_model
+from tract.state import load_model, save_model
 from tract.teachers.diffusers_write import export_run
 from tract.train import Training
 
@@ -67,13 +68,13 @@ def begin_study(
     else:
         experiment.train_teacher(preset, settings, saving, processes)
         denoiser = _rounded_teacher(experiment)
-    rows = read_results(own)
-    rows = rows[(rows["run"] == TEACHER) & (rows["teacher"] == fingerprint(denoiser)[:12])]
+    rows, name = read_results(own), teacher_name(denoiser)
+    rows = rows[(rows["run"] == TEACHER) & (rows["teacher"] == name)]
     wanted = itertools.product(steps, [metric_name("fd", name) for name in features])
     if not set(wanted) <= set(zip(rows["nfe"], rows["metric"], strict=True)):
         measure(experiment, denoiser, settings, steps, features)
     known = read_results(results)
-    same = (known["run"] == TEACHER) & (known["teacher"] == fingerprint(denoiser)[:12])
+    same = (known["run"] == TEACHER) & (known["teacher"] == name)
     append_results(own, known[same].to_dict("records"))  # which say how it was trained
     publish(experiment.folder, results)
     return denoiser
@@ -121,7 +122,7 @@ def run_missing(
             f"{run_dir} has a teacher of {experiment.data_name} with {experiment.process} levels, "
             f"not of {study.data} with {study.process}: correct run_dir, data or process"
         )
-    teacher = fingerprint(load_model(experiment.folder / TEACHER)[0])[:12]
+    teacher = teacher_name(load_model(experiment.folder / TEACHER)[0])
     mine = study.mine(known)
     others = mine[mine["run"].isin(list(plan)) & (mine["teacher"] != teacher)]
     if len(others):

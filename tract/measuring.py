@@ -9,6 +9,7 @@ results.csv                   one row for each measured number, see `results`
 import json
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from functools import reduce
 from pathlib import Path
 
@@ -32,7 +33,7 @@ from tract.methods import Distillation
 from tract.metrics import frechet_distance, rmse
 from tract.moments import Moments, moments_of
 from tract.phases import in_steps, written
-from tract.results import COLUMNS, RESULTS, append_results, read_results, wide
+from tract.results import COLUMNS, PER_PHASE, RESULTS, append_results, read_results, wide
 from tract.samplers import X0_ESTIMATES, X0Estimate, ddim_x0, step_indices
 from tract.sources import open_source
 from tract.state import fingerprint, load_model, read_tensors, write_tensors
@@ -167,7 +168,7 @@ def measure_phases(experiment: Experiment, settings: Distillation, count: int = 
         phases = written(settings.step_schedule[: phase + 1])
         at = {"phases": phases, "nfe": nfe, "samples": len(x)}
         about = {"steps": levels.num_steps, "teacher_step": step}
-        number = _number("rmse_to_rollout", rmse(x, rollout), **about)
+        number = _number(PER_PHASE, rmse(x, rollout), **about)
         rows.append(run_row(folder, student) | at | number)
     append_results(experiment.folder / RESULTS, rows)
 
@@ -191,10 +192,8 @@ def comparison(experiment: Experiment, table: pd.DataFrame, count: int) -> dict[
         label = f"{row.method} {shortened(row.phases)}".strip()
         label += f", {in_steps(row.nfe)}"
         label = label if label not in rows else f"{label}, {row.run}"
-        if (experiment.folder / row.run / SAMPLES).is_file():
-            samples = saved_samples(experiment, row.run)
-            if row.nfe in samples:
-                rows[label] = samples[row.nfe][:count]
+        with suppress(FileNotFoundError, KeyError):  # no samples of the run, or at these steps
+            rows[label] = saved_samples(experiment, row.run)[row.nfe][:count]
     return rows
 
 
@@ -245,8 +244,13 @@ def run_row(folder: str | Path, denoiser: Denoiser) -> dict:
         "commit": card["provenance"]["commit"],
         "seconds": round(past["seconds"], 1),
         "run": Path(folder).resolve().name,
-        "teacher": (card.get("teacher_sha256") or fingerprint(denoiser))[:12],
+        "teacher": card.get("teacher_sha256", "")[:12] or teacher_name(denoiser),
     }
+
+
+def teacher_name(denoiser: Denoiser) -> str:
+    """How rows of results name a teacher: by the first digits of the SHA-256 of its weights."""
+    return fingerprint(denoiser)[:12]
 
 
 def rows_of_fid(folder: str | Path, measured: Sequence[dict]) -> list[dict]:

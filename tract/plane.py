@@ -26,7 +26,7 @@ from tract.methods import Distillation
 from tract.metrics import rmse
 from tract.oracle import Mixture
 from tract.presets import build_denoiser
-from tract.results import append_results, read_results
+from tract.results import PER_PHASE, append_results, read_results
 from tract.samplers import X0_ESTIMATES, ddim_x0, heun_x0, sample
 from tract.train import Training, start_training, train_teacher
 
@@ -126,7 +126,7 @@ def _rows(study: Study, settings: Distillation, bar: tqdm) -> list[dict]:
     own = at | untrained | {"method": TEACHER, "run": TEACHER, "nfe": levels.num_steps}
     numbers = [
         (student, METRIC, rmse(found, exact)),
-        (student, "rmse_to_rollout", rmse(found, rollout)),
+        (student, PER_PHASE, rmse(found, rollout)),
     ]
     if estimate is ddim_x0:  # as all are sampled, and a teacher's rows are of sampling it
         numbers.append((own, METRIC, rmse(rollout, exact)))

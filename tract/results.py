@@ -16,6 +16,7 @@ RESULTS = "results.csv"  # name of the table in a run directory
 
 # What tells two numbers apart; measured again, a number replaces its older value.
 KEY = ("data", "process", "teacher", "run", "phases", "nfe", "metric")
+PER_PHASE = "rmse_to_rollout"  # the metric that a run has of every phase, and not of its end alone
 COLUMNS = (
     "data",
     "process",  # name of the noise levels
@@ -83,9 +84,12 @@ def publish(run_dir: str | Path, path: str | Path) -> int:
     if not source.is_file():
         raise FileNotFoundError(f"no {source}: execute a notebook that measures, or correct it")
     found, known = read_results(source), read_results(path)
-    students = found[found["phases"] != ""]
     same = ["data", "process", "run"]
-    pairs = students[[*same, "teacher"]].merge(known[[*same, "teacher"]], "inner", same)
+    ours, theirs = (
+        table[[*same, "teacher"]].drop_duplicates()
+        for table in (found[found["phases"] != ""], known)
+    )
+    pairs = ours.merge(theirs, "inner", same)
     odd = pairs[pairs["teacher_x"] != pairs["teacher_y"]]
     if len(odd):
         first = odd.iloc[0]

@@ -101,9 +101,9 @@ def load_model(
     tensors, card = read_tensors(path)
     tensors = _under(role, tensors) if role else tensors
     tensors = {n: t.float() if t.dtype == torch.float16 else t for n, t in tensors.items()}
-    network = card.get("network")
     if "network" not in card:
         raise ValueError(f"{path} is no denoiser, its card has no network: give a model of a run")
+    network = card["network"]
     try:
         if network["options"].get("num_blocks", 0) > len(tensors):
             raise ValueError("more blocks than weights")

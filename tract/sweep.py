@@ -158,7 +158,9 @@ def _mark(output: Path) -> dict:
 
 def _check_place(task: Task) -> None:
     """ValueError if another sweep's result, of other parameters, has the place of this one."""
-    before = _mark(task.output).get("parameters", task.parameters)
+    before = _mark(task.output).get("parameters")
+    if before is None:
+        return
     declared = declared_parameters(task.notebook)
     then, now = (declared | given for given in (before, task.parameters))
     other = [name for name in then | now if then.get(name) != now.get(name)]

@@ -10,7 +10,7 @@ from tract.files import write_atomically
 from tract.phases import in_steps
 
 PUBLISHED = "FID, published (CIFAR-10)"
-# What a measured number must share with a published one to stand beside it, and the images.
+# What a measured number must share with a published one to stand beside it, besides the images.
 SAME = ["data", "process", "method", "phases", "nfe", "metric"]
 FID_SAMPLES = 50_000  # of every published FID, which depends on their number
 # Verdicts of "the baseline is worse than this", said of this.
