@@ -13,13 +13,14 @@ import pytest
 import yaml
 from torch.distributed.run import get_args_parser
 
-from tract.cli import _parser
-from tract.data import load_data
-from tract.execute import check_parameters, declared_parameters, execute
-from tract.methods import Distillation
+from tract.cli.main import _parser
+from tract.datasets.load import load_data
+from tract.jobs.execute import execute
+from tract.jobs.parameters import check_parameters, declared_parameters
+from tract.networks.build import build_denoiser, preset
+from tract.networks.weights import save_model
 from tract.phases import first_grid
-from tract.presets import build_denoiser, preset
-from tract.state import save_model
+from tract.settings import Distillation
 
 ROOT = Path(__file__).resolve().parent.parent
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))

@@ -14,14 +14,15 @@ import torch
 import torch.distributed as dist
 from safetensors.torch import load_file
 
-from tract import parallel
-from tract.data import load_data
-from tract.distill import Distillation, distill, start_distillation
-from tract.history import history
+from tract.base import parallel
+from tract.base.parallel import joined
+from tract.datasets.load import load_data
+from tract.distill import distill, start_distillation
+from tract.experiments.history import history
+from tract.experiments.run import Run, complete
 from tract.levels import cosine
-from tract.parallel import joined
-from tract.presets import build_denoiser
-from tract.runs import Run, complete
+from tract.networks.build import build_denoiser
+from tract.settings import Distillation
 
 DIGITS = load_data("digits").unlabelled()
 LEVELS = cosine(16)

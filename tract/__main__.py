@@ -1,7 +1,7 @@
-"""The `tract` command as `python -m tract`, for launchers that start modules."""
+"""The `tract` command as `python -m tract`."""
 
 import sys
 
-from tract.cli import main
+from tract.cli.main import main
 
 sys.exit(main())

@@ -8,7 +8,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from tract.checks import check_choice, check_positive
+from tract.base.checks import check_choice, check_positive
 from tract.levels import Level, broadcast
 
 Denoise = Callable[..., Tensor]  # denoise(x_t, level, labels=None) -> x0, shaped like x_t

@@ -10,34 +10,24 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from tract.compute import EAGER, Compute, arrange, computed, float32_products
+from tract.base.compute import EAGER, Compute, arrange, computed, float32_products
+from tract.base.parallel import check_share, own_rows, world_size
 from tract.data import Data
-from tract.ddim import add_noise, closure_weight, ddim_step
 from tract.denoiser import Denoise, Denoiser, clamped
 from tract.ema import bias_corrected, decay_from_residual, follower
 from tract.growth import Progress, grown
-from tract.levels import Level, broadcast
-from tract.methods import METHODS, Distillation
-from tract.parallel import check_share, own_rows, world_size
+from tract.levels import Level
+from tract.losses import WEIGHTS, squared_error
+from tract.methods import METHODS, closure_target
+from tract.optimize import adam, check_student, checked, descend, frozen, learn, report
 from tract.phases import Phase, equal_steps, parse_schedule
-from tract.presets import new_student
 from tract.records import Record
-from tract.samplers import X0_ESTIMATES, X0Estimate, ddim_x0
-from tract.train import (
-    DISTILLATION,
-    WEIGHTS,
-    adam,
-    check_student,
-    checked,
-    descend,
-    frozen,
-    generator_for,
-    learn,
-    report,
-    squared_error,
-)
+from tract.samplers import X0_ESTIMATES, ddim_x0
+from tract.seeds import DISTILLATION, generator_for
+from tract.settings import Distillation
+from tract.step import add_noise
 
 # Heun's x0 mixes in the second evaluation with half the ratio of sigma / alpha at both ends. From
 # the 22,026 of the cosine levels' noisiest that is useless; karras have 80, ddpm_linear 157.
@@ -82,14 +72,12 @@ def start_distillation(
 ) -> DistillationState:
     """State at step 0. Everything starts from the teacher, or from a student of another network.
 
-    student: by default the one that settings.student names. It takes over in the phase of equal
-    steps, or without one at once: it should then know the data. ValueError where a student is
+    student: takes over in the phase of equal steps, or without one at once: it should then know
+    the data. ValueError where a student is
     missing: for a teacher that is no network, such as an oracle, or for equal steps.
     """
     phases = parse_schedule(settings.step_schedule)
     takeover = equal_steps(phases)
-    if student is None and settings.student:
-        student = new_student(teacher, settings.student, settings.seed)
     if student is None and takeover is not None:
         raise ValueError(
             f"{phases[takeover]} shortens nothing, another network is to take over there: give a "
@@ -121,31 +109,6 @@ def start_next_phase(state: DistillationState) -> None:
     state.student = frozen(start).requires_grad_(True)
     state.self_teacher, state.ema = frozen(start), frozen(start)
     state.optimizer = adam(state.student, state.optimizer.defaults["lr"])
-
-
-@torch.no_grad()
-def closure_target(
-    teacher: Denoise,
-    second: Denoise | None,
-    x_t: Tensor,
-    t: Level,
-    u: Level,
-    s: Level,
-    labels: Tensor | None = None,
-    x0_estimate: X0Estimate = ddim_x0,
-) -> Tensor:
-    """x0 (B, ...) that leads from t to s in one step, as the hops t -> u and u -> s do in two.
-
-    Paper eq. 8 and 9 for VP, 14 and 15 for VE; with the teacher as `second` it is BTD's target.
-    Where u = s it is the teacher's x0; second is None where that is so for all. x0_estimate: how
-    the teacher steps, in both of its hops if it makes both.
-    """
-    x0_first = x0_estimate(teacher, x_t, t, u, labels)
-    if second is None:
-        return x0_first
-    estimate = x0_estimate if second is teacher else ddim_x0
-    x0_second = estimate(second, ddim_step(x_t, x0_first, t, u), u, s, labels)
-    return torch.lerp(x0_second, x0_first, broadcast(closure_weight(t, u, s), x_t))
 
 
 def distill(

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from tract.checks import check_choice, check_whole
+from tract.base.checks import check_choice, check_whole
 
 
 @dataclass(frozen=True)

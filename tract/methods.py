@@ -1,23 +1,20 @@
-"""BTD, TRACT and consistency distillation: what tells them apart, and the settings of a run.
+"""BTD, TRACT and consistency distillation as data, and the target that they share.
 
 From a level t the teacher makes the first hop, one step to u. Who makes the second, from u to the
 end s of the group, and at which levels the student is taught, is all that the methods differ in.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from tract.checks import check_choice, check_flag, is_number
 from tract.denoiser import Denoise
-from tract.growth import GROWTHS
-from tract.phases import Entry, Phase, equal_steps, first_grid, parse_schedule, written
-from tract.presets import STUDENTS
-from tract.samplers import X0_ESTIMATES
-from tract.train import Training
+from tract.levels import Level, broadcast
+from tract.phases import Phase
+from tract.samplers import X0Estimate, ddim_x0
+from tract.step import closure_weight, ddim_step
 
 
 def draw_any_level(phase: Phase, batch: int, generator: torch.Generator) -> Tensor:
@@ -73,79 +70,26 @@ CONSISTENCY = TRACT._replace(name="consistency", check=_one_phase)
 METHODS = {method.name: method for method in (BTD, TRACT, CONSISTENCY)}
 
 
-@dataclass(frozen=True, kw_only=True)
-class Distillation(Training):
-    """Settings of a distillation; images are divided equally among the phases.
+@torch.no_grad()
+def closure_target(
+    teacher: Denoise,
+    second: Denoise | None,
+    x_t: Tensor,
+    t: Level,
+    u: Level,
+    s: Level,
+    labels: Tensor | None = None,
+    x0_estimate: X0Estimate = ddim_x0,
+) -> Tensor:
+    """x0 (B, ...) that leads from t to s in one step, as the hops t -> u and u -> s do in two.
 
-    student: "" to keep the teacher's network, else the network that takes over in the schedule's
-    phase of equal steps, see `presets.new_student`.
+    Paper eq. 8 and 9 for VP, 14 and 15 for VE; with the teacher as `second` it is BTD's target.
+    Where u = s it is the teacher's x0; second is None where that is so for all. x0_estimate: how
+    the teacher steps, in both of its hops if it makes both.
     """
-
-    step_schedule: tuple[Entry, ...]  # such as (1024, 32, 1), from the teacher's grid
-    growth: str = "equal"  # how long each of growing teacher grids is used: a name in GROWTHS
-    method: str = "TRACT"  # a name in METHODS
-    teacher_step: str = "ddim"  # of the first teacher; or "heun", two evaluations a step
-    self_ema: float = 0.5  # mu_S, the decay of the self-teacher
-    restart_ema: bool = True  # average each phase afresh, else over the phases before as well
-    clamp: bool = True  # clamp predictions to [-1, 1] in targets; for images
-    student: str = ""  # a name in STUDENTS
-
-    def __post_init__(self):
-        super().__post_init__()
-        if not isinstance(self.step_schedule, list | tuple):
-            raise ValueError(
-                f"step_schedule is {self.step_schedule!r}: use a list of steps, such as [1024, 1]"
-            )
-        entries = (tuple(e) if isinstance(e, list) else e for e in self.step_schedule)
-        object.__setattr__(self, "step_schedule", tuple(entries))
-        check_choice("method", self.method, METHODS)
-        check_choice("teacher_step", self.teacher_step, X0_ESTIMATES)
-        if not (is_number(self.self_ema) and 0 <= self.self_ema < 1):
-            raise ValueError(f"self_ema is {self.self_ema!r}: use 0 or more and less than 1")
-        check_flag("restart_ema", self.restart_ema)
-        check_flag("clamp", self.clamp)
-        check_choice("student", self.student, STUDENTS)
-        phases = parse_schedule(self.step_schedule)
-        METHODS[self.method].check(phases)
-        check_choice("growth", self.growth, GROWTHS)
-        if self.growth != "equal" and not phases[0].coarser:
-            raise ValueError(
-                f"growth is {self.growth!r}, and step_schedule {list(self.step_schedule)} lists no "
-                "growing grids: list them as its first entry, such as [[4, 8, 16, 32], 1]"
-            )
-        if self.student and equal_steps(phases) is None:
-            *before, last = self.step_schedule
-            raise ValueError(
-                f"student is {self.student!r}, and a new network has to learn its teacher's own "
-                f"steps first: repeat an entry of step_schedule, such as "
-                f"{[*before, before[-1], last]}"
-            )
-        parts = len(phases[0].parts)
-        if self.steps_per_phase < parts:
-            what = f"{parts} grids" if parts > 1 else f"{len(phases)} phases"
-            raise ValueError(
-                f"images is {self.images}, less than one batch of {self.batch} for each of "
-                f"{what}: use {self.batch * len(phases) * parts} or more"
-            )
-
-    @property
-    def phases(self) -> str:
-        """The schedule as the paper writes it: 1024>32>1."""
-        return written(self.step_schedule)
-
-    @property
-    def grid_steps(self) -> int:
-        """T, the steps of the teacher's grid that the schedule starts from."""
-        return first_grid(self.step_schedule)
-
-    @property
-    def num_phases(self) -> int:
-        return len(self.step_schedule) - 1
-
-    @property
-    def steps_per_phase(self) -> int:
-        return self.images // (self.batch * self.num_phases)
-
-    @property
-    def num_steps(self) -> int:
-        return self.steps_per_phase * self.num_phases
+    x0_first = x0_estimate(teacher, x_t, t, u, labels)
+    if second is None:
+        return x0_first
+    estimate = x0_estimate if second is teacher else ddim_x0
+    x0_second = estimate(second, ddim_step(x_t, x0_first, t, u), u, s, labels)
+    return torch.lerp(x0_second, x0_first, broadcast(closure_weight(t, u, s), x_t))

@@ -1,4 +1,4 @@
-"""What a finished optimizer step reports, without making a GPU wait for those who read it."""
+"""What a finished optimizer step reports; on a GPU its losses are copied asynchronously."""
 
 from dataclasses import dataclass
 

@@ -9,9 +9,9 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor
 
-from tract.ddim import ddim_step
 from tract.denoiser import Denoise
 from tract.levels import Level, broadcast
+from tract.step import ddim_step
 
 X0Estimate = Callable[[Denoise, Tensor, Level, Level, Tensor | None], Tensor]
 

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tract.compute import Recomputable
+from tract.base.compute import Recomputable
 
 
 class Embedding(nn.Module):

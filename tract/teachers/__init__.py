@@ -1,1 +1,12 @@
-"""Readers of published teachers, one file for each format."""
+"""Readers of published teachers.
+
+    load            load_teacher: detect the format and read it
+    fill            fill a network with the tensors of a file
+    containers      tensors of flax and torch files, read as data
+    pickles         EDM's pickles, read as data
+    paper_unet      the paper's U-Net from other projects' tensors
+    edm             EDM's networks
+    google          Google's networks of progressive distillation
+    apple           networks of the paper's authors
+    diffusers_read  pipelines of diffusers
+"""

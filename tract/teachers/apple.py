@@ -1,4 +1,4 @@
-"""The paper's authors' own checkpoints, as torch.save wrote them.
+"""Read the paper's authors' own checkpoints (.pt files).
 
 Their network is Google's with norms that add 1e-5, not 1e-6, to the variance. A file holds its
 weights, or all networks of a training run, of which the average that is sampled from is taken.

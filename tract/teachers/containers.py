@@ -1,8 +1,4 @@
-"""Tensors from other people's containers, read without executing anything: flax's and torch's.
-
-flax    a msgpack map of maps; an array is extension 1, [shape, dtype's name, C-ordered bytes]
-torch   what torch.save writes, read by its own reader of weights alone
-"""
+"""Read tensors from flax msgpack and torch .pt files without executing anything."""
 
 import math
 import re

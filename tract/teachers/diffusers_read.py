@@ -1,4 +1,4 @@
-"""Pixel-space pipelines of diffusers, from a folder or from the hub.
+"""Read pixel-space pipelines of diffusers, from a folder or from the hub.
 
 A UNet2DModel and its scheduler lie in sub-folders, or all in one folder as in early ones.
 """
@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from tract.denoiser import Denoiser
-from tract.state import parse_object
+from tract.networks.weights import parse_object
 from tract.teachers.containers import read_torch
 from tract.teachers.fill import Take, fill
 

@@ -1,4 +1,4 @@
-"""EDM's networks (Karras et al. 2022), from the `.pkl` files that their authors publish."""
+"""Read EDM's networks (Karras et al. 2022) from their published .pkl files."""
 
 from collections.abc import Iterator
 from pathlib import Path

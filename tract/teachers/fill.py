@@ -1,4 +1,4 @@
-"""A network filled with the tensors of a file: with all of them, or there is no network."""
+"""Fill a network with the tensors of a file; missing or unknown tensors are errors."""
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from tract.denoiser import Denoiser
-from tract.presets import build_denoiser
+from tract.networks.build import build_denoiser
 
 EXACT = (torch.float32, torch.float16, torch.bfloat16)  # types that float32 holds bit for bit
 

@@ -1,4 +1,4 @@
-"""Google's checkpoints of progressive distillation (Salimans & Ho 2022), without JAX.
+"""Read Google's progressive-distillation checkpoints (Salimans & Ho 2022) without JAX.
 
 Their network is the paper's, `tract.unet.UNet`. A block's name has a dot in it but is one level,
 as in "down_0.block_1/conv1/kernel"; arrays have their output channels last.

@@ -1,11 +1,11 @@
-"""Teachers from files, folders and hub names: `load_teacher` recognises the format by content."""
+"""Load a published teacher from a file, folder or hub name; its format is detected by content."""
 
 import re
 from dataclasses import dataclass
 from pathlib import Path
 
 from tract.denoiser import Denoiser
-from tract.state import load_model
+from tract.networks.weights import load_model
 from tract.teachers.apple import read_apple
 from tract.teachers.diffusers_read import fetch, read_pipeline
 from tract.teachers.edm import read_edm

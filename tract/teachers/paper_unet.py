@@ -1,4 +1,4 @@
-"""The paper's network from other projects' tensors: its description, and names of its layers."""
+"""Build the paper's U-Net from other projects' tensors: its description and layer names."""
 
 from collections.abc import Callable, Iterator
 from pathlib import Path

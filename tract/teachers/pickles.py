@@ -1,4 +1,4 @@
-"""EDM's pickles read as data: nothing that a file names is called.
+"""Parse EDM's pickles as data; nothing that a file names is imported or called.
 
 A pickle is a program for a small machine that can import and call anything. Here the standard
 library's machine runs, but a file may use only the instructions and the ten names that EDM's own

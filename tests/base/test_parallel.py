@@ -1,0 +1,174 @@
+"""Several processes train as one: the same data and noise, and weights but for rounding.
+
+Weights are compared in float64, where a mean's rounding is far below any other difference.
+"""
+
+import time
+
+import pytest
+import torch
+import torch.distributed as dist
+from helpers import everything
+from tiny import DIGITS, LEVELS, NETWORK, recipe, start, teacher, together
+
+from tract import distill, train
+from tract.base.parallel import (
+    anyone,
+    average,
+    check_same,
+    dealt_out,
+    first_alone,
+    from_first,
+    own_rows,
+    rank,
+)
+from tract.datasets.load import load_data
+from tract.distill import distill as distil
+from tract.distill import start_distillation
+from tract.levels import cosine
+from tract.networks.build import build_denoiser
+from tract.settings import Training
+from tract.train import start_training, train_teacher
+
+LABELLED = load_data("digits")
+STEPS = 20
+
+
+def trained():
+    """A teacher of labelled digits after 20 steps, what was drawn for it, and its records."""
+    options = NETWORK["options"] | {"num_classes": 10}
+    settings = Training(images=8 * STEPS, batch=8, learning_rate=1e-3)
+    state = start_training(build_denoiser(NETWORK | {"options": options}).double(), settings)
+    return state, *watched(train, train_teacher(state, LABELLED, LEVELS, settings))
+
+
+def dropped():
+    """What dropout lets pass of this process's rows, and the weights after one step."""
+    options, settings = NETWORK["options"] | {"dropout": 0.5}, Training(images=8, batch=8)
+    state, passed = start_training(build_denoiser(NETWORK | {"options": options}), settings), []
+    layer = next(m for m in state.student.modules() if isinstance(m, torch.nn.Dropout))
+    layer.register_forward_hook(lambda layer, inputs, output: passed.append(output != 0))
+    list(train_teacher(state, DIGITS, LEVELS, settings))
+    return passed[0], everything(state)
+
+
+def distilled():
+    """A student after 20 steps, ten in each of two phases, what was drawn, and its records."""
+    settings = recipe(STEPS // 2)
+    state = start_distillation(teacher().double(), settings)
+    return state, *watched(distill, distil(state, DIGITS, LEVELS, settings))
+
+
+def watched(module, records):
+    """What add_noise of a module is given while records are made, and the records."""
+    drawn, add_noise = [], module.add_noise
+
+    def watching(x0, eps, t):
+        drawn.append((x0, eps, t.sigma))
+        return add_noise(x0.double(), eps.double(), t)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "add_noise", watching)
+        return drawn, list(records)
+
+
+def touched(path):
+    """False, after a while in which another process could have done the same."""
+    time.sleep(0.5)
+    path.joinpath("made").touch()
+    return False
+
+
+@pytest.fixture(scope="module")
+def pair(tmp_path_factory):
+    """What each of two processes has after all that is tested here."""
+    path = tmp_path_factory.mktemp("pair")
+
+    def both():
+        results = {}
+        for name, run in {"teacher": trained, "student": distilled}.items():
+            state, drawn, records = run()
+            results[name] = {
+                "weights": everything(state),
+                "drawn": drawn,
+                "losses": [(r.loss, r.mse) for r in records],
+            }
+        results["dropped"] = dropped()
+        results["dealt"] = list(dealt_out(range(5), lambda item: torch.full((2,), item)))
+        results["first"] = from_first(rank())
+        results["found"] = first_alone(lambda: path.joinpath("made").exists() or touched(path))
+        results["anyone"] = [anyone(rank() == 1), anyone(False)]
+        try:
+            check_same("schedule", rank())
+        except ValueError as error:
+            results["same"] = str(error)
+        torch.save(results, path / f"{rank()}.pt")
+
+    assert together(both, path) == [0, 0]
+    return [torch.load(path / f"{r}.pt", weights_only=True) for r in range(2)]
+
+
+@pytest.mark.parametrize(("name", "run"), [("teacher", trained), ("student", distilled)])
+def test_two_processes_see_the_data_and_noise_of_one(pair, name, run):
+    _, drawn, _ = run()
+    assert len(drawn) == STEPS
+    for alone, *shares in zip(drawn, *(p[name]["drawn"] for p in pair), strict=True):
+        for whole, parts in zip(alone, zip(*shares, strict=True), strict=True):
+            assert torch.equal(whole, torch.cat(parts))
+
+
+@pytest.mark.parametrize(("name", "run"), [("teacher", trained), ("student", distilled)])
+def test_two_processes_reach_the_weights_of_one(pair, name, run):
+    state, _, records = run()
+    expected, (first, second) = everything(state), (p[name] for p in pair)
+    for key, tensor in expected.items():
+        assert torch.equal(first["weights"][key], second["weights"][key]), key
+        torch.testing.assert_close(first["weights"][key], tensor, rtol=0, atol=1e-9)
+    losses = [(r.loss, r.mse) for r in records]
+    torch.testing.assert_close(torch.tensor(first["losses"]), torch.tensor(losses))
+    assert first["losses"] == second["losses"]
+
+
+def test_dropout_differs_between_processes_but_their_weights_do_not(pair):
+    (first, weights), (second, same) = (p["dropped"] for p in pair)
+    assert len(first) == len(second) == 4
+    assert not torch.equal(first, second)
+    assert [name for name in weights if not torch.equal(weights[name], same[name])] == []
+
+
+def test_items_are_made_in_turn_and_come_to_the_first_process_in_order(pair):
+    assert [int(made[0]) for made in pair[0]["dealt"]] == [0, 1, 2, 3, 4]
+    assert pair[1]["dealt"] == [None] * 5
+
+
+def test_the_others_find_what_the_first_process_wrote(pair):
+    assert [results["found"] for results in pair] == [False, True]
+
+
+def test_processes_agree(pair):
+    for results in pair:
+        assert results["first"] == 0
+        assert results["anyone"] == [True, False]
+        assert "process 1 has another schedule than process 0" in results["same"]
+
+
+def test_alone_nothing_is_shared():
+    assert not dist.is_initialized()
+    x = torch.arange(4.0)
+    assert own_rows(x, None) == (x, None)
+    average([x])
+    assert x.tolist() == [0, 1, 2, 3]
+    assert list(dealt_out([1, 2], float)) == [1.0, 2.0]
+    assert first_alone(lambda: 3) == 3
+
+
+def test_a_batch_that_processes_cannot_share_is_refused_at_once(monkeypatch):
+    for module in (train, distill):
+        monkeypatch.setattr(module, "world_size", lambda: 3)
+    settings = recipe()
+    with pytest.raises(ValueError, match="batch is 4, which 3 processes cannot share"):
+        distil(start(settings), DIGITS, cosine(16), settings)
+    settings = Training(images=8, batch=4)
+    state = start_training(build_denoiser(NETWORK), settings)
+    with pytest.raises(ValueError, match="use a multiple of 3"):
+        train_teacher(state, DIGITS, cosine(16), settings)

@@ -1,0 +1,251 @@
+"""The command: arguments to calls, errors to one line, exit statuses."""
+
+import json
+import math
+import signal
+
+import pandas as pd
+import pytest
+from helpers import write_notebook
+
+from tract.base.compute import Compute
+from tract.cli.main import main
+from tract.cli.output import print_rows
+from tract.jobs import execute as execute_module
+from tract.jobs.cost import Estimate
+from tract.jobs.sweep import Outcome
+from tract.networks.build import PRESETS, preset
+from tract.settings import Distillation, Training
+
+
+@pytest.fixture
+def executed(monkeypatch):
+    """Calls of `execute` that the command makes, instead of executing notebooks."""
+    calls = []
+    monkeypatch.setattr(execute_module, "execute", lambda *arguments: calls.append(arguments))
+    return calls
+
+
+def test_models_lists_every_preset_with_its_size(monkeypatch, capsys):
+    monkeypatch.setattr("tract.jobs.cost.network_flops", lambda config: 35_794_714_624)
+    assert main(["models"]) == 0
+    header, *lines = capsys.readouterr().out.splitlines()
+    assert header.split()[:3] == ["name", "parameters", "gflop_per_image"]
+    assert [line.split()[0] for line in lines] == list(PRESETS)
+    expected = ["cifar10", "60,004,099", "35.79", "x0", "32", "3", "0"]
+    assert lines[list(PRESETS).index("cifar10")].split() == expected
+
+
+def test_models_for_machines_are_an_object_a_line(capsys):
+    assert main(["models", "--json"]) == 0
+    rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [row["name"] for row in rows] == list(PRESETS)
+    row = rows[list(PRESETS).index("imagenet64")]
+    assert (row["parameters"], row["classes"], row["prediction"]) == (295_905_222, 1000, "x0_eps")
+    assert row["gflop_per_image"] == 219.35757312
+
+
+ROWS = [
+    {"name": "a", "count": 60_004_099, "value": 1.8e19, "kind": 3},
+    {"name": "long", "count": None, "value": math.nan, "kind": "x"},
+    {"name": "b", "count": 7, "value": 0.12345678, "kind": True},
+]
+
+
+def test_a_table_has_numbers_to_the_right_and_blanks_for_what_is_not_there(capsys):
+    print_rows(ROWS, as_json=False)
+    assert capsys.readouterr().out.splitlines() == [
+        "name       count    value  kind",
+        "a     60,004,099  1.8e+19  3",
+        "long                       x",
+        "b              7   0.1235  True",
+    ]
+
+
+def test_rows_for_machines_are_whole_and_know_no_nan(capsys):
+    print_rows(ROWS, as_json=True)
+    lines = capsys.readouterr().out.splitlines()
+    assert [json.loads(line, parse_constant=pytest.fail) for line in lines] == [
+        ROWS[0],
+        ROWS[1] | {"value": None},
+        ROWS[2],
+    ]
+
+
+def test_no_rows_print_nothing(capsys):
+    print_rows([], as_json=False)
+    print_rows([], as_json=True)
+    assert capsys.readouterr().out == ""
+
+
+def test_what_is_said_on_the_way_leaves_stdout_to_the_rows(monkeypatch, capsys):
+    def quickstart():
+        print("a bar")
+        return pd.DataFrame({"method": ["teacher", "BTD"], "phases": [None, "8>1"], "nfe": [1, 2]})
+
+    monkeypatch.setattr("tract.jobs.quickstart.quickstart", quickstart)
+    assert main(["quickstart", "--json"]) == 0
+    output, errors = capsys.readouterr()
+    assert [json.loads(line) for line in output.splitlines()] == [
+        {"method": "teacher", "phases": None, "nfe": 1},
+        {"method": "BTD", "phases": "8>1", "nfe": 2},
+    ]
+    assert errors == "a bar\n"
+
+
+@pytest.fixture
+def estimated(monkeypatch):
+    """Arguments of estimates that the command asks for; each is the same."""
+    calls = []
+
+    def estimate(*arguments):
+        calls.append(arguments)
+        return Estimate("TRACT 8>1", 100, 10, 12 * 10**9, 3.5, 4 * 10**9, 8)
+
+    monkeypatch.setattr("tract.jobs.cost.estimate", estimate)
+    return calls
+
+
+def test_cost_is_by_default_of_the_papers_main_run(estimated, capsys):
+    assert main(["cost", "--json"]) == 0
+    ((config, settings, process, compute),) = estimated
+    assert (config, process, compute) == (preset("cifar10"), "cosine", Compute())
+    assert (settings.method, settings.step_schedule) == ("TRACT", (1024, 32, 1))
+    assert (settings.images, settings.batch) == (96_000_000, 256)
+    (row,) = map(json.loads, capsys.readouterr().out.splitlines())
+    assert row.pop("device") in ("cpu", "cuda")
+    numbers = {"images": 100, "steps": 10, "flop": 1.2e10, "seconds": 3.5, "memory_gb": 4.0}
+    assert row == {"part": "TRACT 8>1", **numbers, "tried_batch": 8}
+
+
+def test_cost_is_of_what_is_asked_for(estimated):
+    common = ["--preset", "digits", "--images", "640", "--batch", "8", "--process", "karras"]
+    distilled = ["--method", "BTD", "--step-schedule", "[4, 2, 1]", "--teacher-step", "heun"]
+    distilled += ["--compute", "bf16+channels_last"]
+    assert main(["cost", *common, *distilled]) == 0
+    assert main(["cost", *common, "--method", "teacher"]) == 0
+    (_, btd, process, compute), (_, teacher, _, _) = estimated
+    assert (process, compute) == ("karras", Compute(precision="bf16", channels_last=True))
+    expected = Distillation(
+        method="BTD", step_schedule=[4, 2, 1], teacher_step="heun", images=640, batch=8
+    )
+    assert (btd, teacher) == (expected, Training(images=640, batch=8))
+
+
+def test_cost_of_an_impossible_run_is_one_line(estimated, capsys):
+    assert main(["cost", "--step-schedule", "[1024, 3]"]) == 1
+    assert "tract: step_schedule is [1024, 3]: 3 does not divide" in capsys.readouterr().err
+    assert estimated == []
+
+
+@pytest.fixture
+def swept(monkeypatch):
+    """Arguments of sweeps, of which one execution fails."""
+    calls = []
+
+    def sweep(*arguments, **options):
+        calls.append((arguments, options))
+        return [Outcome("seed=0", "done", 2.5), Outcome("seed=1", "failed", 1.0, "bad seed")]
+
+    monkeypatch.setattr("tract.jobs.sweep.sweep", sweep)
+    monkeypatch.setattr(signal, "signal", lambda *_: None)
+    return calls
+
+
+def test_a_sweep_takes_grids_and_reports_failures_at_its_end(swept, tmp_path, capsys):
+    file = tmp_path / "p.yaml"
+    file.write_text("images: 10\nbatch: 2\n")
+    grids = ["-g", "seed", "[0, 1]", "-g", "rate", "[1e-3]"]
+    options = ["-f", str(file), "-p", "images", "20", *grids, "--workers", "2"]
+    assert main(["sweep", "n.ipynb", "out", *options]) == 1
+    ((arguments, given),) = swept
+    assert [str(path) for path in arguments[:2]] == ["n.ipynb", "out"]
+    assert arguments[2:] == ({"images": 20, "batch": 2}, {"seed": [0, 1], "rate": [1e-3]})
+    assert given == {"workers": 2, "scheduler": None, "gpus": False}
+    output, errors = capsys.readouterr()
+    assert output.splitlines() == [
+        "name    state   seconds",
+        "seed=0  done        2.5",
+        "seed=1  failed        1",
+    ]
+    assert errors == "tract: 1 of 2 not done\nseed=1: bad seed\n"
+
+
+def test_two_grids_of_one_parameter_are_refused(swept, capsys):
+    assert main(["sweep", "n", "out", "-g", "seed", "[0]", "-g", "seed", "[1]"]) == 1
+    assert "a parameter has two grids: give all its values in one" in capsys.readouterr().err
+    assert swept == []
+
+
+def test_parameters_come_from_the_file_and_the_command_line_wins(executed, tmp_path):
+    file = tmp_path / "p.yaml"
+    file.write_text("images: 10\nschedule: [8, 1]\nclamp: true\n")
+    options = ["-f", str(file), "-p", "images", "20", "-p", "learning_rate", "0.001"]
+    assert main(["run", "n.ipynb", "out.ipynb", *options]) == 0
+    ((notebook, output, parameters),) = executed
+    assert (str(notebook), str(output)) == ("n.ipynb", "out.ipynb")
+    assert parameters == {"images": 20, "schedule": [8, 1], "clamp": True, "learning_rate": 0.001}
+
+
+def test_numbers_may_be_written_as_in_python(executed, tmp_path):
+    file = tmp_path / "p.yaml"
+    file.write_text("learning_rate: 1e-3\n")
+    assert main(["run", "n", "o", "-f", str(file), "-p", "ema_residual", "2e-4"]) == 0
+    assert executed[0][2] == {"learning_rate": 1e-3, "ema_residual": 2e-4}
+
+
+def test_execute_runs_every_notebook_in_place(executed):
+    assert main(["execute", "a.ipynb", "b.ipynb"]) == 0
+    assert [(str(a), str(b)) for a, b in executed] == [("a.ipynb",) * 2, ("b.ipynb",) * 2]
+
+
+@pytest.mark.parametrize(
+    ("content", "problem"),
+    [
+        (None, "p.yaml"),
+        ("- a\n- b\n", "p.yaml is no list of `name: value`"),
+        ("a: [1", "p.yaml is no YAML"),
+    ],
+)
+def test_a_file_without_parameters_is_refused_in_one_line(
+    executed, tmp_path, capsys, content, problem
+):
+    file = tmp_path / "p.yaml"
+    if content is not None:
+        file.write_text(content)
+    assert main(["run", "n", "o", "-f", str(file)]) == 1
+    error = capsys.readouterr().err
+    assert error.startswith("tract: ")
+    assert problem in error
+    assert executed == []
+
+
+def test_a_missing_notebook_is_one_line_and_status_1(capsys, tmp_path):
+    assert main(["run", str(tmp_path / "no.ipynb"), "out.ipynb"]) == 1
+    error = capsys.readouterr().err
+    assert error == f"tract: no notebook {tmp_path}/no.ipynb: correct the path\n"
+
+
+def test_a_stop_is_status_130(monkeypatch, capsys):
+    def stopped(*arguments):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(execute_module, "execute", stopped)
+    assert main(["execute", "a.ipynb"]) == 130
+    assert "stopped" in capsys.readouterr().err
+
+
+def test_wrong_usage_is_status_2(capsys):
+    with pytest.raises(SystemExit) as exit:
+        main(["distil"])
+    assert exit.value.code == 2
+    assert "distil" in capsys.readouterr().err
+
+
+def test_a_failing_cell_is_status_1_and_says_why(tmp_path, capsys):
+    path = write_notebook(tmp_path / "n.ipynb", "images = 1", "raise ValueError('use 4')")
+    output = tmp_path / "out.ipynb"
+    assert main(["run", str(path), str(output)]) == 1
+    line = f"tract: {path} failed in cell 2 with ValueError: use 4; the traceback is in {output}\n"
+    assert capsys.readouterr().err.endswith(line)  # the kernel may warn before
+    assert "raise ValueError" in output.read_text()

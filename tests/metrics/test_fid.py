@@ -1,0 +1,300 @@
+"""The whole measurement: equal to clean-fid's, refused where it means nothing, told in full."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from cleanfid.fid import compute_fid
+from PIL import Image
+from tiny import DIGITS, LEVELS, teacher
+
+from tract.cli.main import main
+from tract.data import Data, to_uint8
+from tract.datasets.load import load_data
+from tract.denoiser import clamped
+from tract.metrics import fid
+from tract.metrics.distances import frechet_distance, kernel_distance, moments_of, precision_recall
+from tract.metrics.features import PIXELS
+from tract.metrics.fid import measure
+from tract.metrics.samples import noise
+from tract.networks.weights import save_model, write_tensors
+from tract.samplers import sample
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    return tmp_path / "cache" / "tract"
+
+
+def noise_images(count, seed, shape=(1, 3, 3), dark=0):
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randint(256 - dark, (count, *shape), generator=generator).to(torch.uint8)
+
+
+def write_pngs(folder, images):
+    folder.mkdir()
+    for index, image in enumerate(images):
+        pixels = image[0] if len(image) == 1 else image.permute(1, 2, 0)
+        Image.fromarray(pixels.numpy()).save(folder / f"{index:04}.png")
+    return folder
+
+
+def model(path):
+    experiment = {"process": "cosine", "clamp": True, "teacher_steps": 16}
+    save_model(path, teacher(), {"experiment": experiment, "settings": {}})
+    return path
+
+
+def between(images, data):
+    return frechet_distance(moments_of(PIXELS(images)), moments_of(PIXELS(data.samples)))
+
+
+def values(rows):
+    return {row["metric"]: row["value"] for row in rows}
+
+
+@pytest.mark.filterwarnings("ignore:The `disp` argument")  # clean-fid's own
+def test_between_folders_it_is_what_clean_fid_computes_with_the_same_features(tmp_path):
+    a = write_pngs(tmp_path / "a", noise_images(60, 1))
+    b = write_pngs(tmp_path / "b", noise_images(80, 2, dark=60))
+    expected = compute_fid(
+        str(a),
+        str(b),
+        mode="legacy_tensorflow",  # images as they are
+        custom_feat_extractor=lambda x: (x[:, :1] / 127.5 - 1).flatten(1),
+        num_workers=0,
+        device="cpu",
+        verbose=False,
+    )
+    (row,) = measure(a, b, features="pixels")
+    assert row["metric"] == "fd_pixels"
+    assert row["value"] == pytest.approx(expected, rel=1e-6)
+    assert (row["samples"], row["reference_samples"]) == (60, 80)
+
+
+def test_all_metrics_are_those_of_the_features(tmp_path):
+    a, b = noise_images(50, 1), noise_images(70, 2, dark=60)
+    rows = measure(Data("a", a), Data("b", b), features="pixels", metrics=fid.METRICS)
+    x, y = PIXELS(a), PIXELS(b)
+    precision, recall = precision_recall(x, y, 3)
+    expected = {
+        "fd_pixels": frechet_distance(moments_of(x), moments_of(y)),
+        "kd_pixels": kernel_distance(x, y),
+        "precision_pixels": precision,
+        "recall_pixels": recall,
+    }
+    assert values(rows) == pytest.approx(expected, rel=1e-6)
+    assert len({0, 1, precision, recall}) == 4
+
+
+def test_gaussian_pixels_have_their_distance_in_closed_form():
+    rng = np.random.default_rng(0)
+    draw = lambda mean, spread: rng.normal(mean, spread, (20_000, 1, 2, 2))  # noqa: E731
+    a, b = (
+        Data(name, torch.from_numpy(draw(mean, spread).round().clip(0, 255)).to(torch.uint8))
+        for name, mean, spread in [("a", 120, 20), ("b", 140, 30)]
+    )
+    (row,) = measure(a, b, features="pixels")
+    # Four times the squared differences of means and deviations, in units of 127.5.
+    assert row["value"] == pytest.approx(4 * (20**2 + 10**2) / 127.5**2, rel=0.03)
+
+
+def test_the_same_images_have_no_distance_however_they_are_stored(tmp_path):
+    images = noise_images(40, 1)
+    folder = write_pngs(tmp_path / "a", images)
+    rows = measure(folder, Data("b", images), features="pixels", metrics=fid.METRICS)
+    assert values(rows) == {
+        "fd_pixels": pytest.approx(0, abs=1e-10),
+        # Unbiased: what every image has to itself is left out within a set, and not across.
+        "kd_pixels": values(rows)["kd_pixels"],
+        "precision_pixels": 1,
+        "recall_pixels": 1,
+    }
+    assert values(rows)["kd_pixels"] < 0
+
+
+def test_a_model_is_measured_at_every_number_of_steps_over_seeds(tmp_path):
+    path = model(tmp_path / "model.safetensors")
+    data = Data("digits", DIGITS.samples[:400])
+    rows = measure(path, data, features="pixels", samples=300, steps=[1, 4], seeds=[5, 6, 7])
+    assert [row["nfe"] for row in rows] == [1, 4]
+    for row in rows:
+        expected = [
+            between(
+                to_uint8(
+                    sample(clamped(teacher()), noise((1, 8, 8), 0, 300, seed), LEVELS, row["nfe"])
+                ),
+                data,
+            )
+            for seed in (5, 6, 7)
+        ]
+        # 44 of 300 samples are made in another batch, where a grey level may be rounded otherwise.
+        assert row["values"] == pytest.approx(expected, rel=1e-3)
+        assert row["value"] == pytest.approx(np.mean(row["values"]))
+        assert row["std"] == pytest.approx(np.std(row["values"], ddof=1))
+        assert row["std"] > 0
+
+
+def test_noise_and_number_do_not_depend_on_the_batch(tmp_path):
+    path = model(tmp_path / "model.safetensors")
+    options = {"features": "pixels", "samples": 300, "steps": [1]}
+    found = [
+        measure(path, DIGITS, batch=batch, cache=tmp_path / str(batch), **options)[0]["value"]
+        for batch in (64, 100, 512)
+    ]
+    assert found == pytest.approx([found[0]] * 3, rel=1e-4)
+
+
+def test_a_reference_model_takes_all_its_steps_from_noise_of_its_own(tmp_path):
+    path = model(tmp_path / "model.safetensors")
+    (row,) = measure(path, path, features="pixels", samples=300, steps=[16], seeds=[0])
+    assert row["reference"]["nfe"] == 16
+    assert row["reference_samples"] == 300
+    assert row["value"] > 0.01
+
+
+def test_samples_of_a_run_are_measured_by_their_number_of_steps(tmp_path):
+    path = tmp_path / "samples.safetensors"
+    x = noise_images(50, 1).float() / 127.5 - 1
+    fewer = to_uint8(x[:40] / 2)
+    write_tensors(path, {"1": x, "2": x[:40] / 2}, {})
+    reference = Data("b", noise_images(50, 2))
+    rows = measure(path, reference, features="pixels", steps=[2, 1])
+    assert [(row["nfe"], row["samples"]) for row in rows] == [(2, 40), (1, 50)]
+    expected = [between(each, reference) for each in (fewer, x)]
+    assert [row["value"] for row in rows] == pytest.approx(expected, rel=1e-6)
+
+
+def test_parts_of_a_source_are_drawn_by_seed():
+    data = Data("a", noise_images(100, 1))
+    options = {"features": "pixels", "samples": 50}
+    (row,) = measure(data, DIGITS_LIKE, seeds=[0, 1, 2], **options)
+    assert len(set(row["values"])) == 3
+    (first,) = measure(data, DIGITS_LIKE, seeds=[1], **options)
+    assert first["value"] == row["values"][1]
+    assert first["std"] is None
+
+
+DIGITS_LIKE = Data("b", noise_images(60, 2))
+
+
+def test_a_row_says_all_that_its_number_depends_on(tmp_path):
+    path = model(tmp_path / "model.safetensors")
+    (row,) = measure(path, DIGITS, features="pixels", samples=200, steps=[4], metrics=["kid"])
+    assert json.loads(json.dumps(row)) == row
+    assert row["reference"] == {"name": "digits", "sha256": DIGITS.sha256}
+    assert row["features"] == {"name": "pixels", "range": [-1, 1]}
+    assert {"process": "cosine", "grid_steps": 16, "clamp": True, "nfe": 4}.items() <= row[
+        "source"
+    ].items()
+    assert row["kept"] == 200
+    assert row["seeds"] == [0]
+    assert {"device", "commit", "versions", "time", "seconds", "note"} <= row.keys()
+
+
+def test_few_images_are_measured_with_a_warning_that_says_what_it_means():
+    few, many = Data("few", noise_images(9, 1)), Data("many", noise_images(40, 2))
+    rows = measure(few, many, features="pixels", metrics=["fd", "kid"])
+    assert "9 images are too few for 9 features: their covariance is singular" in rows[0]["note"]
+    assert rows[1]["note"] == ""
+    assert "9 images" in measure(many, few, features="pixels")[0]["note"]
+    assert measure(many, many, features="pixels")[0]["note"] == ""
+
+
+def test_a_hundred_images_in_inceptions_dimensions_are_said_to_be_too_few(monkeypatch):
+    wide = fid.Extractor("wide", {}, lambda x: x.flatten(1).float().repeat(1, 15))
+    monkeypatch.setattr(fid, "extractor", lambda *_, **__: wide)
+    (row,) = measure(Data("a", noise_images(100, 1)), Data("b", noise_images(200, 2)))
+    assert "100 images are too few for 135 features" in row["note"]
+    assert row["metric"] == "fd_wide"
+
+
+def test_what_pairs_are_of_is_bounded_and_said(monkeypatch):
+    monkeypatch.setattr(fid, "KEPT", 20)
+    a, b = Data("a", noise_images(50, 1)), Data("b", noise_images(60, 2))
+    rows = measure(a, b, features="pixels", metrics=["fd", "precision"])
+    assert [row["kept"] for row in rows] == [20, 20]
+    assert rows[0]["value"] == measure(a, b, features="pixels")[0]["value"]
+
+
+GREY, COLOUR = Data("grey", noise_images(9, 1)), Data("colour", noise_images(9, 1, (3, 3, 3)))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "problem"),
+    [
+        ({"metrics": ["is"]}, "metrics is 'is': choose one of"),
+        ({"metrics": []}, "give one or more"),
+        ({"seeds": []}, "give one or more"),
+        ({"seeds": [1, 1], "samples": 5}, "give one or more, each once"),
+        ({"seeds": [-1]}, "seeds is -1: use 0 or more"),
+        ({"samples": 1}, "samples is 1: use 2 or more"),
+        ({"samples": 10}, "samples is 10, and grey has 9: use 9 or less"),
+        ({"batch": 0}, "batch is 0: use 1 or more"),
+        ({"seeds": [0, 1]}, r"seeds are \[0, 1\], and all of grey is taken"),
+        ({"steps": [2]}, r"steps are \[2\], and grey is no model"),
+        ({"reference": COLOUR}, r"\(1, 3, 3\) and \(3, 3, 3\): use images of one shape"),
+        ({"reference": Data("one", noise_images(1, 1))}, "one has too few images to measure, 1"),
+        ({"samples": 3, "metrics": ["recall"]}, "grey has too few images to measure, 3: use 4"),
+    ],
+)
+def test_what_cannot_be_measured_is_refused_before_the_long_part(arguments, problem, monkeypatch):
+    monkeypatch.setattr(fid, "statistics", None)
+    with pytest.raises(ValueError, match=problem):
+        measure(**{"source": GREY, "reference": GREY, "features": "pixels"} | arguments)
+
+
+def test_shapes_that_features_do_not_take_are_refused(monkeypatch):
+    two = Data("two", noise_images(9, 1, (2, 3, 3)))
+    with pytest.raises(ValueError, match=r"two has images .* of \(2, 3, 3\), .* 1 or 3 channels"):
+        measure(two, GREY, features="efficientnet_lite0")
+
+
+def test_a_model_without_steps_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="is a model: give the numbers of steps"):
+        measure(model(tmp_path / "m.safetensors"), DIGITS, features="pixels")
+
+
+def test_a_classifier_is_trained_on_the_labelled_reference_once(tmp_path):
+    digits = load_data("digits")
+    some = Data("some", digits.samples[:100], digits.labels[:100])
+    weights = tmp_path / "classifier.safetensors"
+    (row,) = measure(some, some, features="classifier", weights=weights)
+    content = weights.read_bytes()
+    assert measure(DIGITS, some, features="classifier", weights=weights)[0]["value"] > 0
+    assert weights.read_bytes() == content  # which says when it was trained
+    assert row["metric"] == "fd_classifier"
+    assert row["features"]["data_sha256"] == some.sha256
+
+
+def test_the_command_prints_a_table_and_notes(tmp_path, capsys):
+    a = write_pngs(tmp_path / "a", noise_images(9, 1))
+    b = write_pngs(tmp_path / "b", noise_images(30, 2))
+    assert main(["fid", str(a), str(b), "--features", "pixels", "--metrics", "fd", "kid"]) == 0
+    lines = capsys.readouterr().out.splitlines()[-4:]
+    assert lines[0].split() == ["metric", "nfe", "value", "std", "samples", "reference_samples"]
+    value = measure(a, b, features="pixels")[0]["value"]
+    assert lines[1].split() == ["fd_pixels", f"{value:.4g}", "9", "30"]
+    assert lines[2].split()[0] == "kd_pixels"
+    assert lines[3].startswith("note: 9 images are too few")
+
+
+def test_the_command_gives_machines_one_object_a_line(tmp_path, capsys):
+    path = model(tmp_path / "model.safetensors")
+    command = f"fid {path} digits --features pixels --samples 100 --steps 1 2 --seeds 0 1 --json"
+    assert main([*command.split(), "--cache", str(tmp_path / "own")]) == 0
+    rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [(row["metric"], row["nfe"]) for row in rows] == [("fd_pixels", 1), ("fd_pixels", 2)]
+    assert rows[0]["reference"]["sha256"] == load_data("digits").sha256
+    assert len(rows[0]["values"]) == 2
+    assert len(list((tmp_path / "own").iterdir())) == 5
+
+
+def test_the_command_refuses_an_empty_folder_in_one_line(tmp_path, capsys):
+    (tmp_path / "empty").mkdir()
+    assert main(["fid", str(tmp_path / "empty"), "digits", "--features", "pixels"]) == 1
+    error = capsys.readouterr().err
+    assert error.startswith(f"tract: {tmp_path}/empty has no images")
+    assert error.count("\n") == 1

@@ -1,0 +1,9 @@
+"""Support code that knows nothing of diffusion.
+
+    checks      argument checks with uniform messages
+    files       atomic writes and folder locks
+    interrupts  SIGINT and SIGTERM deferred to the end of a step
+    provenance  versions, device, commit and time of a result
+    compute     device, threads, precision, memory format, compilation
+    parallel    one run on several processes
+"""

@@ -1,0 +1,33 @@
+"""Turn SIGINT and SIGTERM into a request that a training loop honours between two steps."""
+
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+
+class Stop:
+    """Whether somebody asked the run to end."""
+
+    requested = False
+
+
+@contextmanager
+def interrupt_between_steps() -> Iterator[Stop]:
+    """Turn SIGINT and SIGTERM into a request that the loop honours once a step is complete.
+
+    An interrupt inside a step would leave the optimizer ahead of the averages.
+    """
+    stop = Stop()
+
+    def request(signum, frame):
+        stop.requested = True
+
+    try:
+        before = {s: signal.signal(s, request) for s in (signal.SIGINT, signal.SIGTERM)}
+    except ValueError:  # not the main thread: the caller has its own way to stop
+        before = {}
+    try:
+        yield stop
+    finally:
+        for signum, handler in before.items():
+            signal.signal(signum, handler)

@@ -1,0 +1,151 @@
+"""One run on several processes: each computes its share of a batch, gradients are averaged.
+
+All draw the same batch from (seed, step) and compute with their own rows of it; losses and
+gradients are averaged. N processes so see the data and the noise of one, and differ from it by the
+rounding of a mean. Only dropout in a teacher's training draws other masks in other processes.
+Where no processes have joined, everything here is what a single one does.
+"""
+
+import os
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from datetime import timedelta
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.distributed.rendezvous import rendezvous
+
+TIMEOUT = timedelta(minutes=30)  # to wait for others, who save and measure between steps
+
+
+def rank() -> int:
+    """Number of this process: 0 is the one that reads, writes and prints."""
+    return dist.get_rank() if dist.is_initialized() else 0
+
+
+def world_size() -> int:
+    """How many processes have joined."""
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
+def launched() -> int:
+    """How many processes torchrun or `accelerate launch` started, of which this is one; or 1."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def store_of_launch() -> tuple[dist.Store, int, int]:
+    """What launched processes see in common, the number of this one, and how many they are."""
+    store, rank, size = next(rendezvous("env://"))
+    return dist.PrefixStore("tract", store), rank, size
+
+
+def use_own_gpu(rank: int) -> None:
+    """Make "cuda" the GPU of this process's number on its machine, before anything is put there."""
+    if torch.cuda.is_available():
+        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", rank)))
+
+
+@contextmanager
+def joined(store: dist.Store, rank: int, size: int) -> Iterator[None]:
+    """Work together with the others of this store: over NCCL on GPUs, over gloo on CPUs."""
+    use_own_gpu(rank)
+    backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
+    dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=TIMEOUT)
+    try:
+        yield
+    finally:
+        dist.destroy_process_group()
+
+
+@contextmanager
+def joined_launch() -> Iterator[None]:
+    """Work together with the processes that were launched, if there are others."""
+    if launched() == 1:
+        yield
+        return
+    with joined(*store_of_launch()):
+        yield
+
+
+def check_share(batch: int, processes: int) -> None:
+    """ValueError unless every process has as many rows of a batch as the others."""
+    if batch % processes:
+        raise ValueError(
+            f"batch is {batch}, which {processes} processes cannot share: use a multiple of "
+            f"{processes}"
+        )
+
+
+def own_rows(*tensors: Tensor | None) -> tuple[Tensor | None, ...]:
+    """This process's rows of tensors (B, ...) that all have drawn; None stays None."""
+    if world_size() == 1:
+        return tensors
+    return tuple(None if t is None else t.chunk(world_size())[rank()] for t in tensors)
+
+
+def average(tensors: Sequence[Tensor]) -> None:
+    """Replace tensors by their means over all processes, in one message."""
+    if world_size() == 1:
+        return
+    message = torch.cat([tensor.flatten() for tensor in tensors])
+    dist.all_reduce(message)
+    parts = (message / world_size()).split([tensor.numel() for tensor in tensors])
+    for tensor, part in zip(tensors, parts, strict=True):
+        tensor.copy_(part.view(tensor.shape))
+
+
+def anyone(flag: bool) -> bool:
+    """Whether the flag is set in any process; all get the same answer, and no GPU is waited for."""
+    if world_size() == 1:
+        return flag
+    votes = torch.tensor(int(flag))
+    dist.all_reduce(votes, dist.ReduceOp.MAX)
+    return bool(votes)
+
+
+def check_same(name: str, value: object) -> None:
+    """ValueError, in all processes, unless they hold the same value."""
+    if world_size() == 1:
+        return
+    values = [None] * world_size()
+    dist.all_gather_object(values, value)
+    odd = [other for other, found in enumerate(values) if found != values[0]]
+    if odd:
+        raise ValueError(
+            f"process {odd[0]} has another {name} than process 0: start all with the same "
+            "parameters, version and folders, on a file system that all machines share"
+        )
+
+
+def from_first(value: object) -> object:
+    """The first process's value, in all of them."""
+    if world_size() == 1:
+        return value
+    values = [value]
+    dist.broadcast_object_list(values)
+    return values[0]
+
+
+def first_alone(make: Callable[[], Any]) -> Any:
+    """What make returns, called in the first process before the others: they find what it wrote."""
+    made = make() if rank() == 0 else None
+    from_first(None)  # which the others wait for
+    return made if rank() == 0 else make()
+
+
+def dealt_out(items: Sequence, make: Callable[[Any], Any]) -> Iterator[Any]:
+    """What make returns for each item, in their order, made by all processes in turn.
+
+    All get as many values as there are items; those of others than the first process are None.
+    """
+    size = world_size()
+    for start in range(0, len(items), size):
+        turn = items[start : start + size]
+        made = make(turn[rank()]) if rank() < len(turn) else None
+        parts = [made]
+        if size > 1:
+            parts = [None] * size
+            dist.gather_object(made, parts if rank() == 0 else None)
+        yield from parts[: len(turn)]

@@ -1,0 +1,139 @@
+"""Commands about cost and speed: cost, bench, agreement."""
+
+import argparse
+from pathlib import Path
+
+from tract.cli.output import add_json, messages, print_rows
+from tract.jobs.parameters import read_yaml
+
+COMPUTE = "how, such as bf16+channels_last+compile, see `compute`"
+
+
+def add_speed_commands(commands: argparse._SubParsersAction) -> None:
+    command = commands.add_parser(
+        "cost",
+        help="FLOP, time and memory of a run before it is started, from a few of its steps",
+        description="By default of the paper's TRACT-96M on CIFAR-10.",
+    )
+    command.add_argument("job", nargs="?", choices=["quickstart"], help="instead of a single run")
+    command.add_argument("--preset", default="cifar10", help="network, one of `tract models`")
+    command.add_argument("--method", default="TRACT", help="BTD, TRACT, consistency or teacher")
+    command.add_argument("--step-schedule", default="[1024, 32, 1]", help="as YAML")
+    command.add_argument("--images", type=int, default=96_000_000, help="over all phases")
+    command.add_argument("--batch", type=int, default=256, help="images per optimizer step")
+    command.add_argument("--teacher-step", default="ddim", help="or heun, of two evaluations")
+    command.add_argument("--student", default="", help="network that takes over, see methods")
+    command.add_argument("--process", default="cosine", help="noise levels")
+    command.add_argument("--compute", default="fp32", help=COMPUTE)
+    command.add_argument("--threads", type=int, default=0, help="CPU threads; 0: torch decides")
+    add_json(command)
+    command.set_defaults(command=_cost)
+
+    command = commands.add_parser(
+        "bench",
+        help="images per second, against the bare network calls and the device's matrix products",
+        description="Of TRACT steps of a preset network, with random weights on random images.",
+    )
+    command.add_argument("--preset", default="digits", help="network, one of `tract models`")
+    command.add_argument("--batch", type=int, default=0, help="images per step; 0: a usual number")
+    command.add_argument("--options", nargs="+", default=[], help=f"ways to compare: {COMPUTE}")
+    command.add_argument("--threads", type=int, default=0, help="CPU threads; 0: torch decides")
+    command.add_argument("--table", type=Path, help="CSV to put the rows into, one by one")
+    add_json(command)
+    command.set_defaults(command=_bench)
+
+    command = commands.add_parser(
+        "overhead",
+        help="what watching a run costs, in blocks of steps that are watched and not",
+    )
+    command.add_argument("run_dir", type=Path, help="a folder with a teacher, as of the quickstart")
+    command.add_argument("--steps", type=int, default=240, help="of which half are watched")
+    command.add_argument("--threads", type=int, default=1, help="CPU threads; 0: torch decides")
+    add_json(command)
+    command.set_defaults(command=_overhead)
+
+    command = commands.add_parser(
+        "agreement",
+        help="whether students are alike however they are computed",
+        description="TRACT 1024>32>1 of a run directory's teacher, each way with several seeds.",
+    )
+    command.add_argument("run_dir", type=Path, help="a folder with a teacher, as of the quickstart")
+    command.add_argument("--options", nargs="+", default=["fp32", "bf16+channels_last"])
+    command.add_argument("--images", type=int, default=30_720, help="of each run")
+    command.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    command.add_argument("--threads", type=int, default=0, help="CPU threads; 0: torch decides")
+    command.add_argument("--results", type=Path, default=Path("figures/results.csv"))
+    command.add_argument("--table", type=Path, help="name of a .csv and .md to write as well")
+    add_json(command)
+    command.set_defaults(command=_agreement)
+
+
+def _cost(options: argparse.Namespace) -> None:
+    from tract.base.compute import compute_of, use_threads
+    from tract.experiments.experiment import TEACHER
+    from tract.jobs.cost import estimate, estimate_quickstart
+    from tract.networks.build import preset
+    from tract.settings import Distillation, Training
+
+    use_threads(options.threads)
+    if options.job:
+        with messages(options.json):
+            parts = estimate_quickstart()
+    else:
+        size = {"images": options.images, "batch": options.batch}
+        if options.method == TEACHER:
+            settings = Training(**size)
+        else:
+            settings = Distillation(
+                method=options.method,
+                step_schedule=read_yaml(options.step_schedule, "step-schedule"),
+                teacher_step=options.teacher_step,
+                student=options.student,
+                **size,
+            )
+        compute = compute_of(options.compute)
+        parts = [estimate(preset(options.preset), settings, options.process, compute)]
+    print_rows([part.row() for part in parts], options.json)
+
+
+def _bench(options: argparse.Namespace) -> None:
+    from tract.base.compute import compute_of, device, use_threads
+    from tract.jobs.bench import OPTIONS, bench, write_throughput
+
+    use_threads(options.threads)
+    computes = [compute_of(text) for text in options.options or OPTIONS[device()]]
+    rows = []
+    for row in bench(options.preset, options.batch, computes):
+        if options.table:
+            write_throughput(options.table, [row])
+        if options.json:
+            print_rows([row], as_json=True)
+        rows.append(row)
+    if not options.json:
+        print_rows(rows, as_json=False)
+
+
+def _overhead(options: argparse.Namespace) -> None:
+    from tract.base.compute import use_threads
+    from tract.lab.overhead import overhead
+
+    use_threads(options.threads)
+    print_rows([overhead(options.run_dir, options.steps)], options.json)
+
+
+def _agreement(options: argparse.Namespace) -> None:
+    from tract.base.compute import compute_of, use_threads
+    from tract.settings import Distillation
+    from tract.studies.agreement import agreement_table, results_of, run_agreement
+    from tract.studies.tables import save_table
+
+    use_threads(options.threads)
+    settings = Distillation(step_schedule=[1024, 32, 1], images=options.images)
+    computes = [compute_of(text) for text in options.options]
+    with messages(options.json):
+        run_agreement(options.run_dir, options.results, settings, options.seeds, computes)
+    found = results_of(options.run_dir, options.results)
+    table = agreement_table(found, settings, options.seeds, computes)
+    if options.table:
+        save_table(table, options.table)
+    print_rows(table.astype(object).where(table.notna(), None).to_dict("records"), options.json)

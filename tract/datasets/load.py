@@ -1,0 +1,197 @@
+"""Load data sets by name: digits, Fashion-MNIST, CIFAR-10, ImageNet-64, or a folder of images."""
+
+import gzip
+import math
+import re
+import struct
+import zlib
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from tract.base.checks import check_choice, check_flag, check_text, check_whole
+from tract.data import Data
+from tract.datasets.cache import cached_pixels
+from tract.datasets.images import Images, folder_labels
+
+
+def has_test_split(name: str) -> bool:
+    """Whether a data set by name comes with images that are not to be trained on."""
+    return "split" in OPTIONS.get(name, ())
+
+
+def load_data(
+    name: str,
+    data_dir: str | None = None,
+    *,
+    split: str = "train",
+    image_size: int = 0,
+    grey: bool = False,
+    flip: bool = False,
+) -> Data:
+    """A data set by name, one of LOADERS.
+
+    data_dir: the folder with the files of fashion_mnist, as in Debian's dataset-fashion-mnist, or
+    of cifar10, as torchvision names them; for imagenet64 a folder or zip of the photographs to
+    train on, for images one of any images; digits need none. split: "train" or "test", the latter
+    of fashion_mnist and cifar10 alone. image_size, grey, flip: of images alone, the pixels that
+    they are reduced to, without colour, and mirrored as often as not, which no text could stand.
+    Converted images are kept, see `cache`.
+
+    ValueError for an unknown name or what the data set has no choice of, FileNotFoundError for a
+    missing folder or file.
+    """
+    check_choice("data", name, LOADERS)
+    check_text("data_dir", data_dir or "")
+    check_choice("split", split, ("train", "test"))
+    check_whole("image_size", image_size, 0)
+    check_flag("grey", grey)
+    check_flag("flip", flip)
+    given = {"split": split, "image_size": image_size, "grey": grey, "flip": flip}
+    usual = {"split": "train", "image_size": 0, "grey": False, "flip": False}
+    options = {option: value for option, value in given.items() if value != usual[option]}
+    for option, value in options.items():
+        if option not in OPTIONS.get(name, ()):
+            others = [other for other in OPTIONS if option in OPTIONS[other]]
+            raise ValueError(
+                f"{option} is {value!r}, and {name} has no choice of it: leave it out, or use data "
+                f"{' or '.join(others)}"
+            )
+    return LOADERS[name](data_dir, **options)
+
+
+def _digits(data_dir: str | None) -> Data:
+    """1,797 handwritten digits of 8x8 pixels, shipped inside scikit-learn."""
+    from sklearn.datasets import load_digits
+
+    bunch = load_digits()
+    images = torch.from_numpy(bunch.images) * (255 / 16)  # 17 grey levels
+    return Data(
+        "digits", images.round().to(torch.uint8)[:, None], torch.from_numpy(bunch.target).long()
+    )
+
+
+def _fashion_mnist(data_dir: str | None, split: str = "train") -> Data:
+    """60,000 pictures of clothes, 10,000 to test, 28x28 grey pixels padded with black to 32x32."""
+    folder, part = _folder("fashion_mnist", data_dir), {"train": "train", "test": "t10k"}[split]
+    images = _read_idx(_existing(folder, f"{part}-images-idx3-ubyte"))
+    labels = _read_idx(_existing(folder, f"{part}-labels-idx1-ubyte"))
+    if images.ndim != 3 or labels.shape != images.shape[:1]:
+        raise ValueError(
+            f"{folder} has images of shape {tuple(images.shape)} and labels of shape "
+            f"{tuple(labels.shape)}, which do not belong together: fetch both files again"
+        )
+    images = torch.nn.functional.pad(images[:, None], (2, 2, 2, 2))
+    return Data("fashion_mnist", images, labels.long(), flip=True)
+
+
+def _cifar10(data_dir: str | None, split: str = "train") -> Data:
+    """50,000 photographs of 32x32 pixels in 10 classes, 10,000 to test, read by torchvision.
+
+    Its files are pickles: torchvision compares their checksums before it opens them.
+    """
+    from torchvision.datasets import CIFAR10
+
+    folder = _folder("cifar10", data_dir)
+    try:
+        images = CIFAR10(str(folder), train=split == "train", download=False)
+    except RuntimeError as error:
+        raise FileNotFoundError(
+            f"no CIFAR-10 in {folder}: put the folder cifar-10-batches-py there, for example with "
+            f"torchvision.datasets.CIFAR10({str(folder)!r}, download=True)"
+        ) from error
+    pixels = torch.from_numpy(images.data).permute(0, 3, 1, 2).contiguous()
+    return Data("cifar10", pixels, torch.tensor(images.targets), flip=True)
+
+
+def _imagenet64(data_dir: str | None) -> Data:
+    """ImageNet's training photographs, all 1,281,167 or some, at 64x64 pixels with their classes.
+
+    Those that are smaller are enlarged, as in the literature, and counted.
+    """
+    images = Images(_given("imagenet64", data_dir))
+    labels, classes = folder_labels(images.names)
+    odd = [name for name in classes if not re.fullmatch(r"n\d{8}", name)]
+    if odd or not classes:
+        raise ValueError(
+            f"{images.source} has no class folders such as n01440764 and n01443537, but "
+            f"{odd[0] if odd else 'images alone'}: give the folder or zip of the photographs to "
+            "train on, or use data 'images'"
+        )
+    return _converted("imagenet64", images, labels, 64, enlarge=True, flip=True)
+
+
+def _images(
+    data_dir: str | None, image_size: int = 0, grey: bool = False, flip: bool = False
+) -> Data:
+    """Any images, with labels if they all lie in folders of their class."""
+    if not image_size:
+        raise ValueError("image_size is 0: data 'images' are reduced to one size, give it")
+    images = Images(_given("images", data_dir))
+    labels, _ = folder_labels(images.names)
+    return _converted("images", images, labels, image_size, grey=grey, flip=flip)
+
+
+def _converted(
+    name: str, images: Images, labels: list[int], size: int, *, flip: bool, **options: bool
+) -> Data:
+    numbers = torch.tensor(labels) if labels else None
+    samples, hashes = cached_pixels(images, size, numbers, **options)
+    return Data(name, samples, numbers, flip, hashes)
+
+
+LOADERS = {
+    "digits": _digits,
+    "fashion_mnist": _fashion_mnist,
+    "cifar10": _cifar10,
+    "imagenet64": _imagenet64,
+    "images": _images,
+}
+OPTIONS = {  # of load_data, where there are any
+    "fashion_mnist": ("split",),
+    "cifar10": ("split",),
+    "images": ("image_size", "grey", "flip"),
+}
+
+
+IDX_LIMIT = 2**28  # bytes; the largest file of Fashion-MNIST has 47,040,016
+
+
+def _given(name: str, data_dir: str | None) -> str:
+    if not data_dir:
+        raise ValueError(f"data {name!r} is read from files: give their folder as data_dir")
+    return data_dir
+
+
+def _folder(name: str, data_dir: str | None) -> Path:
+    folder = Path(_given(name, data_dir)).expanduser()
+    if not folder.is_dir():
+        raise FileNotFoundError(f"data_dir {str(data_dir)!r} is no folder: correct the path")
+    return folder
+
+
+def _existing(folder: Path, name: str) -> Path:
+    for path in (folder / name, folder / f"{name}.gz"):
+        if path.is_file():
+            return path
+    raise FileNotFoundError(f"{folder} has no file {name} or {name}.gz: is it the right folder?")
+
+
+def _read_idx(path: Path) -> Tensor:
+    """Bytes of an IDX file, packed or not; torchvision reads only the unpacked ones."""
+    opened = gzip.open if path.suffix == ".gz" else open
+    try:
+        with opened(path, "rb") as file:
+            content = file.read(IDX_LIMIT + 1)
+    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
+        raise ValueError(f"{path} is damaged ({error}): fetch it again") from error
+    if len(content) > IDX_LIMIT:  # a few packed bytes could fill the memory
+        raise ValueError(f"{path} holds more than {IDX_LIMIT:,} bytes: fetch the right file")
+    if content[:3] != bytes([0, 0, 8]):  # 8: unsigned bytes
+        raise ValueError(f"{path} is no IDX file of bytes: fetch it again")
+    first = 4 + 4 * content[3]  # the number of dimensions, then their sizes
+    sizes = struct.unpack(f">{content[3]}I", content[4:first]) if len(content) >= first else ()
+    if len(content) != first + math.prod(sizes) or not math.prod(sizes):
+        raise ValueError(f"{path} is cut short or damaged: fetch it again")
+    return torch.frombuffer(bytearray(content[first:]), dtype=torch.uint8).reshape(sizes)

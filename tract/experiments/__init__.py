@@ -1,0 +1,13 @@
+"""Run directories: settings, history, checkpoints, results, several processes.
+
+    run         train with history and checkpoints, resume
+    card        the settings of a run, compared on resume
+    history     one line a step, and TensorBoard events
+    results     the table of measured numbers
+    experiment  data, levels, teacher and students of one folder
+    measure     samples of runs and their distances
+    catalogue   find and summarise the runs in a folder
+    export      students as files and diffusers pipelines
+    team        start further processes
+    worker      what a further process does
+"""

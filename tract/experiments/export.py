@@ -1,0 +1,173 @@
+"""Export a student as one safetensors file or as a diffusers pipeline."""
+
+import json
+import os
+import shutil
+from pathlib import Path
+
+import torch
+
+from tract.base.files import TEMPORARY, check_new
+from tract.denoiser import Denoiser
+from tract.experiments.results import RESULTS, read_results
+from tract.levels import Level, levels_of
+from tract.networks.diffusers_unet import DiffusersUNet
+from tract.networks.weights import load_model, save_model
+from tract.phases import first_grid
+from tract.samplers import step_indices
+from tract.teachers.diffusers_read import LINEAR, PREDICTIONS, PROCESSES
+
+CARD = """\
+---
+library_name: diffusers
+pipeline_tag: unconditional-image-generation
+tags: [tract, distillation, few-step]
+---
+# {method}: images of {size}x{size} pixels in {steps}
+
+A network of {parameters:,} parameters that predicts {prediction}, distilled with the package
+`tract`, the method and step schedule of its card below (Berthelot et al. 2023, arXiv 2303.04248).
+
+```python
+from diffusers import DDIMPipeline
+
+pipeline = DDIMPipeline.from_pretrained("{name}")
+images = pipeline(batch_size=4, num_inference_steps={num_steps}, {arguments}).images
+```
+
+The scheduler's steps end at the levels that the student was distilled for; other numbers of steps
+are not what it was made for. `pipeline.push_to_hub("owner/{name}")` publishes this folder.
+
+## Measured
+{metrics}
+
+## Card
+```json
+{card}
+```
+"""
+
+
+def export_run(run_dir: str | Path, target: str | Path, *, half: bool = False) -> None:
+    """Write the model of a finished run, with its card and what was measured of it.
+
+    target: a file NAME.safetensors, which `load_teacher` reads, for any model; or a folder for
+    `save_pipeline`, for a student. half: the file in half precision. FileExistsError if it is
+    there, ValueError for what cannot be.
+    """
+    run_dir, target = Path(run_dir), Path(target)
+    is_file = target.suffix == ".safetensors"
+    if half and not is_file:
+        raise ValueError(f"half is given, and {target} is no file NAME.safetensors: leave it out")
+    denoiser, card = load_model(run_dir)
+    try:
+        process, clamp = (card["experiment"][name] for name in ("process", "clamp"))
+        schedule = None if is_file else card["settings"]["step_schedule"]
+    except (KeyError, TypeError) as error:
+        needed = "run of an experiment" if is_file else "distillation of an experiment"
+        raise ValueError(f"{run_dir} is no {needed}: give another") from error
+    table = read_results(run_dir.parent / RESULTS)
+    rows = table[table["run"] == run_dir.name][["metric", "value", "nfe", "samples"]]
+    if len(rows) or "measured" not in card:  # a file that was exported has its own
+        card = card | {"measured": rows.to_dict("records")}
+    if is_file:
+        check_new(target)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        save_model(target, denoiser, card, half=half)
+    else:
+        levels = levels_of(process, first_grid(schedule))
+        save_pipeline(denoiser, target, levels, schedule[-1], card, clamp=clamp)
+
+
+def save_pipeline(
+    denoiser: Denoiser,
+    folder: str | Path,
+    levels: Level,
+    num_steps: int,
+    card: dict,
+    *,
+    clamp: bool = True,
+) -> None:
+    """Write a folder that diffusers' DDIMPipeline loads, to sample as `samplers.sample` does.
+
+    levels, num_steps, clamp: of our sampler. With clamp, more than one step and the pipeline's
+    use_clipped_model_output=True, which the README states, the two agree from the same x_T; the
+    pipeline's x_T has standard deviation 1, ours sigma_T. card: what the README is to tell.
+    ValueError for what such a pipeline cannot do, FileExistsError if the folder is there.
+    """
+    folder = Path(folder)
+    scheduler = _scheduler(denoiser, levels, clamp)
+    step_indices(levels.num_steps, num_steps)
+    check_new(folder)
+    from diffusers import DDIMPipeline, DDIMScheduler  # takes seconds
+
+    pipeline = DDIMPipeline(denoiser.net.unet, DDIMScheduler(**scheduler))
+    copy = folder.with_name(f".{folder.name}.{os.getpid()}{TEMPORARY}")
+    try:
+        pipeline.save_pretrained(copy)
+        readme = _readme(denoiser, folder.name, num_steps, card, clamp)
+        (copy / "README.md").write_text(readme)
+        copy.rename(folder)
+    except OSError as error:
+        raise OSError(
+            f"cannot write {folder} ({error}): free space, correct permissions or use another name"
+        ) from error
+    finally:
+        shutil.rmtree(copy, ignore_errors=True)
+
+
+def _scheduler(denoiser: Denoiser, levels: Level, clamp: bool) -> dict:
+    """Arguments of the DDIMScheduler that steps through these levels with this network."""
+    net = denoiser.net
+    if not isinstance(net, DiffusersUNet):
+        raise ValueError(
+            f"this network is a {type(net).__name__}, and diffusers' pipelines take its own "
+            "UNet2DModel: distil a diffusers teacher, or give a file NAME.safetensors"
+        )
+    names = {ours: theirs for theirs, ours in PREDICTIONS.items()}
+    if denoiser.prediction not in names:
+        raise ValueError(
+            f"the student predicts {denoiser.prediction!r}, which diffusers does not know: use one "
+            f"of {list(names)}"
+        )
+    options = denoiser.config["options"]
+    own = levels_of(options["process"], options["num_steps"])
+    if not (len(own) == len(levels) and torch.allclose(own.logsnr, levels.logsnr, rtol=1e-9)):
+        raise ValueError(
+            f"the network numbers the {options['num_steps']} levels of {options['process']}, and "
+            "these levels are others: distil on the teacher's own"
+        )
+    if options["num_classes"]:
+        raise ValueError(
+            f"the network takes {options['num_classes']} classes, and DDIMPipeline gives none: "
+            "give a file NAME.safetensors"
+        )
+    schedules = {ours: theirs for theirs, ours in PROCESSES.items()}
+    return {
+        **LINEAR,
+        "num_train_timesteps": options["num_steps"],
+        "beta_schedule": schedules[options["process"]],
+        "prediction_type": names[denoiser.prediction],
+        "timestep_spacing": "trailing",  # ours begin at the noisiest level
+        "set_alpha_to_one": True,  # and end at clean data
+        "clip_sample": clamp,
+    }
+
+
+def _readme(denoiser: Denoiser, name: str, num_steps: int, card: dict, clamp: bool) -> str:
+    rows = card.get("measured", [])
+    table = [f"| {' | '.join(map(str, row.values()))} |" for row in rows]
+    if rows:
+        table = [f"| {' | '.join(rows[0])} |", "|---" * len(rows[0]) + "|", *table]
+    return CARD.format(
+        method=card.get("method", "A student"),
+        size=denoiser.config["options"]["image_size"],
+        steps="1 step" if num_steps == 1 else f"{num_steps} steps",
+        parameters=sum(p.numel() for p in denoiser.parameters()),
+        prediction=denoiser.prediction,
+        name=name,
+        num_steps=num_steps,
+        arguments=f"use_clipped_model_output={clamp}",
+        metrics="\n".join(table) or "Nothing was measured.",
+        card=json.dumps({n: v for n, v in card.items() if n != "measured"}, indent=1),
+    )

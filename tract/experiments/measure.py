@@ -1,0 +1,283 @@
+"""Measure the runs of an experiment: samples from the same noise, and their distances.
+
+NAME/samples.safetensors      samples of a run by number of steps
+teacher/rollout-*             where the teacher leads in all steps of a grid
+classifier.safetensors        of the data, if distances in its features were asked for
+results.csv                   one row for each measured number, see `results`
+"""
+
+import json
+import sys
+from collections.abc import Sequence
+from contextlib import suppress
+from functools import reduce
+from pathlib import Path
+
+import pandas as pd
+from filelock import FileLock
+from torch import Tensor
+from tqdm import tqdm
+
+from tract.base.checks import check_choice
+from tract.base.compute import device
+from tract.base.provenance import provenance
+from tract.data import to_uint8, to_unit
+from tract.datasets.cache import cache_folder
+from tract.datasets.load import has_test_split, load_data
+from tract.denoiser import Denoiser
+from tract.experiments.card import read_card
+from tract.experiments.experiment import TEACHER, Experiment, run_name
+from tract.experiments.history import history
+from tract.experiments.results import (
+    COLUMNS,
+    PER_PHASE,
+    RESULTS,
+    append_results,
+    read_results,
+    wide,
+)
+from tract.levels import Level
+from tract.metrics.distances import Moments, frechet_distance, moments_of, rmse
+from tract.metrics.feature_statistics import statistics
+from tract.metrics.features import NAMES, Extractor, extractor, metric_name
+from tract.metrics.samples import sample_batches
+from tract.metrics.sources import open_source
+from tract.networks.weights import fingerprint, load_model, read_tensors, write_tensors
+from tract.phases import in_steps, written
+from tract.samplers import X0_ESTIMATES, X0Estimate, ddim_x0, step_indices
+from tract.settings import Distillation, Training
+
+SAMPLES = "samples.safetensors"
+CLASSIFIER = "classifier.safetensors"
+REAL = "test"  # name of the test split among runs
+KEPT = 4096  # samples of a run that stay in its folder, at most
+BATCH = {"cpu": 256, "cuda": 1024}  # sampled and measured at a time
+
+
+class Distance:
+    """The Frechet distance of samples (N, C, H, W) in [-1, 1] to an experiment's data.
+
+    features: by their name, see `features.extractor`; a classifier is trained once and kept in
+    the experiment's folder. conditions: what the number depends on, as JSON.
+    """
+
+    def __init__(self, experiment: Experiment, features: str):
+        data, weights = experiment.data, None
+        if features == "classifier":
+            data, weights = experiment.labelled, experiment.folder / CLASSIFIER
+        self.extract: Extractor = extractor(features, weights=weights, data=data, device=device())
+        source = open_source(data)(None, 0)
+        self.reference = statistics(source, self.extract, len(data), 0, cache_folder()).moments
+        self.metric = self.extract.metric("fd")
+        self.conditions = {"reference": source.about, **self.extract.about}
+
+    def __call__(self, samples: Tensor) -> float:
+        batches = to_uint8(samples).split(BATCH[device()])
+        with tqdm(batches, self.metric, file=sys.stdout, mininterval=1, leave=False) as bar:
+            moments: Moments = reduce(Moments.merged, (moments_of(self.extract(x)) for x in bar))
+        return frechet_distance(moments, self.reference)
+
+
+def check_measuring(levels: Level, steps: Sequence[int], features: Sequence[str]) -> None:
+    """ValueError for steps or features that `measure` would refuse, perhaps after a training."""
+    for n in steps:
+        step_indices(levels.num_steps, n)
+    for name in features:
+        check_choice("features", name, NAMES)
+
+
+def measure(
+    experiment: Experiment,
+    denoiser: Denoiser,
+    settings: Training,
+    steps: Sequence[int],
+    features: Sequence[str] = ("pixels",),
+) -> pd.DataFrame:
+    """Sample a run at each number of steps, keep the samples, add rows to results.csv.
+
+    Returns the table of all runs, in its wide form. The first of the teacher's steps must be
+    reference_steps: the others are compared to it. features: those of `features.extractor` in
+    which the Frechet distance to the data is measured. ValueError before any sampling for what
+    cannot be. Of the samples the first KEPT are kept; the distance to the teacher is theirs.
+    """
+    levels, table = experiment.grid(settings), experiment.folder / RESULTS
+    check_measuring(levels, steps, features)
+    read_results(table)  # refused if it is damaged
+    distances = [Distance(experiment, name) for name in features]
+    eps, labels = experiment.noise
+    samples = {n: _sampled(experiment, denoiser, eps, levels, n, labels) for n in steps}
+    kept = {n: x[:KEPT] for n, x in samples.items()}
+    path = experiment.folder / run_name(settings) / SAMPLES
+    before = saved_samples(experiment, run_name(settings)) if path.is_file() else {}
+    write_tensors(path, {str(n): x for n, x in {**before, **kept}.items()}, {})
+    reference = saved_samples(experiment, TEACHER)[experiment.reference_steps].to(eps)
+    row = run_row(experiment.folder / run_name(settings), denoiser)
+    rows = []
+    for n, x in samples.items():
+        at = row | {"nfe": n}
+        all_of_them = at | {"samples": len(x)}
+        rows += [all_of_them | _number(d.metric, d(x), **d.conditions) for d in distances]
+        error = _number("rmse_to_teacher", rmse(kept[n], reference), nfe=experiment.reference_steps)
+        rows.append(at | {"samples": len(kept[n])} | error)
+    card = read_tensors(path.with_name("model.safetensors"))[1]
+    if "peak_memory_mb" in card:  # of its training, on a GPU
+        at = row | {"nfe": steps[0], "samples": 0}
+        rows.append(at | _number("peak_memory_mb", card["peak_memory_mb"]))
+    return wide(append_results(table, rows))
+
+
+def measure_real(experiment: Experiment, features: Sequence[str]) -> None:
+    """Add what real images score that no model saw: of the test split, where the data has one.
+
+    As many as are sampled of models, drawn at random, or all of them where they are fewer: the
+    floor, for a distance is larger the fewer samples it is of.
+    """
+    known = set(read_results(experiment.folder / RESULTS).query("run == @REAL")["metric"])
+    features = [name for name in features if metric_name("fd", name) not in known]
+    if not features or not has_test_split(experiment.data_name):
+        return
+    real = load_data(experiment.data_name, experiment.data_dir, split="test")
+    source = open_source(real)(None, experiment.seed)
+    images = to_unit(source.read(0, min(len(real), experiment.num_samples)))
+    about = provenance()
+    at = dict.fromkeys(COLUMNS, "") | {
+        "data": experiment.data_name,
+        "process": experiment.process,
+        "method": "real images",
+        **dict.fromkeys(("nfe", "student_params", "images", "seed"), 0),
+        "samples": len(images),
+        "device": about["device"],
+        "commit": about["commit"],
+        "seconds": 0.0,
+        "run": REAL,
+    }
+    distances = [Distance(experiment, name) for name in features]
+    found = [at | _number(d.metric, d(images), **d.conditions) for d in distances]
+    append_results(experiment.folder / RESULTS, found)
+
+
+def measure_phases(experiment: Experiment, settings: Distillation, count: int = 64) -> None:
+    """Add, for every phase, the rmse of its student's samples to the teacher's full rollout.
+
+    The student of a phase takes its own number of steps, the first teacher all of its grid's, as
+    it steps in these settings, from the same noise: what the next phase takes for the truth drifts
+    away from it.
+    """
+    levels, eps, labels = experiment.grid(settings), *experiment.noise
+    eps, labels = eps[:count], None if labels is None else labels[:count]
+    step = settings.teacher_step
+    rollout = _rollout(experiment, levels, eps, labels, step)
+    folder, rows = experiment.folder / run_name(settings), []
+    for phase, nfe in enumerate(settings.step_schedule[1:], 1):
+        name = f"phase-{phase}" if phase < settings.num_phases else "model"
+        student = load_model(folder / f"{name}.safetensors", device())[0]
+        x = _sampled(experiment, student, eps, levels, nfe, labels)
+        phases = written(settings.step_schedule[: phase + 1])
+        at = {"phases": phases, "nfe": nfe, "samples": len(x)}
+        about = {"steps": levels.num_steps, "teacher_step": step}
+        number = _number(PER_PHASE, rmse(x, rollout), **about)
+        rows.append(run_row(folder, student) | at | number)
+    append_results(experiment.folder / RESULTS, rows)
+
+
+def saved_samples(experiment: Experiment, name: str) -> dict[int, Tensor]:
+    """Samples of a measured run by number of steps; FileNotFoundError if there are none."""
+    path = experiment.folder / name / SAMPLES
+    if not path.is_file():
+        raise FileNotFoundError(f"no {path}: execute the notebook that measures {name} first")
+    samples = {int(n): x for n, x in read_tensors(path)[0].items()}
+    return dict(sorted(samples.items(), reverse=True))
+
+
+def comparison(experiment: Experiment, table: pd.DataFrame, count: int) -> dict[str, Tensor]:
+    """Rows of images by label: data, then each row of a wide table, all from the same noise.
+
+    Rows whose samples are not here are left out: of a run that was deleted, or measured elsewhere.
+    """
+    rows = {"data": to_unit(experiment.data.samples[:count]).cpu()}
+    for row in table.itertuples():
+        label = f"{row.method} {shortened(row.phases)}".strip()
+        label += f", {in_steps(row.nfe)}"
+        label = label if label not in rows else f"{label}, {row.run}"
+        with suppress(FileNotFoundError, KeyError):  # no samples of the run, or at these steps
+            rows[label] = saved_samples(experiment, row.run)[row.nfe][:count]
+    return rows
+
+
+def _sampled(
+    experiment: Experiment,
+    denoiser: Denoiser,
+    eps: Tensor,
+    levels: Level,
+    num_steps: int,
+    labels: Tensor | None,
+    x0_estimate: X0Estimate = ddim_x0,
+) -> Tensor:
+    """Samples of an experiment's denoiser, clamped and computed as the experiment says."""
+    options = {"clamp": experiment.clamp, "compute": experiment.compute, "batch": BATCH[device()]}
+    options |= {"labels": labels, "x0_estimate": x0_estimate}
+    return sample_batches(denoiser, eps, levels, num_steps, **options)
+
+
+def _rollout(
+    experiment: Experiment, levels: Level, eps: Tensor, labels: Tensor | None, step: str
+) -> Tensor:
+    """The teacher's samples with all steps of a grid, made once. step: a name in X0_ESTIMATES."""
+    folder = experiment.folder / TEACHER
+    path = folder / f"rollout-{step}-{levels.num_steps}-{len(eps)}.safetensors"
+    with FileLock(path.with_name(f".{path.name}.lock")):
+        if not path.is_file():
+            teacher, steps = load_model(folder, device())[0], levels.num_steps
+            x = _sampled(experiment, teacher, eps, levels, steps, labels, X0_ESTIMATES[step])
+            write_tensors(path, {"samples": x}, {})
+        return read_tensors(path)[0]["samples"].to(eps)
+
+
+def run_row(folder: str | Path, denoiser: Denoiser) -> dict:
+    """What rows of results say about the finished run in a folder, and its network."""
+    card = read_card(Path(folder) / "card.json")
+    experiment, settings = card["experiment"], card.get("settings", {})
+    # A published teacher was not trained here: of its images and seconds nothing is known.
+    past = {"images_seen": 0, "seconds": 0.0} if "source" in card else history(folder).iloc[-1]
+    return {
+        "data": experiment["data_name"],
+        "process": experiment["process"],
+        "method": card["method"],
+        "phases": written(settings.get("step_schedule", [])),
+        "student_params": sum(p.numel() for p in denoiser.parameters()),
+        "images": int(past["images_seen"]),
+        "seed": settings.get("seed", 0),
+        "device": card["provenance"]["device"],
+        "commit": card["provenance"]["commit"],
+        "seconds": round(past["seconds"], 1),
+        "run": Path(folder).resolve().name,
+        "teacher": card.get("teacher_sha256", "")[:12] or teacher_name(denoiser),
+    }
+
+
+def teacher_name(denoiser: Denoiser) -> str:
+    """How rows of results name a teacher: by the first digits of the SHA-256 of its weights."""
+    return fingerprint(denoiser)[:12]
+
+
+def rows_of_fid(folder: str | Path, measured: Sequence[dict]) -> list[dict]:
+    """Rows of results from what `fid.measure` found about the run in a folder."""
+    about = run_row(folder, load_model(folder)[0])
+    rows = []
+    for found in measured:
+        conditions = dict(found)
+        at = {name: conditions.pop(name) for name in ("nfe", "samples")}
+        metric, value = conditions.pop("metric"), conditions.pop("value")
+        rows.append(about | at | _number(metric, value, **conditions))
+    return rows
+
+
+def _number(metric: str, value: float, /, **conditions) -> dict:
+    """The columns of one measured number."""
+    return {"metric": metric, "value": round(value, 6), "conditions": json.dumps(conditions)}
+
+
+def shortened(phases: str) -> str:
+    """1024>512>256>...>1 as 1024>512>...>1, for labels."""
+    steps = phases.split(">")
+    return ">".join([*steps[:2], "...", steps[-1]]) if len(steps) > 4 else phases

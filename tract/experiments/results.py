@@ -1,0 +1,103 @@
+"""The table of results: a CSV file with one row for each measured number."""
+
+from collections.abc import Iterable
+from pathlib import Path
+
+import pandas as pd
+from filelock import FileLock
+
+from tract.base.files import write_atomically
+
+RESULTS = "results.csv"  # name of the table in a run directory
+
+# What tells two numbers apart; measured again, a number replaces its older value.
+KEY = ("data", "process", "teacher", "run", "phases", "nfe", "metric")
+PER_PHASE = "rmse_to_rollout"  # the metric that a run has of every phase, and not of its end alone
+COLUMNS = (
+    "data",
+    "process",  # name of the noise levels
+    "method",
+    "phases",  # schedule as far as it was followed, such as 1024>32>1; empty for a teacher
+    "nfe",  # network evaluations per sample
+    "student_params",  # weights of the network that is sampled
+    "images",  # trained on, over all phases
+    "seed",  # of the training
+    "metric",
+    "value",
+    "samples",  # that the metric was measured on
+    "device",  # of the training, as the next two
+    "commit",  # of this package; with a + if it was changed
+    "seconds",
+    "run",  # name of the run's directory: all settings that are not the default
+    "teacher",  # first digits of the SHA-256 of the teacher's weights
+    "conditions",  # of the metric, as JSON
+)
+# Columns of the wide form that are no metrics.
+ABOUT = ("method", "phases", "nfe", "student_params", "images", "seed", "seconds", "run")
+
+
+def read_results(path: str | Path) -> pd.DataFrame:
+    """The table so far, perhaps empty; ValueError if the file is damaged or lacks a column."""
+    path = Path(path)
+    if not path.is_file():
+        return pd.DataFrame(columns=COLUMNS)
+    try:
+        table = pd.read_csv(path, keep_default_na=False, dtype={"teacher": str, "commit": str})
+    except ValueError as error:  # of text, of CSV, or empty
+        raise ValueError(f"{path} is damaged ({error}): restore or remove it") from error
+    missing = [name for name in COLUMNS if name not in table]
+    if missing:
+        raise ValueError(f"{path} has no column {', '.join(missing)}: restore or remove it")
+    return table
+
+
+def append_results(path: str | Path, rows: Iterable[dict]) -> pd.DataFrame:
+    """Add rows to a table, replacing those that agree in KEY; returns the whole table.
+
+    ValueError for a row that lacks a column or has one too many; nothing is written then.
+    """
+    path, rows = Path(path), list(rows)
+    for row in rows:
+        if row.keys() != set(COLUMNS):
+            odd = ", ".join(sorted(row.keys() ^ set(COLUMNS)))
+            raise ValueError(f"a row of results has too much or too little: correct {odd}")
+    with FileLock(path.with_name(f".{path.name}.lock")):
+        before = read_results(path).to_dict("records")
+        # A dictionary keeps the place of the row that is replaced.
+        merged = {tuple(str(row[name]) for name in KEY): row for row in [*before, *rows]}
+        table = pd.DataFrame(list(merged.values()), columns=COLUMNS)
+        write_atomically(path, table.to_csv(index=False).encode())
+    return table
+
+
+def publish(run_dir: str | Path, path: str | Path) -> int:
+    """Add the rows of a run directory to the table at path; returns how many.
+
+    FileNotFoundError if nothing was measured there. ValueError, and nothing is added, for runs that
+    are there with another teacher: under one name they would pass for seeds of one recipe.
+    """
+    source = Path(run_dir) / RESULTS
+    if not source.is_file():
+        raise FileNotFoundError(f"no {source}: execute a notebook that measures, or correct it")
+    found, known = read_results(source), read_results(path)
+    same = ["data", "process", "run"]
+    ours, theirs = (
+        table[[*same, "teacher"]].drop_duplicates()
+        for table in (found[found["phases"] != ""], known)
+    )
+    pairs = ours.merge(theirs, "inner", same)
+    odd = pairs[pairs["teacher_x"] != pairs["teacher_y"]]
+    if len(odd):
+        first = odd.iloc[0]
+        raise ValueError(
+            f"{path} has {first['run']} of the teacher {first['teacher_y']}, and {source} of "
+            f"{first['teacher_x']}: give another table, or take the rows of that teacher out"
+        )
+    append_results(path, found.to_dict("records"))
+    return len(found)
+
+
+def wide(table: pd.DataFrame) -> pd.DataFrame:
+    """The table with one row for each run and number of evaluations, and a column a metric."""
+    by_run = table.set_index([*ABOUT, "metric"])["value"].unstack("metric", sort=False)
+    return by_run.reset_index().rename_axis(columns=None)

@@ -1,0 +1,130 @@
+"""Start further processes for a training and hand them their task."""
+
+import itertools
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from tempfile import TemporaryDirectory
+
+import torch
+import torch.distributed as dist
+
+from tract.base.checks import check_whole
+from tract.base.parallel import joined, launched, store_of_launch, use_own_gpu
+
+POLL = 0.1  # seconds between looks at the store
+PATIENCE = 5  # seconds in which a process that broke its connections has ended
+
+
+def team_size(processes: int) -> int:
+    """How many processes will train: those given, or launched. ValueError for what cannot be."""
+    check_whole("processes", processes, 1)
+    if launched() > 1:
+        if processes not in (1, launched()):
+            raise ValueError(
+                f"processes is {processes}, and {launched()} were launched: leave processes at 1"
+            )
+        return launched()
+    gpus = torch.cuda.device_count()
+    if 0 < gpus < processes:
+        raise ValueError(
+            f"processes is {processes}, and this machine has {gpus} GPUs: use {gpus} or less, or "
+            "torchrun on several machines"
+        )
+    return processes
+
+
+@contextmanager
+def together(task: dict, size: int) -> Iterator[None]:
+    """While this is open, size - 1 others do the same task, given as JSON, along with the caller.
+
+    RuntimeError, which names the process, if one of them fails or ends.
+    """
+    if size == 1:
+        yield
+        return
+    with _others(size) as (store, number, started):
+        store.set(f"{number}/task", json.dumps(task))
+        for rank in range(1, size):
+            while not store.check([f"{number}/ready/{rank}"]):
+                _check(store, started)
+                time.sleep(POLL)
+        with joined(dist.PrefixStore(f"{number}/group", store), 0, size):
+            print(f"{size} processes train together")
+            try:
+                yield
+            except RuntimeError:  # what gloo and NCCL raise where a connection breaks
+                until = time.monotonic() + PATIENCE
+                while time.monotonic() < until:  # the others wait for this one, if they live
+                    _check(store, started)
+                    time.sleep(POLL)
+                raise
+
+
+@contextmanager
+def _others(size: int) -> Iterator[tuple[dist.Store, int, Sequence[subprocess.Popen]]]:
+    """The store that all see, the number of the task, and the processes started here for it."""
+    if launched() > 1:
+        store, _, _ = store_of_launch()
+        yield store, store.add("tasks", 1) - 1, []
+        return
+    with TemporaryDirectory(prefix="tract-") as folder:
+        path = os.path.join(folder, "store")  # noqa: PTH118
+        command = [sys.executable, "-m", "tract.experiments.worker", path, str(size)]
+        started = [subprocess.Popen([*command, str(rank)]) for rank in range(1, size)]
+        try:
+            yield dist.FileStore(path, size), 0, started
+        finally:
+            for process in started:
+                process.kill()
+                process.wait()
+
+
+def _check(store: dist.Store, started: Sequence[subprocess.Popen]) -> None:
+    """RuntimeError if one of the others has failed, or has ended without a word."""
+    if store.check(["failed"]):
+        raise RuntimeError(store.get("failed").decode())
+    for rank, process in enumerate(started, 1):
+        if process.poll() is not None:
+            raise RuntimeError(
+                f"process {rank} of {len(started) + 1} ended with status {process.returncode}, and "
+                "the run with it: its last checkpoint is whole, run it again"
+            )
+
+
+def follow(
+    store: dist.Store, rank: int, size: int, prepare: Callable[[dict], Callable[[], None]]
+) -> None:
+    """Do the first process's tasks one after the other, until it has no more or is gone.
+
+    prepare: reads all that a task needs; what it returns then does it together with the others.
+    """
+    parent = os.getppid()
+    use_own_gpu(rank)
+    for number in itertools.count():
+        while not store.check([f"{number}/task"]):
+            if store.check(["end"]) or os.getppid() != parent:
+                return
+            time.sleep(POLL)
+        try:
+            work = prepare(json.loads(store.get(f"{number}/task")))
+        except (ValueError, OSError, RuntimeError) as error:
+            store.set("failed", f"process {rank} of {size}: {error}")
+            raise
+        store.set(f"{number}/ready/{rank}", "")
+        with joined(dist.PrefixStore(f"{number}/group", store), rank, size):
+            work()
+
+
+@contextmanager
+def leading() -> Iterator[None]:
+    """Let launched processes that follow go when the block ends."""
+    try:
+        yield
+    finally:
+        if launched() > 1:
+            store_of_launch()[0].set("end", "")

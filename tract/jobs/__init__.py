@@ -1,0 +1,12 @@
+"""Work that needs nobody: executed notebooks, sweeps, cost and speed.
+
+    parameters  parameters of notebooks, checked
+    execute     execute a notebook with papermill
+    sweep       a notebook over a grid of parameters
+    cluster     dask clients
+    quickstart  the main job: teacher, BTD and TRACT on digits
+    synthetic   a few steps on random data
+    cost        FLOP, time and memory of a run before it starts
+    plan        images, steps and cost of each phase
+    bench       speed of a step
+"""

@@ -1,0 +1,142 @@
+"""Measure the speed of a training step against bare network calls and matrix products."""
+
+import statistics
+import time
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
+from pathlib import Path
+
+import pandas as pd
+import torch
+
+from tract.base.compute import Compute, computed, device, float32_products
+from tract.base.files import write_atomically
+from tract.distill import DistillationState
+from tract.jobs.cost import image_flops
+from tract.jobs.synthetic import begin, memory, random_data
+from tract.levels import levels_of
+from tract.networks.build import preset
+from tract.settings import Distillation
+
+ROUNDS = 5
+ROUND_SECONDS = 0.5  # a round makes as many steps as fit, at least one
+WIDTH = {"cpu": 1024, "cuda": 8192}  # of the matrices whose product is the ceiling
+KEY = ["preset", "device", "batch", "options"]  # of a row in the table
+# A batch that is usual with these networks on a CPU; elsewhere 256.
+CPU_BATCH = {"digits": 128, "digits_small": 128, "fashion_mnist": 32}
+# Compared by default: float32 in full against each way to be faster, and all of them.
+OPTIONS = {
+    "cpu": ["fp32", "fp32+channels_last", "fp32+compile"],
+    "cuda": [
+        "fp32",
+        "tf32",
+        "fp32+compile",
+        "bf16",
+        "bf16+channels_last",
+        "bf16+compile",
+        "bf16+channels_last+compile",
+        "bf16+channels_last+compile+recompute",
+    ],
+}
+
+
+def bench(preset_name: str, batch: int, computes: Iterable[Compute]) -> Iterator[dict]:
+    """A row for each way to compute a TRACT step of a preset network, on this device.
+
+    batch: images per step; 0 for a usual number. images_per_second: of training. overhead_ratio:
+    of a step's time to that of its bare network calls. utilisation: share of the ceiling that the
+    FLOP of these calls reach. peak_memory_mb: as CUDA tells it; elsewhere weights, gradients,
+    moments and what is kept for the backward pass, added up.
+    """
+    config = preset(preset_name)
+    batch = batch or (CPU_BATCH.get(preset_name, 256) if device() == "cpu" else 256)
+    settings = Distillation(images=2 * 10**6 * batch, batch=batch, step_schedule=[1024, 32, 1])
+    flop = image_flops(config, settings)[0] * batch
+    for compute in computes:
+        state, records = begin(config, settings, "cosine", 0, compute)
+        held, more = memory(state, records)
+        step, bare = _in_turns(partial(next, records), _bare_calls(state, config, batch, compute))
+        seconds = statistics.median(step)
+        ceiling = product_flops(compute)
+        yield {
+            "preset": preset_name,
+            "device": torch.cuda.get_device_name() if device() == "cuda" else "cpu",
+            "batch": batch,
+            "options": str(compute),
+            "images_per_second": batch / seconds,
+            "overhead_ratio": statistics.median(a / b for a, b in zip(step, bare, strict=True)),
+            "utilisation": flop / seconds / ceiling,
+            "peak_memory_mb": (held + more) / 1e6,
+            "ceiling_tflops": ceiling / 1e12,
+            "threads": torch.get_num_threads(),
+            "torch": torch.__version__,
+        }
+
+
+def _bare_calls(
+    state: DistillationState, config: dict, batch: int, compute: Compute
+) -> Callable[[], object]:
+    """The network calls of a TRACT step, and nothing else: two forwards, one with its backward."""
+    data, levels = random_data(config, batch), levels_of("cosine", 1024).to(device())
+    i_t = torch.randint(1, 1025, (batch,), device=device())
+    noisy = torch.randn(batch, *data.shape, device=device())
+    networks = state.teacher, state.self_teacher, state.student
+    *guides, student = (computed(network, compute) for network in networks)
+
+    def calls() -> None:
+        state.optimizer.zero_grad(set_to_none=True)
+        with float32_products(compute):
+            for x, i, labels in compute.parts(noisy, i_t, data.labels):
+                with torch.no_grad():
+                    for guide in guides:
+                        guide(x, levels[i], labels)
+                student(x, levels[i], labels).backward(x)
+
+    return calls
+
+
+def product_flops(compute: Compute) -> float:
+    """FLOP per second of a large matrix product in a precision, the median of ROUNDS."""
+    kind = torch.bfloat16 if compute.precision == "bf16" else torch.float32
+    width = WIDTH[device()]
+    a = torch.randn(width, width, device=device(), dtype=kind)
+    with float32_products(compute):
+        times = [_seconds(partial(torch.matmul, a, a), 1) for _ in range(1 + ROUNDS)]
+    return 2 * width**3 / statistics.median(times[1:])
+
+
+def _in_turns(one: Callable, other: Callable) -> tuple[list[float], list[float]]:
+    """Seconds of a call of either, in each of ROUNDS, after one to get ready."""
+    for call in (one, other):
+        call()
+    slowest = max(_seconds(call, 1) for call in (one, other))
+    calls = max(1, int(ROUND_SECONDS / slowest))
+    rounds = [(_seconds(one, calls), _seconds(other, calls)) for _ in range(ROUNDS)]
+    return tuple(map(list, zip(*rounds, strict=True)))
+
+
+def _seconds(call: Callable, calls: int) -> float:
+    """Seconds that a call takes, the mean of some, with all that a GPU does for it."""
+    alone = device() == "cpu" and torch.get_num_threads() == 1
+    # Of one thread the time on its processor, which other programs do not lengthen.
+    clock = time.process_time if alone else time.perf_counter
+    start = clock()
+    for _ in range(calls):
+        call()
+    if device() == "cuda":
+        torch.cuda.synchronize()
+    return (clock() - start) / calls
+
+
+def write_throughput(path: str | Path, rows: Iterable[dict]) -> None:
+    """Put rows into the table at path, in place of those of the same preset, device, batch and way.
+
+    ValueError if there is a table with other columns.
+    """
+    path, rows = Path(path), list(rows)
+    before = pd.read_csv(path).to_dict("records") if path.is_file() else []
+    if before and rows and before[0].keys() != rows[0].keys():
+        raise ValueError(f"{path} has columns {list(before[0])}, not of a bench: give another path")
+    merged = {tuple(str(row[name]) for name in KEY): row for row in [*before, *rows]}
+    table = pd.DataFrame(list(merged.values())).round(4)
+    write_atomically(path, table.to_csv(index=False).encode())

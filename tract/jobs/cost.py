@@ -1,0 +1,254 @@
+"""Estimate a run's FLOP, time and memory before starting it.
+
+An addition and a multiplication are one FLOP each: so counted, the paper's network for CIFAR-10
+takes the 35.8 GFLOP for an image that are published for it.
+"""
+
+import functools
+import json
+import statistics
+import time
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import NamedTuple
+
+import torch
+
+from tract.base.compute import EAGER, Compute, device, use_threads
+from tract.experiments.experiment import TEACHER
+from tract.jobs.synthetic import begin, memory, random_data
+from tract.levels import Level, levels_of
+from tract.methods import METHODS
+from tract.metrics.samples import fixed_noise, sample_batches
+from tract.networks.build import build_denoiser, new_student, preset
+from tract.phases import equal_steps, halving_schedule, parse_schedule
+from tract.settings import Distillation, Training
+
+STEPS = 5  # that are timed
+SAMPLINGS = 3  # that are timed
+STEP_SECONDS = 1.5  # a step that is tried takes no longer, if a smaller batch can help it
+SLOW_SECONDS = 4.0  # from here on a first step is timed and no other made
+
+
+class Passes(NamedTuple):
+    """Forward passes that one image takes in a step; a backward pass counts as two."""
+
+    teacher: int
+    student: int  # and self-teacher, which is the same network
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """The cost of one part of a job."""
+
+    part: str
+    images: int
+    steps: int  # of the optimizer, or of a sampler
+    flop: int
+    seconds: float
+    memory: int | None = None  # bytes at the peak
+    tried: int | None = None  # batch that was tried, from which time and memory are scaled
+
+    def row(self) -> dict:
+        """The same for a table, memory in GB (1e9 bytes)."""
+        memory = None if self.memory is None else self.memory / 1e9
+        return {
+            "part": self.part,
+            "images": self.images,
+            "steps": self.steps,
+            "flop": float(self.flop),
+            "seconds": self.seconds,
+            "memory_gb": memory,
+            "tried_batch": self.tried,
+            "device": device(),
+        }
+
+
+def passes(settings: Training) -> list[Passes]:
+    """Passes for each image in each phase of a run, of which a teacher's training has one."""
+    learning = Passes(0, 3)  # forward, and backward for weights and for activations
+    if not isinstance(settings, Distillation):
+        return [learning]
+    result = []
+    for phase in parse_schedule(settings.step_schedule):
+        heun = settings.teacher_step == "heun" and not result  # of the first teacher alone
+        first = Passes(2 if heun else 1, 0)
+        second = METHODS[settings.method].second_hop(first, Passes(0, 1))
+        hops = [first, *([] if phase.segment == 1 else [second])]
+        result.append(Passes(*map(sum, zip(*hops, learning, strict=True))))
+    return result
+
+
+def network_flops(config: dict) -> int:
+    """FLOP of one forward pass of the described network, for one image; nothing is computed."""
+    return _counted(json.dumps(config))
+
+
+@functools.cache
+def _counted(description: str) -> int:
+    from torch.utils.flop_counter import FlopCounterMode
+
+    config = json.loads(description)
+    data = random_data(config, 1)
+    with torch.device("meta"), torch.no_grad(), FlopCounterMode(display=False) as counter:
+        labels = torch.zeros(1, dtype=torch.long) if data.num_classes else None
+        level = Level(torch.ones(()), torch.ones(()))
+        build_denoiser(config)(torch.zeros(1, *data.shape), level, labels)
+    return counter.get_total_flops()
+
+
+def image_flops(config: dict, settings: Training) -> list[int]:
+    """FLOP for each image in each phase of a run that trains, or distils, the described network."""
+    teacher = student = network_flops(config)
+    takeover = None
+    if isinstance(settings, Distillation):
+        takeover = equal_steps(parse_schedule(settings.step_schedule))
+    result = []
+    for index, (taught, learned) in enumerate(passes(settings)):
+        if index == takeover:
+            with torch.device("meta"):
+                newcomer = new_student(build_denoiser(config), settings.student, settings.seed)
+            student = network_flops(newcomer.config)
+        result.append(taught * teacher + learned * student)
+        teacher = student
+    return result
+
+
+def estimate(
+    config: dict, settings: Training, process: str = "cosine", compute: Compute = EAGER
+) -> Estimate:
+    """The cost of training, or distilling, the described network; takes seconds to find out.
+
+    process: a name in levels.PROCESSES. Of each kind of phase a few steps are made, with random
+    weights on random images, as fast as the machine is with what else it does now: all of a step's
+    work is in them, but not saving and measuring. Where a step is slow a smaller batch is tried.
+    Memory is CUDA's own peak on a GPU; elsewhere weights, gradients, Adam's moments and what is
+    kept for the backward pass, added up.
+    """
+    flops = image_flops(config, settings)
+    kinds = {
+        flop: _try(config, settings, process, flops.index(flop), compute) for flop in set(flops)
+    }
+    distilled = isinstance(settings, Distillation)
+    return Estimate(
+        f"{settings.method} {settings.phases}" if distilled else TEACHER,
+        settings.num_steps * settings.batch,
+        settings.num_steps,
+        sum(flops) * settings.steps_per_phase * settings.batch,
+        sum(kinds[flop].seconds for flop in flops) * settings.steps_per_phase,
+        max(kind.memory for kind in kinds.values()),
+        min(kind.batch for kind in kinds.values()),
+    )
+
+
+def estimate_sampling(config: dict, levels: Level, count: int, num_steps: int) -> Estimate:
+    """The cost of count samples in num_steps steps each."""
+    denoiser = build_denoiser(config).to(device()).eval()
+    eps, labels = fixed_noise(random_data(config, 1), count, seed=0)
+    times = []
+    for _ in range(1 + SAMPLINGS):
+        start = time.perf_counter()
+        sample_batches(denoiser, eps, levels, 1, labels=labels).cpu()
+        times.append(time.perf_counter() - start)
+    flop = count * num_steps * network_flops(config)
+    return Estimate("sampling", count, num_steps, flop, statistics.median(times[1:]) * num_steps)
+
+
+def estimate_quickstart() -> list[Estimate]:
+    """The cost of `make run`, part by part, with the parameters that its notebooks declare."""
+    from tract.jobs.parameters import declared_parameters
+    from tract.jobs.quickstart import ROOT
+
+    names = ("01_teacher", "02_btd", "03_tract")
+    first, second, third = (
+        declared_parameters(ROOT / "notebooks" / f"{name}.ipynb") for name in names
+    )
+    config, levels = preset(first["preset"]), levels_of(first["process"], first["teacher_steps"])
+    halving = halving_schedule(first["teacher_steps"], second["last_steps"])
+    runs = [
+        _declared(Training, first),
+        _declared(Distillation, second, method="BTD", step_schedule=halving),
+        *(_declared(Distillation, third, step_schedule=s) for s in third["step_schedules"]),
+    ]
+    sampled = first["reference_steps"] + sum(first["sample_steps"])
+    sampled += sum(run.step_schedule[-1] for run in runs[1:])
+    threads = torch.get_num_threads()
+    use_threads(first["threads"])
+    try:
+        parts = [estimate(config, run, first["process"]) for run in runs]
+        parts.append(estimate_sampling(config, levels, first["num_samples"], sampled))
+    finally:
+        use_threads(threads)
+    parts.append(Estimate("starting notebooks", 0, 0, 0, len(names) * _notebook_seconds()))
+    total = (sum(getattr(part, name) for part in parts) for name in ("flop", "seconds"))
+    return [*parts, Estimate("all", 0, 0, *total)]
+
+
+class _Trial(NamedTuple):
+    """What trying a step showed, at the batch that is wanted."""
+
+    seconds: float
+    memory: int
+    batch: int  # that was tried
+
+
+def _try(config: dict, settings: Training, process: str, phase: int, compute: Compute) -> _Trial:
+    """Make a few steps of a phase, of as many images as are done in STEP_SECONDS."""
+    batch = 1
+    seconds, held, more = _timed(config, settings, process, phase, compute, batch, steps=1)
+    while batch < settings.batch and seconds <= STEP_SECONDS / 2:
+        batch = min(settings.batch, int(batch * STEP_SECONDS / seconds))
+        seconds, held, more = _timed(config, settings, process, phase, compute, batch, STEPS)
+    factor = settings.batch / batch
+    return _Trial(seconds * factor, held + round(more * factor), batch)
+
+
+def _timed(
+    config: dict,
+    settings: Training,
+    process: str,
+    phase: int,
+    compute: Compute,
+    batch: int,
+    steps: int,
+) -> tuple[float, int, int]:
+    """Median seconds of some steps, and bytes as `memory` tells them."""
+    # As many phases as before, none of which ends.
+    images = 10**6 * batch * len(passes(settings))
+    state, records = begin(
+        config, replace(settings, images=images, batch=batch), process, phase, compute
+    )
+    start = time.perf_counter()
+    held, more = memory(state, records)
+    times = [time.perf_counter() - start]
+    if times[0] < SLOW_SECONDS:  # else the time to warm up is small in it
+        times = []
+        for _ in range(steps):
+            start = time.perf_counter()
+            _ = next(records).loss  # waits for the GPU
+            times.append(time.perf_counter() - start)
+    return statistics.median(times), held, more
+
+
+def _declared(kind: type[Training], parameters: dict, **more) -> Training:
+    """Settings that a notebook's parameters make, as far as they have the names of fields."""
+    names = {field.name for field in fields(kind)} & parameters.keys()
+    return kind(**{name: parameters[name] for name in names} | more)
+
+
+def _notebook_seconds() -> float:
+    """Time of a notebook that only starts, imports what the others do, and ends."""
+    import nbformat
+    from nbformat import v4
+
+    from tract.jobs.execute import execute
+
+    cells = [v4.new_code_cell("", metadata={"tags": ["parameters"]})]
+    cells += [v4.new_code_cell("from tract import experiment, plots")]
+    with TemporaryDirectory() as folder:
+        path = Path(folder) / "empty.ipynb"
+        nbformat.write(v4.new_notebook(cells=cells), path)
+        start = time.perf_counter()
+        execute(path, path, shown=False)
+        return time.perf_counter() - start

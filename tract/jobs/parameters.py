@@ -1,0 +1,148 @@
+"""Parameters of notebooks: what a notebook declares, what a YAML file or a command gives."""
+
+import ast
+import difflib
+import re
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import MISSING, fields
+from pathlib import Path
+
+import nbformat
+import yaml
+
+from tract.phases import written
+from tract.settings import Distillation
+
+
+def declared_parameters(notebook: str | Path) -> dict[str, object]:
+    """Names and default values of a notebook's cell tagged `parameters`."""
+    try:
+        content = nbformat.read(notebook, as_version=4)
+    except (ValueError, AttributeError, KeyError, TypeError) as error:  # no JSON, or of other form
+        raise ValueError(f"{notebook} is no notebook ({error}): restore it") from error
+    for cell in content.cells:
+        if "parameters" in cell.metadata.get("tags", []):
+            return _assignments(cell.source)
+    raise ValueError(f"{notebook} has no cell tagged 'parameters': add it")
+
+
+def check_parameters(declared: Mapping[str, object], given: Mapping[str, object]) -> None:
+    """ValueError if a given parameter is not declared, or its default is of another kind."""
+    for name, value in given.items():
+        if name not in declared:
+            close = difflib.get_close_matches(name, declared, n=1)
+            hint = f"did you mean {close[0]!r}?" if close else f"choose from {list(declared)}"
+            raise ValueError(f"unknown parameter {name!r}: {hint}")
+        if _kind(value) != _kind(declared[name]):
+            raise ValueError(
+                f"parameter {name} is {value!r}: give a {_kind(declared[name])}, as the default "
+                f"{declared[name]!r} is"
+            )
+
+
+def refuse_unknown_parameters(cells: Sequence[str]) -> None:
+    """ValueError if papermill injected a parameter that the notebook does not declare.
+
+    cells: IPython's `In`, the cells executed so far. Papermill itself only warns.
+    """
+    injected = [i for i, cell in enumerate(cells) if cell.startswith("# Parameters\n")]
+    if injected:
+        declared: dict[str, object] = {}
+        for cell in cells[: injected[-1]]:  # all that was executed before, perhaps twice
+            declared |= _assignments(cell)
+        check_parameters(declared, _assignments(cells[injected[-1]]))
+
+
+def _assignments(source: str) -> dict[str, object]:
+    """Names assigned to literals at the top level of some source, and their values."""
+    values = {}
+    try:
+        nodes = ast.parse(source).body
+    except SyntaxError:  # a cell with IPython's magic
+        return values
+    for node in nodes:
+        if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name):
+            with suppress(ValueError):  # no literal
+                values[node.targets[0].id] = ast.literal_eval(node.value)
+    return values
+
+
+def _kind(value: object) -> str:
+    if isinstance(value, bool):
+        return "true or false"
+    if isinstance(value, int | float):
+        return "number"
+    return {str: "text", list: "list"}.get(type(value), type(value).__name__)
+
+
+class _Loader(yaml.SafeLoader):
+    """Safe YAML in which 1e-3 is a number, as in YAML 1.2 and in Python, and not text."""
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"[-+]?[0-9]+[eE][-+]?[0-9]+$"), list("-+0123456789")
+)
+
+
+def read_yaml(text: str, where: str | Path) -> object:
+    """What YAML says; ValueError, with where it stands, for what is none. Nothing is executed."""
+    try:
+        return yaml.load(text, _Loader)
+    except yaml.YAMLError as error:
+        raise ValueError(f"{where} is no YAML, correct it: {error}") from error
+
+
+def read_parameters(file: Path) -> dict:
+    """Parameters by name from a YAML file; FileNotFoundError or ValueError with the remedy."""
+    if not file.is_file():
+        raise FileNotFoundError(f"no file of parameters {file}: correct the path")
+    try:
+        text = file.read_text()
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{file} is no text ({error}): give parameters as YAML") from error
+    parameters = read_yaml(text, file)
+    if not isinstance(parameters, dict):
+        raise ValueError(f"{file} is no list of `name: value` lines: write it so")
+    return parameters
+
+
+# Written even if they are the defaults: what notebooks of distillations have parameters for.
+ALWAYS = ("method", "images", "batch", "learning_rate", "weight", "teacher_step")
+ALWAYS += ("self_ema", "ema_residual", "seed")
+
+
+def parameters_of(settings: Distillation) -> dict[str, object]:
+    """Parameters of a notebook that distils with these settings; rare ones if they are changed."""
+    parameters = {"step_schedules": [_plain(settings.step_schedule)]}
+    for field in fields(settings):
+        value = getattr(settings, field.name)
+        if field.name in ALWAYS or (field.default is not MISSING and value != field.default):
+            parameters[field.name] = value
+    return parameters
+
+
+def yaml_of(parameters: dict[str, object]) -> str:
+    """A file of parameters."""
+    return yaml.safe_dump(parameters, sort_keys=False, default_flow_style=None)
+
+
+def presets_in(folder: Path) -> dict[str, dict]:
+    """The parameters in a folder's YAML files, one entry for each schedule, named by both."""
+    presets = {}
+    for path in sorted(folder.glob("*.yaml")):
+        parameters = read_parameters(path)
+        for schedule in parameters.get("step_schedules", []):
+            presets[f"{path.stem}, {written(schedule)}"] = parameters | {
+                "step_schedules": [schedule]
+            }
+    return presets
+
+
+def line(schedule: object) -> str:
+    """A schedule, or an entry of one, in one line of YAML."""
+    return str(_plain(schedule))
+
+
+def _plain(schedule: object) -> object:
+    return [*map(_plain, schedule)] if isinstance(schedule, list | tuple) else schedule

@@ -1,0 +1,66 @@
+"""Plan of a distillation: images, steps and cost of each phase before it starts."""
+
+from collections.abc import Sequence
+
+import pandas as pd
+
+from tract.ema import decay_from_residual
+from tract.jobs.cost import image_flops, passes
+from tract.phases import Phase, parse_schedule
+from tract.settings import Distillation
+
+
+def plan(config: dict, settings: Distillation, flop_rate: float | None = None) -> pd.DataFrame:
+    """One row for each phase of distilling the described network, and one for all.
+
+    Columns: phase, images, steps (of the optimizer), mu_I (the decay of the average that is the
+    result), evaluations (forward passes of all networks), GFLOP (backward passes as well), time
+    (in words; blank without flop_rate, in FLOP per second).
+    """
+    images = settings.steps_per_phase * settings.batch
+    mu_i = decay_from_residual(settings.ema_residual, settings.steps_per_phase)
+    rows = []
+    for phase, networks, flop in zip(
+        parse_schedule(settings.step_schedule),
+        passes(settings),
+        image_flops(config, settings),
+        strict=True,
+    ):
+        rows.append(
+            {
+                "phase": str(phase),
+                "images": images,
+                "steps": settings.steps_per_phase,
+                "mu_I": mu_i,
+                "evaluations": images * (sum(networks) - 2),  # a backward pass counts as two
+                "GFLOP": images * flop / 1e9,
+            }
+        )
+    table = pd.DataFrame(rows)
+    summed = table[["images", "steps", "evaluations", "GFLOP"]].sum()
+    table.loc[len(table)] = {"phase": "all", **summed}
+    table["time"] = [
+        duration(1e9 * gflop / flop_rate) if flop_rate else "" for gflop in table.GFLOP
+    ]
+    return table
+
+
+def split(phases: Sequence[Phase]) -> tuple[int, int] | None:
+    """The index of the phase with the longest groups, and steps to split it at; None if none.
+
+    The two new phases have groups as equally long as the numbers allow.
+    """
+    longest = max(phases, key=lambda phase: phase.segment)
+    teacher, student = longest.parts[0].teacher_steps, longest.student_steps
+    between = [n for n in range(student + 1, teacher) if teacher % n == n % student == 0]
+    if not between:
+        return None
+    return phases.index(longest), min(between, key=lambda n: max(teacher // n, n // student))
+
+
+def duration(seconds: float) -> str:
+    """A time in the unit that suits it, to two digits or three: 42 s, 1.3 min, 6.2 h, 12 days."""
+    for unit, length in (("days", 86400), ("h", 3600), ("min", 60)):
+        if seconds >= length:
+            return f"{seconds / length:.{1 if seconds < 10 * length else 0}f} {unit}"
+    return f"{seconds:.0f} s"

@@ -1,0 +1,251 @@
+"""Execute one notebook over a grid of parameters, locally or on a dask cluster.
+
+Every execution marks its result once it came to its end: a rerun does what is not yet marked.
+"""
+
+import hashlib
+import itertools
+import json
+import re
+import signal
+import sys
+import time
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import nbformat
+from tqdm import tqdm
+
+from tract.base.checks import check_whole
+from tract.base.files import write_atomically
+from tract.jobs.cluster import client_at, environments, local_client
+from tract.jobs.execute import execute
+from tract.jobs.parameters import check_parameters, declared_parameters
+
+MARK = "tract_sweep"  # metadata of a notebook that came to its end: what was executed
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of one point of the grid."""
+
+    name: str
+    state: str  # done, skipped, failed or stopped
+    seconds: float | None = None  # of this execution
+    error: str = ""
+
+
+@dataclass(frozen=True)
+class Task:
+    """One execution: paths are absolute, for workers in other folders."""
+
+    notebook: Path
+    output: Path
+    parameters: Mapping[str, object]
+    fingerprint: str
+
+    @property
+    def name(self) -> str:
+        return self.output.stem
+
+
+def sweep(
+    notebook: str | Path,
+    out_dir: str | Path,
+    parameters: Mapping[str, object],
+    grid: Mapping[str, Sequence],
+    *,
+    workers: int | None = None,
+    scheduler: str | None = None,
+    gpus: bool = False,
+) -> list[Outcome]:
+    """Execute a notebook at all points of a grid; outcomes in the order of the grid.
+
+    grid: values by parameter, of which all combinations are executed, each to a notebook in
+    out_dir named for them. What is there from the same parameters and source is skipped. workers:
+    processes on this machine, by default one for each core, or with gpus for each GPU. scheduler:
+    address of a dask cluster to use instead, whose workers see the same files; with gpus each
+    execution waits for a worker's resource GPU. A failure stops no other execution; one whose
+    worker died is repeated. Ctrl-C interrupts what is running, which can save.
+
+    ValueError or FileNotFoundError, before anything is executed, for what cannot be.
+    """
+    from tract.base.files import only_writer
+
+    tasks = plan(notebook, out_dir, parameters, grid)
+    if workers is not None:
+        check_whole("workers", workers, 1)
+    if scheduler and workers:
+        raise ValueError(
+            f"workers is {workers}, and a scheduler's cluster has its own: leave out one"
+        )
+    cluster = client_at(scheduler) if scheduler else local_client(environments(workers, gpus))
+    with only_writer(Path(out_dir)):
+        missing = [task for task in tasks if not is_finished(task)]
+        for task in missing:
+            _check_place(task)
+        outcomes = {task.name: Outcome(task.name, "skipped") for task in tasks}
+        if missing:
+            with cluster as client:
+                resources = {"GPU": 1} if scheduler and gpus else {}
+                outcomes |= _run(client, missing, resources, len(tasks))
+    return list(outcomes.values())
+
+
+def plan(
+    notebook: str | Path,
+    out_dir: str | Path,
+    parameters: Mapping[str, object],
+    grid: Mapping[str, Sequence],
+) -> list[Task]:
+    """All executions of a sweep, the last parameter of the grid varying fastest; all checked."""
+    notebook, out_dir = Path(notebook).resolve(), Path(out_dir).resolve()
+    if not notebook.is_file():
+        raise FileNotFoundError(f"no notebook {notebook}: correct the path")
+    declared = declared_parameters(notebook)
+    if not grid:
+        raise ValueError("a sweep needs a grid: give values of a parameter, or use `tract run`")
+    for name, values in grid.items():
+        if not isinstance(values, list | tuple) or not values:
+            raise ValueError(f"grid of {name} is {values!r}: use a list, such as [0, 1, 2]")
+        if name in parameters:
+            raise ValueError(f"{name} is a parameter and has a grid as well: give one of them")
+    tasks = []
+    for values in itertools.product(*grid.values()):
+        point = dict(zip(grid, values, strict=True))
+        given = {**parameters, **point}
+        check_parameters(declared, given)
+        output = out_dir / f"{point_name(point)}.ipynb"
+        tasks.append(Task(notebook, output, given, _fingerprint(notebook, declared | given)))
+    name, count = Counter(task.name for task in tasks).most_common(1)[0]
+    if count > 1:
+        raise ValueError(f"{count} points of the grid are called {name}: leave out all but one")
+    return tasks
+
+
+def point_name(point: Mapping[str, object]) -> str:
+    """A name for a point of a grid, fit for a file: {"seed": 0, "a": [8, 1]} is seed=0,a=8-1."""
+    return ",".join(f"{name}={_shown(value)}" for name, value in point.items())
+
+
+def _shown(value: object) -> str:
+    if isinstance(value, list):
+        nested = any(isinstance(entry, list) for entry in value)
+        return ("+" if nested else "-").join(map(_shown, value))
+    return re.sub(r"[^\w.+-]+", "-", str(value))
+
+
+def _fingerprint(notebook: Path, parameters: Mapping[str, object]) -> str:
+    """SHA-256 of a notebook's source, without its outputs, and the values of its parameters."""
+    cells = nbformat.read(notebook, as_version=4).cells
+    content = [[[cell.cell_type, cell.source] for cell in cells], parameters]
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def is_finished(task: Task) -> bool:
+    """Whether its result is there: executed to the end, from this source and these parameters."""
+    return _mark(task.output).get("fingerprint") == task.fingerprint
+
+
+def _mark(output: Path) -> dict:
+    """Fingerprint and parameters of a finished execution; empty if there is none."""
+    try:
+        return dict(nbformat.read(output, as_version=4).metadata.get(MARK, {}))
+    except (OSError, ValueError, AttributeError, KeyError, TypeError):  # none, or half of one
+        return {}
+
+
+def _check_place(task: Task) -> None:
+    """ValueError if another sweep's result, of other parameters, has the place of this one."""
+    before = _mark(task.output).get("parameters")
+    if before is None:
+        return
+    declared = declared_parameters(task.notebook)
+    then, now = (declared | given for given in (before, task.parameters))
+    other = [name for name in then | now if then.get(name) != now.get(name)]
+    if other:
+        raise ValueError(
+            f"{task.output} is of another sweep, with other values of {', '.join(other)}: "
+            "give this one a folder of its own"
+        )
+
+
+def _execute(task: Task) -> Outcome:
+    """Execute on a worker. Whatever happens is an outcome: an interrupt would end the worker."""
+    if is_finished(task):  # by a worker that died before it could say so
+        return Outcome(task.name, "done")
+    start = time.monotonic()
+    state, problem = "done", ""
+    try:
+        execute(task.notebook, task.output, task.parameters, shown=False)
+        result = nbformat.read(task.output, as_version=4)
+        result.metadata[MARK] = {
+            "fingerprint": task.fingerprint,
+            "parameters": dict(task.parameters),
+        }
+        write_atomically(task.output, nbformat.writes(result).encode())
+    except KeyboardInterrupt:
+        state, problem = "stopped", "interrupted"
+    except Exception as error:
+        state, problem = "failed", str(error)
+    return Outcome(task.name, state, round(time.monotonic() - start, 1), problem)
+
+
+def _run(client, tasks: Sequence[Task], resources: dict, total: int) -> dict[str, Outcome]:
+    """Outcomes by name, under a bar; an interrupt is passed on to what is running."""
+    futures = {
+        task.name: client.submit(_execute, task, pure=False, resources=resources) for task in tasks
+    }
+    outcomes = {}
+    with tqdm(
+        desc="sweep",
+        total=total,
+        initial=total - len(tasks),
+        unit="notebook",
+        file=sys.stdout,
+        mininterval=1,
+        miniters=0,
+        smoothing=0,
+    ) as bar:
+        try:
+            while futures:
+                for name in [name for name, future in futures.items() if future.done()]:
+                    # Let go of at once: what a dying worker still held would be done again.
+                    outcomes[name] = _outcome(name, futures.pop(name))
+                    bar.update()
+                bar.update(0)
+                time.sleep(0.2)
+        except KeyboardInterrupt:
+            _interrupt(client, futures)
+            raise
+    return outcomes
+
+
+def _outcome(name: str, future) -> Outcome:
+    """What a worker reported, or why none could."""
+    if future.status == "finished":
+        return future.result()
+    problem = future.exception() if future.status == "error" else f"{future.status} by dask"
+    return Outcome(name, "failed", error=str(problem))
+
+
+def _interrupt(client, futures: Mapping) -> None:
+    """Start nothing more, and interrupt kernels until none is left on the workers concerned."""
+    keys = {future.key for future in futures.values()}
+    workers = [worker for worker, busy in client.processing().items() if keys & set(busy)]
+    client.cancel(list(futures.values()))
+    print("\nsweep: interrupting what is running; once more to stop at once", flush=True)
+    while any(client.run(_interrupt_kernels, workers=workers, on_error="ignore").values()):
+        time.sleep(1)
+
+
+def _interrupt_kernels() -> int:
+    """Interrupt the kernels that this worker started; returns how many there are."""
+    import psutil
+
+    kernels = [c for c in psutil.Process().children() if "ipykernel_launcher" in c.cmdline()]
+    for kernel in kernels:
+        kernel.send_signal(signal.SIGINT)
+    return len(kernels)

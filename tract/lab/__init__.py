@@ -1,0 +1,15 @@
+"""What one sees and clicks in a notebook.
+
+    plots            figures of data, schedules, samples and losses
+    schedule         the picture of a phase schedule
+    curves           fast-updating training curves
+    show             widgets with a static picture
+    live             whether somebody is there to click
+    probes           cheap diagnostics of a distillation
+    perfect_student  distillation without a network
+    editor           the schedule editor
+    explorer         a schedule to drag, and one noise by all models
+    monitor          watch, stop and resume a run
+    browser          all runs of a folder, compared
+    overhead         what watching costs
+"""

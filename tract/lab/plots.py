@@ -1,0 +1,220 @@
+"""Figures of data, schedules, samples and losses; each function returns one figure."""
+
+import io
+import threading
+from collections.abc import Mapping, Sequence
+
+import matplotlib as mpl
+import numpy as np
+import pandas as pd
+import seaborn as sns
+import torch
+from matplotlib.axes import Axes
+from matplotlib.axis import Axis
+from matplotlib.collections import LineCollection
+from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
+from PIL import Image
+from torch import Tensor
+
+from tract.data import Data, to_uint8, to_unit
+from tract.levels import Level, broadcast
+from tract.seeds import SAMPLES, generator_for
+from tract.step import add_noise
+
+# Colour-blind safe, and the same meaning in every figure.
+TEACHER, SELF_TEACHER, STUDENT, DATA = "#0072b2", "#d55e00", "#009e73", "#888888"
+CYCLE = sns.husl_palette(256, s=0.9, l=0.62, as_cmap=True)  # for angles: ends where it starts
+_style = threading.Lock()  # matplotlib has one style for all threads, and so one may set it
+
+
+class Figure(mpl.figure.Figure):
+    """A figure that pyplot does not know, so that any thread may draw it; notebooks show it."""
+
+    def _repr_png_(self) -> bytes:
+        return png(self)
+
+
+def png(figure: mpl.figure.Figure, dpi: float = 100) -> bytes:
+    """A figure as PNG, always of its whole size."""
+    content = io.BytesIO()
+    figure.savefig(content, format="png", dpi=dpi)
+    return content.getvalue()
+
+
+def stacked(pictures: Sequence[bytes]) -> bytes:
+    """PNGs below each other, on white; what is empty is left out."""
+    images = [Image.open(io.BytesIO(picture)) for picture in pictures if picture]
+    size = max(image.width for image in images), sum(image.height for image in images)
+    whole, top = Image.new("RGB", size, "white"), 0
+    for image in images:
+        whole.paste(image, (0, top))
+        top += image.height
+    content = io.BytesIO()
+    whole.save(content, "PNG", optimize=True)
+    return content.getvalue()
+
+
+def image_rows(rows: Mapping[str, Tensor], scale: float = 0.62) -> Figure:
+    """One labelled row of images (N, C, H, W) in [-1, 1] for each entry, all of the same N."""
+    count = min(len(images) for images in rows.values())
+    figure, axes = new_figure(len(rows), 1, (count * scale + 2.4, len(rows) * scale))
+    for ax, (label, images) in zip(axes[:, 0], rows.items(), strict=True):
+        _image_row(ax, images[:count])
+        ax.set_ylabel(label, rotation=0, ha="right", va="center")
+    return figure
+
+
+def _image_row(ax: Axes, images: Tensor) -> None:
+    pixels = to_uint8(images).permute(0, 2, 3, 1).cpu().numpy()  # (N, H, W, C)
+    frame = max(1, pixels.shape[1] // 16)
+    pixels = np.pad(pixels, ((0, 0), (frame, frame), (frame, frame), (0, 0)), constant_values=255)
+    strip = np.concatenate(list(pixels), axis=1)
+    ax.imshow(strip.squeeze(), cmap="gray", vmin=0, vmax=255, interpolation="nearest")
+    ax.set(xticks=[], yticks=[])
+    ax.spines[:].set_visible(False)
+
+
+def captioned_rows(rows: Mapping[str, Mapping[str, Tensor]], scale: float = 0.85) -> Figure:
+    """Labelled rows of images (C, H, W) in [-1, 1] of one size, each with its caption below it."""
+    count = max(map(len, rows.values()))
+    figure, axes = new_figure(len(rows), 1, (count * scale + 0.9, len(rows) * (scale + 0.35)))
+    for ax, (label, images) in zip(axes[:, 0], rows.items(), strict=True):
+        _image_row(ax, torch.stack(list(images.values())))
+        width = _captions(ax, list(images))
+        ax.set_xlim(-0.5, count * width - 0.5)
+        ax.set_ylabel(label, rotation=0, ha="right", va="center")
+    return figure
+
+
+def _captions(ax: Axes, captions: Sequence[str]) -> float:
+    """Put captions below the images of a row, and return the width of one."""
+    width = (ax.get_xlim()[1] + 0.5) / len(captions)
+    ax.set_xticks((np.arange(len(captions)) + 0.5) * width - 0.5, captions)
+    ax.tick_params("x", length=0, labelsize=8)
+    return width
+
+
+def noise_levels(data: Data, levels: Level, count: int) -> Figure:
+    """A few images of a data set at a few levels each, from clean to the noisiest, and the SNR."""
+    indices = np.linspace(0, levels.num_steps, count).round().astype(int)
+    x0 = to_unit(data.samples[:3].cpu()).repeat_interleave(count, 0)
+    eps = torch.randn(x0.shape, generator=generator_for("cpu", 0, SAMPLES))
+    level = levels[torch.tensor(indices).repeat(3)]
+    x = add_noise(x0, eps, level) / broadcast((level.alpha**2 + level.sigma**2).sqrt(), x0)
+    figure, axes = new_figure(3, 1, (0.75 * count + 1, 2.6))
+    for ax, images in zip(axes[:, 0], x.split(count), strict=True):
+        _image_row(ax, images / 2)  # noise reaches beyond [-1, 1]
+    logsnr = levels.logsnr[indices].numpy().round(1) + 0.0  # no -0.0
+    labels = [f"{i}\n{value:+.1f}" for i, value in zip(indices, logsnr, strict=True)]
+    _captions(axes[2, 0], labels)
+    axes[2, 0].set_xlabel("grid index, and log-SNR below it")
+    return figure
+
+
+def loss_curves(histories: Mapping[str, pd.DataFrame]) -> Figure:
+    """Weighted loss and unweighted error of runs over images seen, smoothed over 1 % of a run."""
+    figure, axes = new_figure(1, 2, (9, 3))
+    for label, table in histories.items():
+        window = max(1, len(table) // 100)
+        smooth = table[["loss", "mse"]].rolling(window, min_periods=1).mean()
+        for ax, column in zip(axes[0], smooth, strict=True):
+            ax.plot(table["images_seen"], smooth[column], label=label, linewidth=1)
+    for ax, title in zip(axes[0], ("weighted loss", "squared error of x0"), strict=True):
+        ax.set(yscale="log", xlabel="images seen", title=title)
+    handles = axes[0, 1].get_legend_handles_labels()[0]
+    figure.legend(handles=handles, loc="outside lower center", ncols=3, frameon=False, fontsize=9)
+    return figure
+
+
+def paths(panels: Mapping[str, Sequence[Tensor]], data: Tensor, limit: float = 2.6) -> Figure:
+    """2-D paths side by side: for each title the points (B, 2) of every time, over data (N, 2).
+
+    Every path has the colour of the direction in which it starts.
+    """
+    figure, axes = new_figure(1, len(panels), (9, 9 / len(panels) + 0.25))
+    for ax, (title, points) in zip(axes[0], panels.items(), strict=True):
+        colours = _colours(points[0])
+        lines = np.stack([p.numpy() for p in points], axis=1)  # (B, times, 2)
+        ax.scatter(*data.numpy().T, s=1, color=DATA, alpha=0.2, linewidth=0)
+        ax.add_collection(LineCollection(lines, colors=colours, linewidths=0.6, alpha=0.8))
+        ax.scatter(*lines[:, -1].T, s=9, color=colours, zorder=3, linewidth=0)
+        _plane(ax, title, limit)
+    return figure
+
+
+def point_maps(
+    panels: Mapping[str, Tensor], origin: Tensor, columns: int = 3, limit: float = 2.6
+) -> Figure:
+    """The same 2-D points (B, 2) under several maps, one panel each, rows of so many columns.
+
+    origin (B, 2): a point keeps the colour of the direction in which it lies here.
+    """
+    rows = -(-len(panels) // columns)
+    size = 9 / columns
+    figure, axes = new_figure(rows, columns, (9, (size + 0.25) * rows))
+    for ax in axes.flat[len(panels) :]:
+        ax.set_visible(False)
+    colours = _colours(origin)
+    for ax, (title, points) in zip(axes.flat, panels.items(), strict=False):
+        ax.scatter(*points.numpy().T, s=size, color=colours, linewidth=0)
+        _plane(ax, title, limit)
+    return figure
+
+
+def _colours(points: Tensor) -> np.ndarray:
+    x, y = points.numpy().T
+    return CYCLE(np.arctan2(y, x) / (2 * np.pi) % 1)
+
+
+def _plane(ax: Axes, title: str, limit: float) -> None:
+    ax.set(title=title, xlim=(-limit, limit), ylim=(-limit, limit), xticks=[], yticks=[])
+    ax.spines[:].set(visible=True, color="#cccccc")
+    ax.set_aspect("equal")
+
+
+def errors(table: pd.DataFrame, value: str, label: str, references: Mapping[str, float]) -> Figure:
+    """A value per recipe on a log axis: every seed a point, and a bar through their mean.
+
+    table: columns "recipe" and the value, a row per seed. references: named lines to compare with.
+    """
+    recipes = list(table["recipe"].unique())
+    figure, axes = new_figure(1, 1, (9, 0.45 * len(recipes) + 1.1))
+    ax = axes[0, 0]
+    for row, recipe in enumerate(recipes):
+        values = table.loc[table["recipe"] == recipe, value]
+        ax.plot(values, [row] * len(values), "o", color=STUDENT, markersize=5, alpha=0.7)
+        ax.plot([values.mean()] * 2, [row - 0.3, row + 0.3], color=STUDENT, linewidth=2)
+    for name, number in references.items():
+        ax.axvline(number, color=TEACHER, linewidth=1, linestyle=":")
+        ax.text(number, -0.65, name, color=TEACHER, ha="center", va="bottom")
+    ax.set(xscale="log", xlabel=label, yticks=range(len(recipes)), yticklabels=recipes)
+    ax.set_ylim(len(recipes) - 0.4, -0.6)
+    plain_ticks(ax.xaxis)
+    ax.tick_params("y", length=0)
+    return figure
+
+
+def plain_ticks(axis: Axis, whole: bool = False) -> None:
+    """Mark 1, 2, 5, 10, ... on a logarithmic axis of what is drawn so far, as plain numbers.
+
+    Where that would be less than three marks they are equally far apart in value. whole: of a
+    number that is always whole, and so are its marks.
+    """
+    marks, span = LogLocator(subs=(1, 2, 5)), axis.get_view_interval()
+    seen = [mark for mark in marks.tick_values(*span) if min(span) <= mark <= max(span)]
+    axis.set_major_locator(
+        marks if len(seen) > 2 else MaxNLocator(5, steps=[1, 2, 5, 10], integer=whole)
+    )
+    axis.set_major_formatter("{x:g}")
+    axis.set_minor_locator(NullLocator())
+
+
+def new_figure(
+    rows: int, columns: int, size: tuple[float, float], **options
+) -> tuple[Figure, np.ndarray]:
+    """A figure and its axes (rows, columns). size: inches. options: of Figure.subplots."""
+    with _style, sns.axes_style("ticks"), mpl.rc_context({"font.size": 9, "axes.titlesize": 9}):
+        figure = Figure(size, layout="constrained")
+        axes = figure.subplots(rows, columns, squeeze=False, **options)
+    sns.despine(figure)
+    return figure, axes

@@ -1,0 +1,106 @@
+"""Cheap diagnostics of a distillation in progress.
+
+All of it is of noise and data that stay the same, and changes nothing of the run.
+"""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from tract.data import to_uint8
+from tract.denoiser import Denoiser, clamped
+from tract.distill import DistillationState
+from tract.experiments.experiment import TEACHER, Experiment
+from tract.experiments.measure import Distance, saved_samples
+from tract.losses import squared_error
+from tract.methods import METHODS, closure_target
+from tract.metrics.distances import frechet_distance, moments_of
+from tract.phases import parse_schedule
+from tract.samplers import X0_ESTIMATES, ddim_x0, sample
+from tract.seeds import SAMPLES, generator_for
+from tract.settings import Distillation
+from tract.step import add_noise
+
+PLACES = 8  # noise levels at which errors are asked
+IMAGES = 4  # for each of them
+MOST_STEPS = 8  # of a sampler: a student of more is sampled in fewer
+
+
+@torch.no_grad()
+def target_errors(
+    experiment: Experiment, settings: Distillation, state: DistillationState
+) -> tuple[Tensor, Tensor]:
+    """Squared error of the student against its target at levels of some indices; (K,) of each.
+
+    The target is what the run trains it to: of one teacher's step, and the self-teacher's hop.
+    """
+    data, levels = experiment.data, experiment.grid(settings)
+    phase = parse_schedule(settings.step_schedule)[state.phase]
+    part = phase.parts[min(state.progress.part, len(phase.parts) - 1)]
+    count = min(PLACES, part.teacher_steps)
+    places = torch.arange(1, count + 1) * part.teacher_steps // count
+    first = places.repeat_interleave(IMAGES).to(data.samples.device)
+    generator = generator_for(first.device, settings.seed, SAMPLES, 0)
+    x0, labels = data.batch(len(first), generator)
+    eps = torch.randn(x0.shape, generator=generator, device=first.device)
+    t, u, s = (
+        levels.to(first.device)[i * part.stride]
+        for i in (first, first - 1, (first - 1) // part.segment * part.segment)
+    )
+    teacher, second = state.teacher, state.self_teacher
+    if settings.clamp:
+        teacher, second = clamped(teacher), clamped(second)
+    second = METHODS[settings.method].second_hop(teacher, second) if part.segment > 1 else None
+    estimate = X0_ESTIMATES[settings.teacher_step] if state.phase == 0 else ddim_x0
+    x_t = add_noise(x0, eps, t)
+    target = closure_target(teacher, second, x_t, t, u, s, labels, estimate)
+    errors = squared_error(state.student, x_t, t, target, labels)
+    return places * part.stride, errors.view(len(places), IMAGES).mean(1).cpu()
+
+
+def students_steps(settings: Distillation, phase: int) -> int:
+    """Steps to sample the student of a phase in: its own, or as many of them as are quick."""
+    own = parse_schedule(settings.step_schedule)[phase].student_steps
+    return max(n for n in range(1, min(own, MOST_STEPS) + 1) if own % n == 0)
+
+
+def students_samples(
+    experiment: Experiment, settings: Distillation, denoiser: Denoiser, phase: int, count: int
+) -> Tensor:
+    """Samples (count, ...) of a phase's student, from the noise that all models start from."""
+    eps, labels = experiment.noise
+    denoise = clamped(denoiser) if experiment.clamp else denoiser
+    labels = None if labels is None else labels[:count]
+    steps = students_steps(settings, phase)
+    return sample(denoise, eps[:count], experiment.grid(settings), steps, labels=labels).cpu()
+
+
+def teachers_samples(experiment: Experiment, count: int) -> Tensor | None:
+    """The teacher's samples from the same noise, if they were measured; else None."""
+    try:
+        return saved_samples(experiment, TEACHER)[experiment.reference_steps][:count]
+    except FileNotFoundError:
+        return None
+
+
+def distance_to_data(
+    experiment: Experiment, settings: Distillation, features: str
+) -> Callable[[Denoiser], float]:
+    """A metric for `runs.Saving`: the Frechet distance of samples in the last steps."""
+    distance, levels = Distance(experiment, features), experiment.grid(settings)
+    eps, labels = experiment.noise
+    steps = settings.step_schedule[-1]
+
+    def metric(denoiser: Denoiser) -> float:
+        denoise = clamped(denoiser) if experiment.clamp else denoiser
+        moments = None
+        for start in range(0, len(eps), 256):
+            rows = slice(start, start + 256)
+            own = None if labels is None else labels[rows]
+            x = sample(denoise, eps[rows], levels, steps, labels=own)
+            found = moments_of(distance.extract(to_uint8(x)))
+            moments = found if moments is None else moments.merged(found)
+        return frechet_distance(moments, distance.reference)
+
+    return metric

@@ -1,0 +1,195 @@
+"""Compute FID, KID, precision and recall, with the conditions under which they were measured."""
+
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from statistics import mean, stdev
+
+from tract.base.checks import check_choice, check_whole
+from tract.base.compute import EAGER, Compute
+from tract.base.parallel import first_alone
+from tract.base.provenance import provenance
+from tract.data import Data
+from tract.datasets.cache import cache_folder
+from tract.datasets.load import load_data
+from tract.metrics.distances import Moments, frechet_distance, kernel_distance, precision_recall
+from tract.metrics.feature_statistics import Statistics, statistics
+from tract.metrics.features import Extractor, extractor
+from tract.metrics.sources import Source, is_named, open_source
+
+METRICS = ("fd", "kid", "precision", "recall")
+MODEL_SAMPLES = 50_000  # of publications
+KEPT = 10_000  # features at most for all metrics but fd, which look at pairs
+NEIGHBOURS = 3  # of precision and recall
+REFERENCE_SEED = 2**32  # noise of a model as the reference: what it shared would bring them closer
+
+
+def measure(
+    source: str | Path | Data,
+    reference: str | Path | Data,
+    *,
+    features: str = "inception",
+    weights: str | Path | None = None,
+    mode: str = "clean",
+    metrics: Sequence[str] = ("fd",),
+    samples: int | None = None,
+    steps: Sequence[int] = (),
+    seeds: Sequence[int] = (0,),
+    data_dir: str | None = None,
+    cache: str | Path | None = None,
+    batch: int = 256,
+    device: str = "cpu",
+    compute: Compute = EAGER,
+) -> list[dict]:
+    """Distances from images to a reference: a row for each number of steps and metric.
+
+    source, reference, compute: see `sources.open_source`; the reference is taken whole, and a model
+    as one with all its steps. features, weights, mode: see `features.extractor`. metrics: of
+    METRICS. samples: how many of the source, 50,000 of a model and else all if None. steps: of
+    models and files of samples. seeds: of a model's noise, or of the part that is taken of other
+    sources; value and std are their mean and standard deviation (n - 1). All that a number depends
+    on is in its row. ValueError or FileNotFoundError, before the long part, for what cannot be.
+    """
+    _check(metrics, samples, seeds, batch)
+    if is_named(reference):
+        reference = load_data(str(reference), data_dir)
+    data = reference if isinstance(reference, Data) and features == "classifier" else None
+    options = {"weights": weights, "mode": mode, "data": data, "device": device}
+    extract = first_alone(lambda: extractor(features, **options))  # may train a classifier
+    places = {"data_dir": data_dir, "device": device, "compute": compute}
+    opened = open_source(source, **places)
+    target = open_source(reference, **places)(None, REFERENCE_SEED)
+    by_steps = {n: [opened(n, seed) for seed in seeds] for n in steps or [None]}
+    counts = {n: _count(same[0], samples, steps, seeds) for n, same in by_steps.items()}
+    target_count = target.count or max(counts.values())
+    for n, same in by_steps.items():
+        _check_counts([(same[0].name, counts[n]), (target.name, target_count)], metrics)
+        _check_shapes(extract, same[0], target)
+
+    kept = KEPT if set(metrics) - {"fd"} else 0
+    options = {"cache": cache or cache_folder(), "batch": batch}
+    expected = statistics(target, extract, target_count, kept, **options)
+    rows = []
+    for n, same in by_steps.items():
+        start = time.monotonic()
+        found = [statistics(each, extract, counts[n], kept, **options) for each in same]
+        conditions = {
+            "samples": counts[n],
+            "reference_samples": target_count,
+            "seeds": list(seeds),
+            "seconds": round(time.monotonic() - start, 1),
+            "kept": min(kept, counts[n]),
+            "neighbours": NEIGHBOURS,
+            "features": {"name": extract.name, **extract.about},
+            "source": _about(same[0]),
+            "reference": _about(target),
+            **provenance(),
+        }
+        named = {"nfe": same[0].about.get("nfe")}
+        rows += [
+            {"metric": extract.metric(kind)} | named | numbers | conditions
+            for kind, numbers in _numbers(found, expected, metrics).items()
+        ]
+    return rows
+
+
+def _check(metrics: Sequence[str], samples: int | None, seeds: Sequence[int], batch: int) -> None:
+    for metric in metrics:
+        check_choice("metrics", metric, METRICS)
+    for seed in seeds:
+        check_whole("seeds", seed, 0)
+    if not metrics or not seeds or len(set(seeds)) < len(seeds):
+        raise ValueError(f"metrics are {metrics} and seeds {seeds}: give one or more, each once")
+    if samples is not None:
+        check_whole("samples", samples, 2)
+    check_whole("batch", batch, 1)
+
+
+def _count(source: Source, samples: int | None, steps: Sequence[int], seeds: Sequence[int]) -> int:
+    """Number of images to take of a source; ValueError if steps, seeds or samples do not fit."""
+    if source.count is None:
+        if not steps:
+            raise ValueError(f"{source.name} is a model: give the numbers of steps to sample it in")
+        return samples or MODEL_SAMPLES
+    if steps and "nfe" not in source.about:
+        raise ValueError(f"steps are {list(steps)}, and {source.name} is no model: leave them out")
+    if samples is not None and samples > source.count:
+        raise ValueError(
+            f"samples is {samples}, and {source.name} has {source.count}: use {source.count} or "
+            "less"
+        )
+    if len(seeds) > 1 and samples in (None, source.count):
+        raise ValueError(
+            f"seeds are {list(seeds)}, and all of {source.name} is taken: give one, or less samples"
+        )
+    return samples or source.count
+
+
+def _check_counts(counts: Sequence[tuple[str, int]], metrics: Sequence[str]) -> None:
+    least = NEIGHBOURS + 1 if {"precision", "recall"} & set(metrics) else 2
+    for name, count in counts:
+        if count < least:
+            raise ValueError(f"{name} has too few images to measure, {count}: use {least} or more")
+
+
+def _check_shapes(extractor: Extractor, source: Source, reference: Source) -> None:
+    """ValueError if the features are not defined for images like these, or compare others."""
+    for each in (source, reference):
+        odd = sorted(shape for shape in each.shapes if not extractor.takes(shape))
+        if odd:
+            raise ValueError(
+                f"{each.name} has images (channels, height, width) of {odd[0]}, and the features "
+                f"{extractor.name} take {extractor.shape or 'those of 1 or 3 channels'}: use "
+                "other features or images"
+            )
+    shapes = sorted(source.shapes | reference.shapes)
+    if not extractor.resizes and len(shapes) > 1:
+        raise ValueError(
+            f"{source.name} and {reference.name} have images (channels, height, width) of "
+            f"{shapes[0]} and {shapes[-1]}: use images of one shape, or features that resize them"
+        )
+
+
+def _numbers(
+    found: list[Statistics], expected: Statistics, metrics: Sequence[str]
+) -> dict[str, dict]:
+    """Value, deviation and values over seeds of each metric, with a note."""
+    over_seeds = [_values(each, expected, metrics) for each in found]
+    values = {kind: [each[kind] for each in over_seeds] for kind in metrics}
+    return {
+        kind: {
+            "value": mean(values[kind]),
+            "std": stdev(values[kind]) if len(found) > 1 else None,
+            "values": values[kind],
+            "note": _note(kind, found[0].moments, expected.moments),
+        }
+        for kind in metrics
+    }
+
+
+def _values(found: Statistics, expected: Statistics, metrics: Sequence[str]) -> dict[str, float]:
+    values = {}
+    if "fd" in metrics:
+        values["fd"] = frechet_distance(found.moments, expected.moments)
+    if "kid" in metrics:
+        values["kid"] = kernel_distance(found.kept, expected.kept)
+    if {"precision", "recall"} & set(metrics):
+        shares = precision_recall(found.kept, expected.kept, NEIGHBOURS)
+        values |= zip(("precision", "recall"), shares, strict=True)
+    return values
+
+
+def _about(source: Source) -> dict:
+    """What identifies the images of a source at any of its seeds."""
+    return {"name": source.name} | {k: v for k, v in source.about.items() if k != "seed"}
+
+
+def _note(kind: str, *moments: Moments) -> str:
+    """A warning where there are too few images for the distance to mean what it says."""
+    least, size = min(m.count for m in moments), len(moments[0].mean)
+    if kind != "fd" or least > size:
+        return ""
+    return (
+        f"{least:,} images are too few for {size:,} features: their covariance is singular and "
+        f"the distance too large; compare it with none of another count, and use more than {size:,}"
+    )

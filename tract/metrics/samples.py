@@ -1,0 +1,85 @@
+"""Sample a denoiser in batches from noise that is the same for every model."""
+
+import sys
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from tract.base.compute import EAGER, Compute, arrange, computed, float32_products
+from tract.data import Data
+from tract.denoiser import Denoise, Denoiser, clamped
+from tract.levels import Level
+from tract.samplers import X0Estimate, ddim_x0, step_indices, trajectory
+from tract.seeds import SAMPLES, generator_for
+
+BLOCK = 256  # samples whose noise is drawn at once: a generator each would take longer to seed
+
+
+def noise(shape: tuple[int, ...], start: int, stop: int, seed: int) -> Tensor:
+    """Noise (stop - start, *shape) of the samples from start up to stop.
+
+    That of sample i depends on seed and i alone, however it is batched and how many there are.
+    """
+    first = start // BLOCK
+    blocks = [
+        torch.randn(BLOCK, *shape, generator=generator_for("cpu", seed, SAMPLES, block))
+        for block in range(first, (stop - 1) // BLOCK + 1)
+    ]
+    return torch.cat(blocks)[start - first * BLOCK : stop - first * BLOCK]
+
+
+def labels_in_turn(num_classes: int, start: int, stop: int) -> Tensor | None:
+    """Labels (stop - start,) of those samples, each class as often as the others, or None."""
+    return torch.arange(start, stop) % num_classes if num_classes else None
+
+
+def fixed_noise(data: Data, count: int, seed: int) -> tuple[Tensor, Tensor | None]:
+    """Noise (count, ...) shaped like the data, and labels in turn, the same for every model."""
+    device = data.samples.device
+    labels = labels_in_turn(data.num_classes, 0, count)
+    return (
+        noise(data.shape, 0, count, seed).to(device),
+        None if labels is None else labels.to(device),
+    )
+
+
+def sample_batches(
+    denoise: Denoise,
+    eps: Tensor,
+    levels: Level,
+    num_steps: int,
+    *,
+    labels: Tensor | None = None,
+    clamp: bool = True,
+    batch: int = 256,
+    x0_estimate: X0Estimate = ddim_x0,
+    compute: Compute = EAGER,
+) -> Tensor:
+    """Samples (N, ...) for noise of any N, a batch at a time, under a progress bar."""
+    step_indices(levels.num_steps, num_steps)
+    if isinstance(denoise, Denoiser):
+        arrange(denoise, compute)
+    denoise = computed(denoise, compute)
+    limited = clamped(denoise) if clamp else denoise
+    starts = range(0, len(eps), batch)
+    done = []
+    with (
+        float32_products(compute),
+        tqdm(
+            desc=f"sampling at {num_steps} steps",
+            total=len(starts) * num_steps,
+            unit="step",
+            file=sys.stdout,
+            mininterval=1,
+            leave=False,
+        ) as bar,
+    ):
+        for start in starts:
+            part = slice(start, start + batch)
+            mine = None if labels is None else labels[part]
+            options = {"labels": mine, "x0_estimate": x0_estimate}
+            for index, x in trajectory(limited, eps[part], levels, num_steps, **options):
+                bar.update(index < levels.num_steps)  # the first is the noise, not a step
+            done.append(x)
+    return torch.cat(done)

@@ -1,0 +1,9 @@
+"""Networks beside the paper's U-Net, networks by name, and weights as files.
+
+    mlp             a residual network for points
+    edm_blocks      building blocks of EDM's networks
+    edm_unet        EDM's networks: DDPM++, NCSN++ and ADM
+    diffusers_unet  the network of diffusers' pixel-space pipelines
+    build           networks by name and by description
+    weights         weights and training states as safetensors
+"""

@@ -1,0 +1,71 @@
+"""The network of diffusers' pixel-space pipelines, which knows levels by their number.
+
+`net(x, logsnr, labels)` around its UNet2DModel, for levels between the numbered ones too.
+"""
+
+import torch
+from torch import Tensor, nn
+
+from tract.base.checks import check_whole
+from tract.levels import levels_of
+
+NEAR = 1e-3  # of a number; float32 log-SNRs are off by up to 3e-5 of one
+
+
+class DiffusersUNet(nn.Module):
+    """diffusers' UNet2DModel, made for the noisy levels of a process, numbered 0 .. num_steps - 1.
+
+    unet: arguments of UNet2DModel other than sizes and classes, which are given as for UNet.
+    """
+
+    def __init__(
+        self,
+        image_size: int,
+        image_channels: int,
+        *,
+        process: str,
+        num_steps: int,
+        num_classes: int = 0,
+        unet: dict,
+    ):
+        super().__init__()
+        check_whole("num_steps", num_steps, 2)
+        from diffusers import UNet2DModel  # takes seconds
+
+        self.unet = UNet2DModel(
+            sample_size=image_size,
+            in_channels=image_channels,
+            out_channels=image_channels,
+            num_class_embeds=num_classes or None,
+            **unet,
+        )
+        logsnr = levels_of(process, num_steps)[1:].logsnr
+        self.register_buffer("logsnr", logsnr, persistent=False)
+
+    @property
+    def recompute(self) -> bool:
+        """Whether blocks are computed again in the backward pass, see `compute.Recomputable`."""
+        return self.unet.is_gradient_checkpointing
+
+    @recompute.setter
+    def recompute(self, wanted: bool) -> None:
+        if wanted:
+            self.unet.enable_gradient_checkpointing()
+        else:
+            self.unet.disable_gradient_checkpointing()
+
+    def timestep(self, logsnr: Tensor) -> Tensor:
+        """Number of the level (B,), interpolated in ln sigma; exact at numbered levels.
+
+        Levels beyond the first and the last count as these.
+        """
+        # searchsorted wants rising values, and log-SNRs fall.
+        value = logsnr.to(self.logsnr.dtype)
+        upper = torch.searchsorted(-self.logsnr, -value).clamp(1, len(self.logsnr) - 1)
+        before, after = self.logsnr[upper - 1], self.logsnr[upper]
+        number = upper - 1 + ((before - value) / (before - after)).clamp(0, 1)
+        nearest = number.round()
+        return torch.where((number - nearest).abs() < NEAR, nearest, number).float()
+
+    def forward(self, x: Tensor, logsnr: Tensor, labels: Tensor | None = None) -> Tensor:
+        return self.unet(x, self.timestep(logsnr), class_labels=labels).sample

@@ -1,0 +1,124 @@
+"""One optimizer step: gradients, clipping, Adam, and the check that losses are finite."""
+
+import math
+from collections.abc import Iterator
+from copy import deepcopy
+
+import torch
+from torch import Tensor, nn
+
+from tract.base.parallel import average
+from tract.data import Data
+from tract.denoiser import Denoiser
+from tract.records import Losses, Record
+from tract.settings import Training
+
+
+def check_fits(config: dict, data: Data) -> None:
+    """ValueError if samples of this data, or their labels, do not fit the described network."""
+    options = config["options"]
+    if config["net"] == "mlp":
+        kind, shape = "points of shape", (options["point_dim"],)
+    else:
+        kind, size = "images (channels, height, width) of shape", options["image_size"]
+        shape = (options["image_channels"], size, size)
+    if data.shape != shape:
+        raise ValueError(
+            f"{data.name} has samples of shape {data.shape}, the network takes {kind} {shape}: "
+            "choose another preset or other data"
+        )
+    if data.num_classes != options.get("num_classes", 0):
+        raise ValueError(
+            f"{data.name} comes with {data.num_classes} classes, the network is made for "
+            f"{options.get('num_classes', 0)}: set conditional or num_classes to match"
+        )
+
+
+def report(state, settings: Training, losses: Losses, phase: str = "") -> Record:
+    """The record of a step that is complete."""
+    images_seen = state.step * settings.batch
+    return Record(state.step, settings.num_steps, images_seen, losses, phase)
+
+
+def checked(records: Iterator[Record], settings: Training) -> Iterator[Record]:
+    """Pass records on; FloatingPointError for a step whose loss was no number.
+
+    Asked is the step before, which a GPU has left behind, and at the end of a phase this one too:
+    the work of a GPU is never waited for while there is more of it to send. All processes that have
+    joined so stop after the same step.
+    """
+    before = None
+    for record in records:
+        if before is not None:
+            check_finite(before.losses, before.step, settings)
+        if record.step % settings.steps_per_phase == 0:
+            check_finite(record.losses, record.step, settings)
+        yield record
+        before = record
+
+
+def check_finite(losses: Losses, step: int, settings: Training) -> None:
+    """FloatingPointError if the loss of a step, or its gradient, is no number."""
+    loss, _, norm = losses.read()
+    if not math.isfinite(loss + norm):  # a finite loss can have a gradient that is not
+        raise FloatingPointError(
+            f"the loss is {loss} at step {step}, its gradient {norm}: lower learning_rate (now "
+            f"{settings.learning_rate}) or check the teacher and the data; weights are unchanged"
+        )
+
+
+def check_student(student: Denoiser, data: Data) -> None:
+    """ValueError if samples or labels do not fit a network whose description is known."""
+    if hasattr(student, "config"):
+        check_fits(student.config, data)
+
+
+def learn(error: Tensor, weight: Tensor, rows: int) -> Tensor:
+    """Add to the gradient what these errors (b,) are in a batch of so many rows.
+
+    Returns (2,): their shares of the batch's loss and squared error, which are means over it.
+    """
+    shares = torch.stack([(error * weight.to(error)).sum(), error.sum()]) / rows
+    shares[0].backward()
+    return shares.detach()
+
+
+def descend(losses: Tensor, state, settings: Training) -> Losses:
+    """One step of the optimizer on state.student, whose gradient is that of these losses (2,).
+
+    Where several processes have joined, gradient and losses become the means over all of them. A
+    loss that is no number leaves the weights as they are: FloatingPointError on a CPU; on a GPU,
+    which would have to be waited for, this step and all that follow are skipped there, and
+    `checked` raises.
+    """
+    optimizer = state.optimizer
+    for group in optimizer.param_groups:
+        group["lr"] = learning_rate(settings, state.step)
+    parameters = list(state.student.parameters())
+    average([losses, *(p.grad for p in parameters if p.grad is not None)])
+    norm = nn.utils.clip_grad_norm_(parameters, settings.clip_norm, foreach=True)
+    numbers = Losses(torch.cat([losses, norm[None]]))
+    if numbers.late:
+        bad = 1 - torch.isfinite(losses[0] + norm).float()
+        optimizer.found_inf = torch.maximum(bad, getattr(optimizer, "found_inf", bad))
+    else:
+        check_finite(numbers, state.step + 1, settings)
+    optimizer.step()
+    return numbers
+
+
+def adam(network: nn.Module, learning_rate: float) -> torch.optim.Adam:
+    """The optimizer of a network: one kernel for all weights, which skips where found_inf is 1."""
+    return torch.optim.Adam(network.parameters(), lr=learning_rate, fused=True)
+
+
+def learning_rate(settings: Training, step: int) -> float:
+    """Adam's learning rate in the step that follows so many steps of a run."""
+    length = settings.cooldown * settings.steps_per_phase
+    left = settings.steps_per_phase - step % settings.steps_per_phase  # of the phase
+    return settings.learning_rate * (left / length if left < length else 1)
+
+
+def frozen(module: nn.Module) -> nn.Module:
+    """A copy in evaluation mode that no optimizer can change."""
+    return deepcopy(module).eval().requires_grad_(False)

@@ -1,0 +1,28 @@
+"""Random generators keyed by seed, purpose and step, so that a resumed run repeats itself."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import numpy as np
+import torch
+
+# What a random stream is for; part of its key, so that no two uses share numbers.
+TEACHER, DISTILLATION, SAMPLES, DROPOUT, CLASSIFIER, SUBSET = range(6)
+
+
+def generator_for(device: torch.device | str, *key: int) -> torch.Generator:
+    """Generator for one use, such as (seed, TEACHER, step), independent of all other keys.
+
+    Keys are mixed by numpy's SeedSequence: torch's CPU generator reads 32 bits of a seed only, so
+    that seeds made by shifting or adding would collide.
+    """
+    (seed,) = np.random.SeedSequence(key).generate_state(1)
+    return torch.Generator(device).manual_seed(int(seed))
+
+
+@contextmanager
+def dropout_keyed(device: torch.device, *key: int) -> Iterator[None]:
+    """Let dropout, which takes no generator, depend on this key alone; restored afterwards."""
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        torch.manual_seed(generator_for("cpu", *key).initial_seed())
+        yield

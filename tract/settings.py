@@ -1,0 +1,127 @@
+"""Settings of a training run and of a distillation, checked when they are made."""
+
+from dataclasses import dataclass
+
+from tract.base.checks import check_choice, check_flag, check_positive, check_whole, is_number
+from tract.growth import GROWTHS
+from tract.losses import WEIGHTS
+from tract.methods import METHODS
+from tract.phases import Entry, equal_steps, first_grid, parse_schedule, written
+from tract.samplers import X0_ESTIMATES
+
+
+@dataclass(frozen=True, kw_only=True)
+class Training:
+    """Settings of a training run. ValueError names the setting that cannot be."""
+
+    images: int  # samples seen in all, with repetitions
+    batch: int = 128
+    learning_rate: float = 1e-3  # of Adam
+    cooldown: float = 0.0  # share of a phase, its last, in which the rate falls linearly to 0
+    weight: str = "truncated_snr"  # a name in WEIGHTS
+    ema_residual: float = 1e-3  # share of the start left in the average that is sampled from
+    clip_norm: float = 1.0  # of the gradient of the loss averaged over pixels
+    seed: int = 0
+
+    def __post_init__(self):
+        check_whole("batch", self.batch, 1)
+        check_whole("images", self.images, 1)
+        if self.images < self.batch:
+            raise ValueError(
+                f"images is {self.images}, less than one batch of {self.batch}: use more images "
+                "or a smaller batch"
+            )
+        check_choice("weight", self.weight, WEIGHTS)
+        check_positive("learning_rate", self.learning_rate)
+        if not (is_number(self.cooldown) and 0 <= self.cooldown <= 1):
+            raise ValueError(f"cooldown is {self.cooldown!r}: use a share from 0 to 1")
+        check_positive("clip_norm", self.clip_norm)
+        if not (is_number(self.ema_residual) and 0 < self.ema_residual < 1):
+            raise ValueError(f"ema_residual is {self.ema_residual!r}: use a share between 0 and 1")
+        check_whole("seed", self.seed, 0)
+
+    @property
+    def num_steps(self) -> int:
+        """Optimizer steps of the whole run."""
+        return self.images // self.batch
+
+    @property
+    def steps_per_phase(self) -> int:
+        return self.num_steps
+
+
+@dataclass(frozen=True, kw_only=True)
+class Distillation(Training):
+    """Settings of a distillation; images are divided equally among the phases.
+
+    student: "" to keep the teacher's network, else the network that takes over in the schedule's
+    phase of equal steps, see `networks.build.new_student`.
+    """
+
+    step_schedule: tuple[Entry, ...]  # such as (1024, 32, 1), from the teacher's grid
+    growth: str = "equal"  # how long each of growing teacher grids is used: a name in GROWTHS
+    method: str = "TRACT"  # a name in METHODS
+    teacher_step: str = "ddim"  # of the first teacher; or "heun", two evaluations a step
+    self_ema: float = 0.5  # mu_S, the decay of the self-teacher
+    restart_ema: bool = True  # average each phase afresh, else over the phases before as well
+    clamp: bool = True  # clamp predictions to [-1, 1] in targets; for images
+    student: str = ""  # a name in networks.build.STUDENTS
+
+    def __post_init__(self):
+        super().__post_init__()
+        if not isinstance(self.step_schedule, list | tuple):
+            raise ValueError(
+                f"step_schedule is {self.step_schedule!r}: use a list of steps, such as [1024, 1]"
+            )
+        entries = (tuple(e) if isinstance(e, list) else e for e in self.step_schedule)
+        object.__setattr__(self, "step_schedule", tuple(entries))
+        check_choice("method", self.method, METHODS)
+        check_choice("teacher_step", self.teacher_step, X0_ESTIMATES)
+        if not (is_number(self.self_ema) and 0 <= self.self_ema < 1):
+            raise ValueError(f"self_ema is {self.self_ema!r}: use 0 or more and less than 1")
+        check_flag("restart_ema", self.restart_ema)
+        check_flag("clamp", self.clamp)
+        phases = parse_schedule(self.step_schedule)
+        METHODS[self.method].check(phases)
+        check_choice("growth", self.growth, GROWTHS)
+        if self.growth != "equal" and not phases[0].coarser:
+            raise ValueError(
+                f"growth is {self.growth!r}, and step_schedule {list(self.step_schedule)} lists no "
+                "growing grids: list them as its first entry, such as [[4, 8, 16, 32], 1]"
+            )
+        if self.student and equal_steps(phases) is None:
+            *before, last = self.step_schedule
+            raise ValueError(
+                f"student is {self.student!r}, and a new network has to learn its teacher's own "
+                f"steps first: repeat an entry of step_schedule, such as "
+                f"{[*before, before[-1], last]}"
+            )
+        parts = len(phases[0].parts)
+        if self.steps_per_phase < parts:
+            what = f"{parts} grids" if parts > 1 else f"{len(phases)} phases"
+            raise ValueError(
+                f"images is {self.images}, less than one batch of {self.batch} for each of "
+                f"{what}: use {self.batch * len(phases) * parts} or more"
+            )
+
+    @property
+    def phases(self) -> str:
+        """The schedule as the paper writes it: 1024>32>1."""
+        return written(self.step_schedule)
+
+    @property
+    def grid_steps(self) -> int:
+        """T, the steps of the teacher's grid that the schedule starts from."""
+        return first_grid(self.step_schedule)
+
+    @property
+    def num_phases(self) -> int:
+        return len(self.step_schedule) - 1
+
+    @property
+    def steps_per_phase(self) -> int:
+        return self.images // (self.batch * self.num_phases)
+
+    @property
+    def num_steps(self) -> int:
+        return self.steps_per_phase * self.num_phases

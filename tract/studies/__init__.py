@@ -1,0 +1,9 @@
+"""The paper's ablations and ours: recipes, runs, tables and charts.
+
+    ablations  recipes compared and orderings claimed
+    run_study  train and measure each run once
+    spiral     ablations on points, with an exact teacher
+    tables     tables of results
+    charts     charts of results
+    agreement  precision and compilation against seeds
+"""

@@ -1,0 +1,286 @@
+"""The paper's ablations and ours as data: the recipes compared and the orderings claimed."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import pandas as pd
+
+from tract.base.checks import check_choice
+from tract.experiments.experiment import run_name
+from tract.experiments.results import KEY, PER_PHASE
+from tract.growth import GROWTHS
+from tract.phases import doubling, halving_schedule
+from tract.settings import Distillation
+
+_BTD = {"method": "BTD", "step_schedule": halving_schedule(1024)}
+
+# By ablation and recipe, what differs from TRACT 1024>32>1. Phases and decays are the paper's.
+CHANGES: dict[str, dict[str, dict]] = {
+    "phases": {
+        "TRACT 1024>1": {"step_schedule": [1024, 1]},
+        "TRACT 1024>32>1": {},
+        "TRACT 4096>256>16>1": {"step_schedule": [4096, 256, 16, 1]},
+        "TRACT 4096>512>64>8>1": {"step_schedule": [4096, 512, 64, 8, 1]},
+        "TRACT 1024>512>...>1": {"step_schedule": halving_schedule(1024)},
+        "BTD 1024>512>...>1": _BTD,
+    },
+    "self_ema": {f"{mu:g}": {"self_ema": mu} for mu in (0, 0.5, 0.9, 0.99)},
+    # The paper's mu_I of 0.9999, 0.99995, 0.99999 leaves 1e-8, 1e-4, 0.15 of a phase's start.
+    "ema_residual": {
+        name: {"ema_residual": float(name)} for name in ("1e-8", "1e-4", "1e-3", "1e-2", "0.15")
+    },
+    "restart_ema": {"in each phase": {}, "never": {"restart_ema": False}},
+    "weight": {name: {"weight": name} for name in ("truncated_snr", "snr_plus_one", "uniform")},
+    "student": {
+        "as its teacher": {},
+        "smaller": {"step_schedule": [1024, 32, 32, 1], "student": "digits_small"},
+    },
+    "steps": {f"{n}": {"step_schedule": [1024, 32, n]} for n in (1, 2, 4, 8)},
+    "images": {
+        f"{name}, {factor:g} times": more | {"factor": factor}
+        for name, more in (("TRACT", {}), ("BTD", _BTD))
+        for factor in (0.5, 1, 2)
+    },
+}
+
+
+# One phase from a teacher grid that is short, or that grows: not of the paper, notebook 07. A
+# growing grid doubles, from the coarsest on that its student can shorten.
+_SHORT = (16, 32, 64, 256)
+_SIXTY_FOUR = {"step_schedule": [doubling(4, 64), 1]}
+
+BEYOND: dict[str, dict[str, dict]] = {
+    "one_phase": {
+        "TRACT 1024>32>1": {},
+        "BTD 32>16>...>1": {"method": "BTD", "step_schedule": halving_schedule(32)},
+        "TRACT 16>1": {"step_schedule": [16, 1]},
+        "TRACT 32>1": {"step_schedule": [32, 1]},
+        "TRACT 64>1": {"step_schedule": [64, 1]},
+        "TRACT 4<8<16<32>1": {"step_schedule": [doubling(4, 32), 1]},
+        "TRACT 4<8<...<64>1": _SIXTY_FOUR,
+    },
+    "finest_grid": {
+        **{f"fixed {n}": {"step_schedule": [n, 1]} for n in (*_SHORT, 1024)},
+        **{f"growing to {n}": {"step_schedule": [doubling(4, n), 1]} for n in (*_SHORT, 1024)},
+    },
+    "growth": {name: _SIXTY_FOUR | {"growth": name} for name in GROWTHS},
+    "growing_self_ema": {f"{mu:g}": _SIXTY_FOUR | {"self_ema": mu} for mu in (0, 0.5, 0.9)},
+    "cooldown": {
+        f"{label}, {name}": changes | {"cooldown": share}
+        for label, changes in (
+            ("1024>32>1", {}),
+            ("32>1", {"step_schedule": [32, 1]}),
+            ("4<8<...<64>1", _SIXTY_FOUR),
+        )
+        for name, share in (("constant", 0.0), ("last half", 0.5))
+    },
+    "few_steps": {
+        f"{label}>{n}": {"step_schedule": [*start, n]}
+        for n in (2, 4)
+        for label, start in (
+            ("1024>32", [1024, 32]),
+            ("32", [32]),
+            (f"{2 * n}<...<64", [doubling(2 * n, 64)]),
+        )
+    },
+}
+
+# The same with EDM's levels, on which Heun's step can be the teacher's.
+HEUN = {
+    "heun_grid": {
+        f"{step}, {n}>1": {"step_schedule": [n, 1], "teacher_step": step}
+        for step in ("ddim", "heun")
+        for n in (8, 16, 32, 64)
+    },
+}
+
+# The paper's main claim: TRACT against what was there before, and in how many steps. Consistency
+# distillation is TRACT in one phase, see `methods`.
+CLAIM: dict[str, dict[str, dict]] = {
+    "methods": {
+        "TRACT 1024>32>1": {},
+        "BTD 1024>512>...>1": _BTD,
+        "consistency 1024>1": {"step_schedule": [1024, 1]},
+    },
+    "method_steps": {
+        f"{label}{n}": more | {"step_schedule": [*steps, n]}
+        for n in (1, 2, 4, 8)
+        for label, more, steps in (
+            ("TRACT 1024>32>", {}, [1024, 32]),
+            ("BTD 1024>512>...>", _BTD, halving_schedule(1024, 2 * n)),
+        )
+    },
+    "budget": {
+        f"{name}, {factor} times": more | {"factor": factor}
+        for name, more in (("TRACT", {}), ("TRACT 32>1", {"step_schedule": [32, 1]}))
+        for factor in (1, 2, 4)
+    },
+}
+
+# The paper's schedules on EDM's levels, with Heun's step for the teacher's and with DDIM's.
+EDM = {
+    "edm": {
+        f"{step}, {label}": {"step_schedule": schedule, "teacher_step": step}
+        for step in ("heun", "ddim")
+        for label, schedule in (("40>1", [40, 1]), ("40>2", [40, 2]), ("40>8>1", [40, 8, 1]))
+    },
+}
+
+ALL = CHANGES | BEYOND | HEUN | CLAIM | EDM
+
+# What a recipe is better or worse than, where that is not the first of its group.
+_BASELINES = {
+    "finest_grid": dict.fromkeys(BEYOND["finest_grid"], "fixed 1024"),
+    "growing_self_ema": dict.fromkeys(BEYOND["growing_self_ema"], "0.5"),
+    "cooldown": {label: f"{label.split(', ')[0]}, constant" for label in BEYOND["cooldown"]},
+    "few_steps": {label: f"1024>32>{label[-1]}" for label in BEYOND["few_steps"]},
+    "heun_grid": dict.fromkeys(HEUN["heun_grid"], "ddim, 32>1"),
+    "method_steps": {
+        label: f"TRACT 1024>32>{label.split('>')[-1]}" for label in CLAIM["method_steps"]
+    },
+    "budget": {label: f"TRACT, {label.split(', ')[1]}" for label in CLAIM["budget"]},
+    # One step of either kind against the other, and with Heun's two phases against one.
+    "edm": {
+        label: "heun, 40>1" if label == "heun, 40>8>1" else label.replace("ddim", "heun")
+        for label in EDM["edm"]
+    },
+}
+
+
+def baselines_of(group: str) -> dict[str, str]:
+    """By recipe of an ablation, the one that it is compared with: itself, if there is none."""
+    first, *_ = ALL[group]
+    return _BASELINES.get(group) or dict.fromkeys(ALL[group], first)
+
+
+class Claim(NamedTuple):
+    """An ordering that the paper reports: the first recipe is worse than the second."""
+
+    finding: str
+    group: str
+    worse: str
+    better: str
+
+
+CLAIMS = (
+    Claim("one phase is worse than two", "phases", "TRACT 1024>1", "TRACT 1024>32>1"),
+    Claim("three phases are worse than two", "phases", "TRACT 4096>256>16>1", "TRACT 1024>32>1"),
+    Claim(
+        "four phases are worse than three",
+        "phases",
+        "TRACT 4096>512>64>8>1",
+        "TRACT 4096>256>16>1",
+    ),
+    Claim(
+        "on BTD's ten phases TRACT is worse than BTD",
+        "phases",
+        "TRACT 1024>512>...>1",
+        "BTD 1024>512>...>1",
+    ),
+    Claim(
+        "BTD is worse than TRACT in two phases", "phases", "BTD 1024>512>...>1", "TRACT 1024>32>1"
+    ),
+    Claim("mu_S = 0 is worse than 0.5", "self_ema", "0", "0.5"),
+    Claim("mu_S = 0.9 is worse than 0.5", "self_ema", "0.9", "0.5"),
+    Claim("mu_S = 0.99 is worse than 0.9", "self_ema", "0.99", "0.9"),
+    Claim("averaging too short is worse", "ema_residual", "1e-8", "1e-4"),
+    Claim("averaging too long is worse", "ema_residual", "0.15", "1e-4"),
+    Claim("a smaller student is worse", "student", "smaller", "as its teacher"),
+)
+
+
+@dataclass(frozen=True)
+class Study:
+    """Ablations on one data set: what all its recipes have in common, and what is measured.
+
+    Attributes data and process choose rows of results; base are settings of `Distillation`.
+    """
+
+    data: str
+    seeds: Sequence[int]
+    images: int
+    process: str = "cosine"
+    metric: str = "fd_pixels"
+    smaller: str = "digits_small"  # preset of the smaller student
+    base: Mapping[str, object] = field(default_factory=dict)
+
+    @property
+    def title(self) -> str:
+        """What a column of its numbers is headed."""
+        return f"{self.metric}, measured ({self.data})"
+
+    def recipes(self, group: str, seed: int) -> dict[str, Distillation]:
+        """Settings of every recipe of an ablation, by label. ValueError for an unknown one."""
+        check_choice("ablation", group, ALL)
+        settings = {}
+        for label, changes in ALL[group].items():
+            made = {"step_schedule": [1024, 32, 1], "seed": seed} | dict(self.base) | changes
+            made["images"] = int(self.images * made.pop("factor", 1))
+            if "student" in made:
+                made["student"] = self.smaller
+            settings[label] = Distillation(**made)
+        return settings
+
+    def plan(self, groups: Sequence[str]) -> dict[str, Distillation]:
+        """Settings of all recipes of some ablations with all seeds, by the name of their run."""
+        return {
+            run_name(settings): settings
+            for group in groups
+            for seed in self.seeds
+            for settings in self.recipes(group, seed).values()
+        }
+
+    def missing(
+        self, results: pd.DataFrame, groups: Sequence[str], metrics: Sequence[str] = ()
+    ) -> dict[str, Distillation]:
+        """Of the plan of some ablations, the runs that lack a metric in results; () the study's."""
+        rows = [self._measured(results, metric) for metric in metrics or [self.metric]]
+        done = set.intersection(*({*zip(r["run"], r["nfe"], strict=True)} for r in rows))
+        plan = self.plan(groups).items()
+        return {n: made for n, made in plan if (n, made.step_schedule[-1]) not in done}
+
+    def mine(self, results: pd.DataFrame) -> pd.DataFrame:
+        """Rows of results on this data set and process."""
+        return results[(results["data"] == self.data) & (results["process"] == self.process)]
+
+    def teachers(
+        self, results: pd.DataFrame, students: pd.DataFrame, metric: str = ""
+    ) -> pd.DataFrame:
+        """Rows of the teachers of some students; metric "" for the study's."""
+        mine = self._measured(results, metric)
+        return mine[(mine["method"] == "teacher") & mine["teacher"].isin(students["teacher"])]
+
+    def rows(self, results: pd.DataFrame, group: str, metric: str = "") -> pd.DataFrame:
+        """Rows of an ablation with the column `recipe`, in its order; metric "" for the study's.
+
+        Of students in the last number of steps of their schedule; of `rmse_to_rollout`, which is
+        of every phase, in all. ValueError for students of several teachers: they do not compare.
+        """
+        metric = metric or self.metric
+        mine = self._measured(results, metric)
+        order = list(ALL[group]).index
+        parts = []
+        for seed in self.seeds:
+            for label, settings in self.recipes(group, seed).items():
+                part = mine[mine["run"] == run_name(settings)]
+                if metric != PER_PHASE:
+                    part = part[part["nfe"] == settings.step_schedule[-1]]
+                parts.append(part.assign(recipe=label))
+        rows = pd.concat(parts)
+        if rows["teacher"].nunique() > 1:
+            raise ValueError(
+                f"the students of {group} are of several teachers, "
+                f"{', '.join(sorted(rows['teacher'].unique()))}: take the rows of all but one out "
+                "of the table of results, or give each its own"
+            )
+        return rows.sort_values("recipe", key=lambda r: r.map(order), kind="stable")
+
+    def _measured(self, results: pd.DataFrame, metric: str = "") -> pd.DataFrame:
+        mine = self.mine(results)
+        return mine[mine["metric"] == (metric or self.metric)]
+
+    def rows_of_all(self, results: pd.DataFrame, groups: Sequence[str]) -> pd.DataFrame:
+        """Rows of several ablations, those that they share once, under their first recipe."""
+        rows = pd.concat([self.rows(results, group) for group in groups])
+        return rows.drop_duplicates(list(KEY))

@@ -1,0 +1,173 @@
+"""Run a study: teacher, real-image baseline and students, each trained and measured once."""
+
+import itertools
+import shutil
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from torch import Tensor
+
+from tract.base.compute import EAGER, Compute, device
+from tract.denoiser import Denoiser
+from tract.experiments.experiment import TEACHER, Experiment, open_experiment
+from tract.experiments.export import export_run
+from tract.experiments.measure import (
+    CLASSIFIER,
+    check_measuring,
+    comparison,
+    measure,
+    measure_phases,
+    measure_real,
+    teacher_name,
+)
+from tract.experiments.results import RESULTS, append_results, publish, read_results, wide
+from tract.experiments.run import Saving
+from tract.metrics.features import file_sha256, metric_name
+from tract.networks.weights import load_model, save_model
+from tract.phases import in_steps
+from tract.settings import Training
+from tract.studies.ablations import Study
+
+
+def begin_study(
+    experiment: Experiment,
+    preset: str,
+    settings: Training,
+    steps: Sequence[int],
+    features: Sequence[str],
+    results: str | Path,
+    saving: Saving,
+    *,
+    teacher: str = "",
+    classifier: str = "",
+    processes: int = 1,
+) -> Denoiser:
+    """Train the teacher or take another, measure it and real images, and add the rows to results.
+
+    steps: to sample it with, the reference steps first. teacher: as `load_teacher` reads one, taken
+    instead of training. classifier: file of the one whose features are measured in, for others to
+    compare with; "" trains one. What was done before is not repeated. ValueError or
+    FileNotFoundError, before any compute, for what cannot be.
+    """
+    copy, own = experiment.folder / CLASSIFIER, experiment.folder / RESULTS
+    experiment.begin()
+    if classifier and not Path(classifier).is_file():
+        raise FileNotFoundError(f"no classifier {classifier}: correct the path, or leave it empty")
+    if classifier and not copy.is_file():
+        shutil.copy(classifier, copy)
+    if classifier and file_sha256(copy) != file_sha256(classifier):
+        raise ValueError(
+            f"{copy} is another classifier than {classifier}, and numbers of the two do not "
+            "compare: give another run_dir, or that file"
+        )
+    check_measuring(experiment.levels, steps, features)
+    measure_real(experiment, features)
+    if teacher:
+        denoiser = experiment.import_teacher(teacher)
+    else:
+        experiment.train_teacher(preset, settings, saving, processes)
+        denoiser = _rounded_teacher(experiment)
+    rows, name = read_results(own), teacher_name(denoiser)
+    rows = rows[(rows["run"] == TEACHER) & (rows["teacher"] == name)]
+    wanted = itertools.product(steps, [metric_name("fd", name) for name in features])
+    if not set(wanted) <= set(zip(rows["nfe"], rows["metric"], strict=True)):
+        measure(experiment, denoiser, settings, steps, features)
+    known = read_results(results)
+    same = (known["run"] == TEACHER) & (known["teacher"] == name)
+    append_results(own, known[same].to_dict("records"))  # which say how it was trained
+    publish(experiment.folder, results)
+    return denoiser
+
+
+def _rounded_teacher(experiment: Experiment) -> Denoiser:
+    """The trained teacher in half precision, as it is passed on, for others to have the same.
+
+    One that was measured or distilled before, as notebook 01 leaves it, stays what it is.
+    """
+    folder = experiment.folder / TEACHER
+    used = any(read_results(experiment.folder / RESULTS)["run"] == TEACHER)
+    used |= any(path.parent != folder for path in experiment.folder.glob("*/card.json"))
+    if not used:
+        denoiser, card = load_model(folder)
+        save_model(folder / "model.safetensors", denoiser, card, half=True)
+    return load_model(folder, device())[0]
+
+
+def run_missing(
+    study: Study,
+    groups: Sequence[str],
+    run_dir: str | Path,
+    results: str | Path,
+    saving: Saving,
+    features: Sequence[str] = ("pixels",),
+    compute: Compute = EAGER,
+    processes: int = 1,
+) -> None:
+    """Distil and measure in run_dir what results has no row of, and add the rows there at once.
+
+    Measured are, in these features, samples with the last number of steps of a schedule, and how
+    far the student of each phase is from the first teacher's rollout. Finished runs are read,
+    unfinished ones resumed. FileNotFoundError without a teacher; ValueError for one of other data,
+    or another than that of the plan's runs in results; nothing is run then.
+    """
+    known, metrics = read_results(results), [metric_name("fd", name) for name in features]
+    plan, wanted = study.plan(groups), study.missing(known, groups, metrics)
+    print(f"{len(plan)} runs, {len(plan) - len(wanted)} of them measured before")
+    if not wanted:
+        return
+    experiment = open_experiment(run_dir, compute)
+    if (experiment.data_name, experiment.process) != (study.data, study.process):
+        raise ValueError(
+            f"{run_dir} has a teacher of {experiment.data_name} with {experiment.process} levels, "
+            f"not of {study.data} with {study.process}: correct run_dir, data or process"
+        )
+    teacher = teacher_name(load_model(experiment.folder / TEACHER)[0])
+    mine = study.mine(known)
+    others = mine[mine["run"].isin(list(plan)) & (mine["teacher"] != teacher)]
+    if len(others):
+        raise ValueError(
+            f"{results} has {others['run'].nunique()} of these runs with the teacher "
+            f"{others['teacher'].iloc[0]}, and {run_dir} has {teacher}: students of the two do not "
+            "compare, give another table or another run_dir"
+        )
+    for settings in wanted.values():
+        student = experiment.distill(settings, saving, processes)
+        measure(experiment, student, settings, [settings.step_schedule[-1]], features)
+        measure_phases(experiment, settings)
+        publish(run_dir, results)
+
+
+def rows_of_samples(
+    study: Study, groups: Sequence[str], run_dir: str | Path, count: int
+) -> dict[str, Tensor]:
+    """Rows of images by label, from the same noise: data, the teacher, students of one seed."""
+    students = replace(study, seeds=study.seeds[:1]).plan(groups)
+    table = wide(read_results(Path(run_dir) / RESULTS))
+    table = table[table["run"].isin([TEACHER, *students]) & table[study.metric].notna()]
+    return comparison(open_experiment(run_dir), table, count)
+
+
+def export_best(
+    study: Study, groups: Sequence[str], run_dir: str | Path, stem: str | Path, steps: Sequence[int]
+) -> None:
+    """Write the teacher, and the best student of each number of steps, in half precision.
+
+    They are STEM_teacher.safetensors and STEM_Nsteps.safetensors, which `load_teacher` reads; a
+    file that is there is left alone. The best has the smallest value of the study's metric.
+    """
+    table = read_results(Path(run_dir) / RESULTS)
+    students = study.rows_of_all(table, groups)
+    chosen = {"teacher": TEACHER}
+    for n in steps:
+        of_n = students[students["nfe"] == n]
+        if len(of_n):
+            best = of_n.sort_values("value", key=lambda v: v.astype(float)).iloc[0]
+            chosen[in_steps(n).replace(" ", "")] = best["run"]
+    for what, run in chosen.items():
+        target = Path(f"{stem}_{what}.safetensors")
+        if target.exists():
+            print(f"{target} is there already, and left alone")
+        else:
+            export_run(Path(run_dir) / run, target, half=True)
+            print(f"{target}: {run}")

@@ -1,0 +1,213 @@
+"""Tables of results: published beside measured numbers, blank where nothing was measured."""
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import pandas as pd
+
+from tract.base.files import write_atomically
+from tract.phases import in_steps
+from tract.studies.ablations import ALL, CLAIMS, Study, baselines_of
+
+PUBLISHED = "FID, published (CIFAR-10)"
+# What a measured number must share with a published one to stand beside it, besides the images.
+SAME = ["data", "process", "method", "phases", "nfe", "metric"]
+FID_SAMPLES = 50_000  # of every published FID, which depends on their number
+# Verdicts of "the baseline is worse than this", said of this.
+BETTER = {"": "", "holds": "better", "is contradicted": "worse", "is undecided": "undecided"}
+
+
+def read_published(path: str | Path) -> pd.DataFrame:
+    """Numbers of publications, with their source. FileNotFoundError if there is no such file."""
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"no {path}: restore it, it is part of the repository")
+    return pd.read_csv(path, dtype={"recipe": str})
+
+
+def paper_table(published: pd.DataFrame, results: pd.DataFrame, name: str) -> pd.DataFrame:
+    """A table of the paper by its name in the published numbers, ours beside it.
+
+    Runs of ours that differ in more than their seed have a row each, with their name.
+    """
+    theirs = published[published["table"] == name].reset_index(drop=True)
+    theirs = theirs.assign(row=theirs.index)
+    ours = results[results["samples"].astype(int) >= FID_SAMPLES]
+    ours = ours.assign(ours=ours["run"].str.replace(r"-seed\d+$", "", regex=True))
+    measured = over_seeds(ours, [*SAME, "images", "ours"]).astype({"nfe": "Int64"})
+    pairs = theirs.merge(measured, "inner", SAME, suffixes=("", "_ours"))
+    # Phases are of whole batches, and what is not published cannot differ.
+    near = (pairs["images_ours"].astype(float) / pairs["images"].astype(float) - 1).abs() < 0.01
+    pairs = pairs[near | pairs["images"].isna()]
+    both = theirs.merge(pairs[["row", "mean", "std_ours", "count", "ours"]], "left", "row")
+    return pd.DataFrame(
+        {
+            "method": both["recipe"],
+            "schedule": both["phases"],
+            "NFE": both["nfe"],
+            "parameters": [f"{n / 1e6:.1f}M" for n in both["student_params"]],
+            "images": ["" if pd.isna(n) else f"{n / 1e6:.0f}M" for n in both["images"]],
+            "FID, published": _spread(both["value"], both["std"]),
+            "FID, measured by us": _spread(both["mean"], both["std_ours"], both["count"]),
+            "our run": both["ours"].fillna(""),
+            "source": both["source"],
+        }
+    )
+
+
+def recipes_of(group: str, published: Iterable[str]) -> list[str]:
+    """An ablation's recipes in order, those first that only a publication has."""
+    return list(dict.fromkeys([*(r for r in published if r not in ALL[group]), *ALL[group]]))
+
+
+def ablation_table(
+    published: pd.DataFrame, results: pd.DataFrame, group: str, studies: Sequence[Study]
+) -> pd.DataFrame:
+    """An ablation: a row a recipe, the published FID, and a column for each of our studies."""
+    theirs = published[published["table"] == group].set_index("recipe")["value"]
+    labels = recipes_of(group, theirs.index)
+    columns = {group: labels, PUBLISHED: _spread(theirs.reindex(labels))}
+    for study in studies:
+        ours = over_seeds(study.rows(results, group), ["recipe"]).set_index("recipe")
+        ours = ours.reindex(labels)
+        columns[study.title] = _spread(ours["mean"], ours["std"], ours["count"])
+    return pd.DataFrame(columns)
+
+
+def claims_table(
+    published: pd.DataFrame, results: pd.DataFrame, studies: Sequence[Study]
+) -> pd.DataFrame:
+    """The paper's orderings, its numbers, and for each of our studies ours and whether it agrees.
+
+    "holds": the difference is more than two standard deviations of it; "is contradicted": so, the
+    other way round; else "is undecided".
+    """
+    rows = []
+    for claim in CLAIMS:
+        pair = [claim.worse, claim.better]
+        theirs = published[published["table"] == claim.group].set_index("recipe")["value"]
+        row = {"finding": claim.finding, PUBLISHED: " against ".join(_spread(theirs.reindex(pair)))}
+        for study in studies:
+            ours = over_seeds(study.rows(results, claim.group), ["recipe"]).set_index("recipe")
+            ours = ours.reindex(pair)
+            (worse, better), spread = ours["mean"], (ours["std"] ** 2).sum(skipna=False) ** 0.5
+            texts = _spread(ours["mean"], ours["std"], ours["count"])
+            row[study.title] = " against ".join(texts) if all(texts) else ""
+            row[f"by {study.metric} it"] = _verdict(worse - better, spread)
+        rows.append(row)
+    return pd.DataFrame(rows)
+
+
+def versus_table(results: pd.DataFrame, group: str, studies: Sequence[Study]) -> pd.DataFrame:
+    """Recipes of a group in each of our studies, and what they are compared with their baseline.
+
+    "better" and "worse" by more than two standard deviations of the difference between single
+    runs, else "undecided". Equal recipes of two seeds each get a verdict once in ten times, of
+    three seeds once in forty, of five once in five hundred (Student's t).
+    """
+    baselines = baselines_of(group)
+    against = ["" if recipe == baseline else baseline for recipe, baseline in baselines.items()]
+    columns = {group: list(baselines), "against": against}
+    for study in studies:
+        ours = over_seeds(study.rows(results, group), ["recipe"]).set_index("recipe")
+        ours = ours.reindex(columns[group])
+        columns[study.title] = _spread(ours["mean"], ours["std"], ours["count"])
+        known = ours.loc[list(baselines.values())]
+        differences = known["mean"].to_numpy() - ours["mean"]
+        spreads = (known["std"].to_numpy() ** 2 + ours["std"] ** 2) ** 0.5
+        verdicts = map(_verdict, differences, spreads)
+        columns[f"{study.metric} is"] = [
+            BETTER[verdict] if baseline else ""
+            for verdict, baseline in zip(verdicts, against, strict=True)
+        ]
+    return pd.DataFrame(columns)
+
+
+def standing_table(
+    results: pd.DataFrame, groups: Sequence[str], studies: Sequence[Study]
+) -> pd.DataFrame:
+    """Real images, the teacher at its steps and the students of some groups: how far from real.
+
+    Of how many samples, and beside each distance how many times that of the teacher's best number
+    of steps it is.
+    """
+    columns = []
+    for study in studies:
+        students = study.rows_of_all(results, groups)
+        mine = study.mine(results)
+        real = mine[(mine["method"] == "real images") & (mine["metric"] == study.metric)]
+        teachers = study.teachers(results, students).sort_values("nfe", ascending=False)
+        named = [
+            real.assign(what="real images, of the test split"),
+            teachers.assign(what=[f"teacher, {in_steps(n)}" for n in teachers["nfe"]]),
+            students.assign(what=students["recipe"]),
+        ]
+        ours = over_seeds(pd.concat(named), ["what"]).set_index("what")
+        best = teachers["value"].astype(float).min()
+        ratios = [f"{mean / best:.3g}" for mean in ours["mean"]]
+        shown = _spread(ours["mean"], ours["std"], ours["count"])
+        if not columns:
+            columns.append(pd.concat(named).groupby("what", sort=False)["samples"].first())
+        columns += [
+            pd.Series(shown, ours.index, name=study.title),
+            pd.Series(ratios, ours.index, name=f"{study.metric}, times the teacher's best"),
+        ]
+    return pd.concat(columns, axis=1).reset_index(names="what")
+
+
+def cost_table(results: pd.DataFrame, groups: Sequence[str], study: Study) -> pd.DataFrame:
+    """What the teacher and the students of some groups cost to train, the mean over seeds."""
+    students = study.rows_of_all(results, groups)
+    teachers = study.teachers(results, students).drop_duplicates("teacher").assign(recipe="teacher")
+    rows = pd.concat([teachers, students]).astype({"seconds": float, "images": float})
+    peaks = study.mine(results).query("metric == 'peak_memory_mb'").set_index(["teacher", "run"])
+    keys = pd.MultiIndex.from_frame(rows[["teacher", "run"]])
+    rows = rows.assign(peak=peaks["value"].reindex(keys).to_numpy())
+    by = rows.groupby("recipe", sort=False)
+    mean = by[["images", "seconds", "peak"]].mean()
+    return pd.DataFrame(
+        {
+            "recipe": mean.index,
+            "parameters": [f"{n / 1e6:.2f}M" for n in by["student_params"].first()],
+            "images": [f"{n:,.0f}" for n in mean["images"]],
+            "minutes": [f"{seconds / 60:.1f}" for seconds in mean["seconds"]],
+            "images per second": [f"{n:,.0f}" for n in mean["images"] / mean["seconds"]],
+            "peak memory, MB": ["" if pd.isna(mb) else f"{mb:,.0f}" for mb in mean["peak"]],
+            "device": by["device"].first().to_numpy(),
+        }
+    )
+
+
+def over_seeds(rows: pd.DataFrame, by: Sequence[str]) -> pd.DataFrame:
+    """Mean, standard deviation (n - 1, none of one) and count of the values of each `by`."""
+    grouped = rows.astype({"value": float}).groupby(list(by), sort=False)["value"]
+    return grouped.agg(["mean", "std", "count"]).reset_index()
+
+
+def save_table(table: pd.DataFrame, stem: str | Path) -> None:
+    """Write a table as CSV and as Markdown."""
+    stem = Path(stem)
+    lines = [list(table.columns), ["---"] * len(table.columns), *table.values.tolist()]
+    text = "".join(f"| {' | '.join(map(str, line))} |\n" for line in lines)
+    write_atomically(stem.with_suffix(".csv"), table.to_csv(index=False).encode())
+    write_atomically(stem.with_suffix(".md"), text.encode())
+
+
+def _verdict(difference: float, spread: float) -> str:
+    if pd.isna(difference) or pd.isna(spread):
+        return ""
+    if abs(difference) <= 2 * spread:
+        return "is undecided"
+    return "holds" if difference > 0 else "is contradicted"
+
+
+def _spread(mean: pd.Series, std: pd.Series | None = None, count: pd.Series | None = None) -> list:
+    """Texts such as "5.02 ± 0.04 (3)": mean, standard deviation, number; blank without a mean."""
+    texts = []
+    for i, value in enumerate(mean):
+        text = "" if pd.isna(value) else f"{value:.3g}"
+        if text and std is not None and not pd.isna(std.iloc[i]):
+            text += f" ± {std.iloc[i]:.2g}"
+        if text and count is not None:
+            text += f" ({count.iloc[i]:.0f})"
+        texts.append(text)
+    return texts
