@@ -116,9 +116,11 @@ def pixels(x: Tensor) -> Tensor:
 class UNet(nn.Module):
     """Residual blocks at image_size, image_size / 2, ... and back, with skips between them.
 
-    channel_mult: width of each resolution in units of channels; attention: sizes in pixels at
-    which every block is followed by attention; head_channels: None for one head; num_classes:
-    0 for no labels. ValueError names the size that does not fit.
+    patch: patch x patch pixels of a channel become as many channels of one pixel on the way in, and
+    back on the way out; sizes are then those of image_size / patch. channel_mult: width of each
+    resolution in units of channels; attention: sizes in pixels at which every block is followed by
+    attention; head_channels: None for one head; num_classes: 0 for no labels. ValueError names the
+    size that does not fit.
     """
 
     def __init__(
@@ -137,9 +139,11 @@ class UNet(nn.Module):
         num_classes: int = 0,
         dropout: float = 0.0,
         out_channels: int | None = None,
+        patch: int = 1,
     ):
         super().__init__()
-        sizes = halved_sizes(image_size, len(channel_mult))
+        self.patch = patch
+        sizes = halved_sizes(image_size, len(channel_mult), patch)
         norms = {"groups": groups, "norm_eps": norm_eps}
         stages = [(size, channels * mult) for size, mult in zip(sizes, channel_mult, strict=True)]
 
@@ -150,11 +154,11 @@ class UNet(nn.Module):
             return Attention(width, head_channels=head_channels or width, **norms)
 
         self.emb = Embedding(channels, emb_channels, num_classes)
-        self.conv_in = nn.Conv2d(image_channels, channels, 3, padding=1)
+        self.conv_in = nn.Conv2d(image_channels * patch**2, channels, 3, padding=1)
         self.down, self.up = nn.ModuleList(), nn.ModuleList()
         width, skips = channels, [channels]
         for size, stage_width in stages:
-            if size != image_size:
+            if size != sizes[0]:
                 self.down.append(nn.ModuleList([res(width, width, DownBlock)]))
                 skips.append(width)
             for _ in range(num_blocks):
@@ -170,14 +174,15 @@ class UNet(nn.Module):
                 width = stage_width
                 block += [attend(width)] if size in attention else []
                 self.up.append(nn.ModuleList(block))
-            if size != image_size:
+            if size != sizes[0]:
                 self.up[-1].append(res(width, width, UpBlock))
         self.norm_out = nn.GroupNorm(groups, width, eps=norm_eps)
-        self.conv_out = zero_init(nn.Conv2d(width, out_channels or image_channels, 3, padding=1))
+        outputs = (out_channels or image_channels) * patch**2
+        self.conv_out = zero_init(nn.Conv2d(width, outputs, 3, padding=1))
 
     def forward(self, x: Tensor, logsnr: Tensor, labels: Tensor | None = None) -> Tensor:
         emb = self.emb(logsnr, labels)
-        h = self.conv_in(x)
+        h = self.conv_in(F.pixel_unshuffle(x, self.patch))
         skips = [h]
         for block in self.down:
             for layer in block:
@@ -189,15 +194,16 @@ class UNet(nn.Module):
             h = torch.cat([h, skips.pop()], 1)
             for layer in block:
                 h = layer(h, emb)
-        return self.conv_out(F.silu(self.norm_out(h)))
+        return F.pixel_shuffle(self.conv_out(F.silu(self.norm_out(h))), self.patch)
 
 
-def halved_sizes(image_size: int, count: int) -> list[int]:
-    """image_size, image_size / 2, ...; ValueError if it cannot be halved so often."""
-    sizes = [image_size // 2**i for i in range(count)]
-    if sizes[-1] * 2 ** (count - 1) != image_size:
+def halved_sizes(image_size: int, count: int, patch: int = 1) -> list[int]:
+    """image_size / patch, half of it, ...; ValueError if it cannot be halved so often."""
+    sizes = [image_size // patch // 2**i for i in range(count)]
+    if sizes[-1] * 2 ** (count - 1) * patch != image_size:
+        patches = f"made patches of {patch} and then " if patch > 1 else ""
         raise ValueError(
-            f"image_size is {image_size}, which cannot be halved {count - 1} times: "
+            f"image_size is {image_size}, which cannot be {patches}halved {count - 1} times: "
             "pad the images or give fewer entries in channel_mult"
         )
     return sizes

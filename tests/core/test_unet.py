@@ -126,6 +126,22 @@ def test_a_fresh_unet_says_zero_for_every_input():
     assert not net(torch.randn(2, 1, 8, 8), torch.zeros(2)).any()
 
 
+def test_patches_are_channels_of_a_smaller_image():
+    patched, plain = wake(UNet(8, 1, patch=2, **SMALL)), UNet(4, 4, **SMALL)
+    plain.load_state_dict(patched.state_dict())
+    x, logsnr = torch.randn(2, 1, 8, 8), torch.tensor([-3.0, 3.0])
+    corners = [(i, j) for i in range(2) for j in range(2)]
+    channels = plain(torch.stack([x[:, 0, i::2, j::2] for i, j in corners], 1), logsnr)
+    output = patched(x, logsnr)
+    for channel, (i, j) in enumerate(corners):
+        assert torch.equal(output[:, 0, i::2, j::2], channels[:, channel])
+
+
+def test_patches_that_do_not_fit_are_refused():
+    with pytest.raises(ValueError, match="image_size is 28, .* patches of 2 and then halved 2"):
+        UNet(28, 1, patch=2, **SMALL | {"channel_mult": [1, 1, 1]})
+
+
 def test_the_unet_depends_on_the_level(unet):
     x = torch.randn(1, 1, 8, 8).expand(2, -1, -1, -1)
     noisy, clean = unet(x, torch.tensor([-5.0, 5.0]))

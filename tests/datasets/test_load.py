@@ -178,6 +178,8 @@ def test_fashion_mnist_is_read_plain_or_packed_and_padded_with_black(clothes, sp
     assert data.samples.sum() == images.sum()
     assert data.labels.tolist() == [3, 9]
     assert data.flip
+    plain = load_data("fashion_mnist_28", str(folder), split=split)
+    assert torch.equal(plain.samples[:, 0], images)
 
 
 @pytest.mark.parametrize(
@@ -273,7 +275,7 @@ def test_images_are_any_folder_at_any_size(photographs):
         ("images", {"image_size": 8, "flip": 1}, "flip is 1: use True or False"),
         ("images", {"image_size": 8, "split": "test"},
          "split is 'test', and images has no choice of it: leave it out, or use data "
-         "fashion_mnist or cifar10"),
+         "fashion_mnist or fashion_mnist_28 or cifar10"),
         ("imagenet64", {"split": "test"}, "split is 'test', and imagenet64 has no choice of it"),
         ("imagenet64", {"grey": True}, "grey is True, and imagenet64 has no choice of it"),
         ("digits", {"split": "test"}, "split is 'test', and digits has no choice of it"),

@@ -5,6 +5,7 @@ import math
 import re
 import struct
 import zlib
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -74,6 +75,13 @@ def _digits(data_dir: str | None) -> Data:
 
 def _fashion_mnist(data_dir: str | None, split: str = "train") -> Data:
     """60,000 pictures of clothes, 10,000 to test, 28x28 grey pixels padded with black to 32x32."""
+    data = _fashion_mnist_28(data_dir, split)
+    samples = torch.nn.functional.pad(data.samples, (2, 2, 2, 2))
+    return replace(data, name="fashion_mnist", samples=samples)
+
+
+def _fashion_mnist_28(data_dir: str | None, split: str = "train") -> Data:
+    """The same 28x28 pixels without padding, for networks that need no power of two."""
     folder, part = _folder("fashion_mnist", data_dir), {"train": "train", "test": "t10k"}[split]
     images = _read_idx(_existing(folder, f"{part}-images-idx3-ubyte"))
     labels = _read_idx(_existing(folder, f"{part}-labels-idx1-ubyte"))
@@ -82,8 +90,7 @@ def _fashion_mnist(data_dir: str | None, split: str = "train") -> Data:
             f"{folder} has images of shape {tuple(images.shape)} and labels of shape "
             f"{tuple(labels.shape)}, which do not belong together: fetch both files again"
         )
-    images = torch.nn.functional.pad(images[:, None], (2, 2, 2, 2))
-    return Data("fashion_mnist", images, labels.long(), flip=True)
+    return Data("fashion_mnist_28", images[:, None], labels.long(), flip=True)
 
 
 def _cifar10(data_dir: str | None, split: str = "train") -> Data:
@@ -144,12 +151,14 @@ def _converted(
 LOADERS = {
     "digits": _digits,
     "fashion_mnist": _fashion_mnist,
+    "fashion_mnist_28": _fashion_mnist_28,
     "cifar10": _cifar10,
     "imagenet64": _imagenet64,
     "images": _images,
 }
 OPTIONS = {  # of load_data, where there are any
     "fashion_mnist": ("split",),
+    "fashion_mnist_28": ("split",),
     "cifar10": ("split",),
     "images": ("image_size", "grey", "flip"),
 }
