@@ -37,6 +37,6 @@ The rooms; each imports only the core and the rooms above it (the core itself im
     experiments  run directories: settings, history, checkpoints, results, several processes
     jobs         work that needs nobody: executed notebooks, sweeps, cost and speed
     lab          what one sees and clicks in a notebook
-    studies      The paper's ablations and ours: recipes, runs, tables and charts
-    cli          The `tract` command
+    studies      the paper's ablations and ours: recipes, runs, tables and charts
+    cli          the `tract` command
 """

@@ -1,5 +1,7 @@
 """Support code that knows nothing of diffusion.
 
+In reading order:
+
     checks      argument checks with uniform messages
     files       atomic writes and folder locks
     interrupts  SIGINT and SIGTERM deferred to the end of a step

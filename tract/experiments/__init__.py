@@ -1,5 +1,7 @@
 """Run directories: settings, history, checkpoints, results, several processes.
 
+In reading order:
+
     run         train with history and checkpoints, resume
     card        the settings of a run, compared on resume
     history     one line a step, and TensorBoard events

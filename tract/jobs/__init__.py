@@ -1,5 +1,7 @@
 """Work that needs nobody: executed notebooks, sweeps, cost and speed.
 
+In reading order:
+
     parameters  parameters of notebooks, checked
     execute     execute a notebook with papermill
     sweep       a notebook over a grid of parameters

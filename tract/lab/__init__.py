@@ -1,5 +1,7 @@
 """What one sees and clicks in a notebook.
 
+In reading order:
+
     plots            figures of data, schedules, samples and losses
     schedule         the picture of a phase schedule
     curves           fast-updating training curves

@@ -1,5 +1,7 @@
 """Distances between images, and what they are measured on.
 
+In reading order:
+
     distances           Fréchet distance, KID, precision and recall
     features            feature extractors by name
     classifier          a small classifier for its features

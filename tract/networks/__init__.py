@@ -1,5 +1,7 @@
 """Networks beside the paper's U-Net, networks by name, and weights as files.
 
+In reading order:
+
     mlp             a residual network for points
     edm_blocks      building blocks of EDM's networks
     edm_unet        EDM's networks: DDPM++, NCSN++ and ADM

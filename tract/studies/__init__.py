@@ -1,5 +1,7 @@
 """The paper's ablations and ours: recipes, runs, tables and charts.
 
+In reading order:
+
     ablations  recipes compared and orderings claimed
     run_study  train and measure each run once
     spiral     ablations on points, with an exact teacher

@@ -1,5 +1,7 @@
 """Readers of published teachers.
 
+In reading order:
+
     load            load_teacher: detect the format and read it
     fill            fill a network with the tensors of a file
     containers      tensors of flax and torch files, read as data
