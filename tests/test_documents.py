@@ -17,14 +17,14 @@ from tract.cli.main import _parser
 from tract.datasets.load import load_data
 from tract.jobs.execute import execute
 from tract.jobs.parameters import check_parameters, declared_parameters
-from tract.networks.build import build_denoiser, preset
+from tract.networks.build import build_denoiser, named_network
 from tract.networks.weights import save_model
 from tract.phases import first_grid
 from tract.settings import Distillation
 
 ROOT = Path(__file__).resolve().parent.parent
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
-PRESETS = sorted((ROOT / "notebooks" / "presets").glob("*.yaml"))
+NETWORKS = sorted((ROOT / "notebooks" / "presets").glob("*.yaml"))
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
@@ -54,7 +54,7 @@ def notebook_of(preset_path):
     return ROOT / "notebooks" / f"{name}.ipynb"
 
 
-@pytest.mark.parametrize("path", PRESETS, ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", NETWORKS, ids=lambda path: path.stem)
 def test_a_preset_names_parameters_of_its_notebook(path):
     parameters = yaml.safe_load(path.read_text())
     declared = declared_parameters(notebook_of(path))
@@ -74,7 +74,7 @@ def test_a_preset_names_parameters_of_its_notebook(path):
 def test_presets_of_fashion_mnist_are_about_the_same_teacher():
     study, teacher = (
         declared_parameters(notebook_of(path)) | yaml.safe_load(path.read_text())
-        for path in PRESETS
+        for path in NETWORKS
         if path.stem in ("fashion_mnist_study", "fashion_mnist_teacher")
     )
     for name in ("run_dir", "data", "preset", "batch", "reference_steps", "num_samples"):
@@ -83,7 +83,7 @@ def test_presets_of_fashion_mnist_are_about_the_same_teacher():
     assert teacher["learning_rate"] == study["teacher_learning_rate"]
 
 
-FROM_PUBLISHED = [path for path in PRESETS if notebook_of(path).stem == "04_edm_ve"]
+FROM_PUBLISHED = [path for path in NETWORKS if notebook_of(path).stem == "04_edm_ve"]
 
 
 def published_rows():
@@ -100,9 +100,9 @@ def test_every_row_of_the_papers_tables_has_a_preset_that_quotes_its_fid(row):
         given = yaml.safe_load(path.read_text())
         method = given.get("method", "TRACT")
         schedules = [">".join(map(str, schedule)) for schedule in given["step_schedules"]]
-        return (given["data"], given["process"], method) == (
+        return (given["data"], given["noise_schedule"], method) == (
             row["data"],
-            row["process"],
+            row["noise_schedule"],
             row["method"],
         ) and row["phases"] in schedules
 
@@ -128,12 +128,12 @@ def test_the_code_in_the_readme_distils_a_teacher(tmp_path, monkeypatch, capsys)
     (code,) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
     teacher = tmp_path / "runs" / "quickstart" / "teacher"
     teacher.mkdir(parents=True)
-    save_model(teacher / "model.safetensors", build_denoiser(preset("digits")), {})
+    save_model(teacher / "model.safetensors", build_denoiser(named_network("digits")), {})
     monkeypatch.chdir(tmp_path)
     names = {}
     exec(code.replace("images=51200", "images=256"), names)
     assert "1024>32 step 1 of 2" in capsys.readouterr().out
-    assert names["student"].config == preset("digits")
+    assert names["student"].config == named_network("digits")
     assert names["data"].shape == load_data("digits").shape
 
 

@@ -39,7 +39,8 @@ CARD = {"data": "digits"}
 def recipe(steps_per_phase=6, **more):
     images = 4 * 2 * steps_per_phase
     return Distillation(
-        **{"images": images, "batch": 4, "step_schedule": (16, 4, 1), "clamp": True} | more
+        **{"train_images": images, "batch_size": 4, "step_schedule": (16, 4, 1), "clamp": True}
+        | more
     )
 
 

@@ -22,7 +22,6 @@ The core, in reading order, which imports nothing but itself and `base`:
     optimize  one step of the optimizer
     seeds     random generators keyed by seed and step
     records   what a finished step reports
-    growth    growing teacher grids within a phase
     data      samples in memory, and batches of them
     unet      the paper's U-Net
     oracle    exact denoisers in closed form

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 
-def follower(target: nn.Module, source: nn.Module) -> Callable[[float], None]:
+def ema_updater(target: nn.Module, source: nn.Module) -> Callable[[float], None]:
     """A function of decay that moves all of target's parameters towards source's; copies buffers.
 
     They become decay * target + (1 - decay) * source: decay in [0, 1] weighs the old value. Names

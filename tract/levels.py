@@ -112,7 +112,7 @@ def _from_betas(beta: Tensor) -> Level:
     return Level((log_alpha_squared / 2).exp(), (-torch.expm1(log_alpha_squared)).sqrt())
 
 
-PROCESSES = {
+NOISE_SCHEDULES = {
     "cosine": cosine,
     "karras": karras,
     "ddpm_linear": ddpm_linear,
@@ -121,10 +121,10 @@ PROCESSES = {
 FIXED = ("ddpm_linear", "ddpm_cosine")  # with another number of steps they are other levels
 
 
-def levels_of(process: str, num_steps: int) -> Level:
+def levels_of(noise_schedule: str, num_steps: int) -> Level:
     """Levels by the name of their process; ValueError for an unknown one."""
-    check_choice("process", process, PROCESSES)
-    return PROCESSES[process](num_steps)
+    check_choice("noise_schedule", noise_schedule, NOISE_SCHEDULES)
+    return NOISE_SCHEDULES[noise_schedule](num_steps)
 
 
 def _check_num_steps(num_steps: int, least: int) -> None:

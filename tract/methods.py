@@ -13,7 +13,7 @@ from torch import Tensor
 from tract.denoiser import Denoise
 from tract.levels import Level, broadcast
 from tract.phases import Phase
-from tract.samplers import X0Estimate, ddim_x0
+from tract.samplers import Solver, ddim_x0
 from tract.step import closure_weight, ddim_step
 
 
@@ -34,6 +34,7 @@ class Method(NamedTuple):
     """Who makes the second hop, and where the student must be taught for that."""
 
     name: str
+    self_taught: bool  # whether the second hop is the self-teacher's, of any length
     second_hop: Callable[[Denoise, Denoise], Denoise]  # of (teacher, self_teacher)
     draw: Callable[[Phase, int, torch.Generator], Tensor]
     check: Callable[[Sequence[Phase]], None]
@@ -61,9 +62,11 @@ def _one_phase(phases: Sequence[Phase]) -> None:
 
 
 # Salimans & Ho 2022, algorithm 2: the student matches two steps of the teacher.
-BTD = Method("BTD", lambda teacher, self_teacher: teacher, draw_group_start, _halving_phases)
+BTD = Method("BTD", False, lambda teacher, self_teacher: teacher, draw_group_start, _halving_phases)
 # Paper, algorithm 1: the student's own running average finishes the group, however long.
-TRACT = Method("TRACT", lambda teacher, self_teacher: self_teacher, draw_any_level, _any_phases)
+TRACT = Method(
+    "TRACT", True, lambda teacher, self_teacher: self_teacher, draw_any_level, _any_phases
+)
 # Song et al. 2023, algorithm 2: that same thing in its corner, one group T > 1.
 CONSISTENCY = TRACT._replace(name="consistency", check=_one_phase)
 
@@ -79,17 +82,17 @@ def closure_target(
     u: Level,
     s: Level,
     labels: Tensor | None = None,
-    x0_estimate: X0Estimate = ddim_x0,
+    solver: Solver = ddim_x0,
 ) -> Tensor:
     """x0 (B, ...) that leads from t to s in one step, as the hops t -> u and u -> s do in two.
 
     Paper eq. 8 and 9 for VP, 14 and 15 for VE; with the teacher as `second` it is BTD's target.
-    Where u = s it is the teacher's x0; second is None where that is so for all. x0_estimate: how
+    Where u = s it is the teacher's x0; second is None where that is so for all. solver: how
     the teacher steps, in both of its hops if it makes both.
     """
-    x0_first = x0_estimate(teacher, x_t, t, u, labels)
+    x0_first = solver(teacher, x_t, t, u, labels)
     if second is None:
         return x0_first
-    estimate = x0_estimate if second is teacher else ddim_x0
+    estimate = solver if second is teacher else ddim_x0
     x0_second = estimate(second, ddim_step(x_t, x0_first, t, u), u, s, labels)
     return torch.lerp(x0_second, x0_first, broadcast(closure_weight(t, u, s), x_t))

@@ -25,7 +25,7 @@ def check_fits(config: dict, data: Data) -> None:
     if data.shape != shape:
         raise ValueError(
             f"{data.name} has samples of shape {data.shape}, the network takes {kind} {shape}: "
-            "choose another preset or other data"
+            "choose another network or other data"
         )
     if data.num_classes != options.get("num_classes", 0):
         raise ValueError(
@@ -36,11 +36,11 @@ def check_fits(config: dict, data: Data) -> None:
 
 def report(state, settings: Training, losses: Losses, phase: str = "") -> Record:
     """The record of a step that is complete."""
-    images_seen = state.step * settings.batch
+    images_seen = state.step * settings.batch_size
     return Record(state.step, settings.num_steps, images_seen, losses, phase)
 
 
-def checked(records: Iterator[Record], settings: Training) -> Iterator[Record]:
+def check_losses(records: Iterator[Record], settings: Training) -> Iterator[Record]:
     """Pass records on; FloatingPointError for a step whose loss was no number.
 
     Asked is the step before, which a GPU has left behind, and at the end of a phase this one too:
@@ -73,7 +73,7 @@ def check_student(student: Denoiser, data: Data) -> None:
         check_fits(student.config, data)
 
 
-def learn(error: Tensor, weight: Tensor, rows: int) -> Tensor:
+def backward(error: Tensor, weight: Tensor, rows: int) -> Tensor:
     """Add to the gradient what these errors (b,) are in a batch of so many rows.
 
     Returns (2,): their shares of the batch's loss and squared error, which are means over it.
@@ -83,13 +83,13 @@ def learn(error: Tensor, weight: Tensor, rows: int) -> Tensor:
     return shares.detach()
 
 
-def descend(losses: Tensor, state, settings: Training) -> Losses:
+def optimizer_step(losses: Tensor, state, settings: Training) -> Losses:
     """One step of the optimizer on state.student, whose gradient is that of these losses (2,).
 
     Where several processes have joined, gradient and losses become the means over all of them. A
     loss that is no number leaves the weights as they are: FloatingPointError on a CPU; on a GPU,
     which would have to be waited for, this step and all that follow are skipped there, and
-    `checked` raises.
+    `check_losses` raises.
     """
     optimizer = state.optimizer
     for group in optimizer.param_groups:

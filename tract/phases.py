@@ -41,8 +41,20 @@ class Phase:
         grids = (*self.coarser, self.teacher_steps)
         return [replace(self, teacher_steps=steps, coarser=()) for steps in grids]
 
+    def part_at(self, done: int, steps: int) -> "Phase":
+        """The part in use after done of the phase's optimizer steps: each grid equally long."""
+        return self.parts[done * (len(self.coarser) + 1) // steps]
+
+    def hops(self, first):
+        """Grid indices t, u, s of teacher steps first, an integer or tensor in 1..teacher_steps.
+
+        The teacher's hop leads from t to u; s is the clean end of the group that both are in.
+        """
+        i_s = (first - 1) // self.segment * self.segment
+        return first * self.stride, (first - 1) * self.stride, i_s * self.stride
+
     def __str__(self) -> str:
-        return written([(*self.coarser, self.teacher_steps), self.student_steps])
+        return format_schedule([(*self.coarser, self.teacher_steps), self.student_steps])
 
 
 def parse_schedule(step_schedule: Sequence[Entry], grid_steps: int | None = None) -> list[Phase]:
@@ -112,7 +124,7 @@ def _check_growth(shown: str, coarser: Sequence[int], finest: int, student_steps
         )
 
 
-def written(step_schedule: Sequence[Entry]) -> str:
+def format_schedule(step_schedule: Sequence[Entry]) -> str:
     """A schedule as the paper writes it, 1024>32>1; growing grids as 4<8<16<32>1."""
     return ">".join("<".join(map(str, _grids(entry))) for entry in step_schedule)
 

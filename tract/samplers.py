@@ -13,7 +13,7 @@ from tract.denoiser import Denoise
 from tract.levels import Level, broadcast
 from tract.step import ddim_step
 
-X0Estimate = Callable[[Denoise, Tensor, Level, Level, Tensor | None], Tensor]
+Solver = Callable[[Denoise, Tensor, Level, Level, Tensor | None], Tensor]
 
 
 def ddim_x0(denoise: Denoise, x_t: Tensor, t: Level, s: Level, labels: Tensor | None) -> Tensor:
@@ -36,7 +36,7 @@ def heun_x0(denoise: Denoise, x_t: Tensor, t: Level, s: Level, labels: Tensor | 
     return torch.lerp(x0_t, x0_s, broadcast(weight, x_t))
 
 
-X0_ESTIMATES: dict[str, X0Estimate] = {"ddim": ddim_x0, "heun": heun_x0}
+SOLVERS: dict[str, Solver] = {"ddim": ddim_x0, "heun": heun_x0}
 
 
 def step_indices(grid_steps: int, num_steps: int) -> list[int]:
@@ -57,7 +57,7 @@ def trajectory(
     num_steps: int,
     *,
     labels: Tensor | None = None,
-    x0_estimate: X0Estimate = ddim_x0,
+    solver: Solver = ddim_x0,
 ) -> Iterator[tuple[int, Tensor]]:
     """Yield (grid index, x) from the noisiest level down to the clean one, num_steps + 1 pairs.
 
@@ -70,7 +70,7 @@ def trajectory(
     yield indices[0], x
     for i_t, i_s in itertools.pairwise(indices):
         t, s = levels[i_t], levels[i_s]
-        estimate = ddim_x0 if clean and i_s == 0 else x0_estimate
+        estimate = ddim_x0 if clean and i_s == 0 else solver
         x = ddim_step(x, estimate(denoise, x, t, s, labels), t, s)
         yield i_s, x
 

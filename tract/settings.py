@@ -1,37 +1,37 @@
 """Settings of a training run and of a distillation, checked when they are made."""
 
 from dataclasses import dataclass
+from functools import cached_property
 
 from tract.base.checks import check_choice, check_flag, check_positive, check_whole, is_number
-from tract.growth import GROWTHS
 from tract.losses import WEIGHTS
 from tract.methods import METHODS
-from tract.phases import Entry, equal_steps, first_grid, parse_schedule, written
-from tract.samplers import X0_ESTIMATES
+from tract.phases import Entry, Phase, equal_steps, first_grid, format_schedule, parse_schedule
+from tract.samplers import SOLVERS
 
 
 @dataclass(frozen=True, kw_only=True)
 class Training:
-    """Settings of a training run. ValueError names the setting that cannot be."""
+    """Settings of a training run. ValueError names an invalid setting."""
 
-    images: int  # samples seen in all, with repetitions
-    batch: int = 128
+    train_images: int  # samples seen in all, with repetitions
+    batch_size: int = 128
     learning_rate: float = 1e-3  # of Adam
     cooldown: float = 0.0  # share of a phase, its last, in which the rate falls linearly to 0
-    weight: str = "truncated_snr"  # a name in WEIGHTS
+    loss_weight: str = "truncated_snr"  # a name in WEIGHTS
     ema_residual: float = 1e-3  # share of the start left in the average that is sampled from
     clip_norm: float = 1.0  # of the gradient of the loss averaged over pixels
     seed: int = 0
 
     def __post_init__(self):
-        check_whole("batch", self.batch, 1)
-        check_whole("images", self.images, 1)
-        if self.images < self.batch:
+        check_whole("batch_size", self.batch_size, 1)
+        check_whole("train_images", self.train_images, 1)
+        if self.train_images < self.batch_size:
             raise ValueError(
-                f"images is {self.images}, less than one batch of {self.batch}: use more images "
-                "or a smaller batch"
+                f"train_images is {self.train_images}, less than one batch of {self.batch_size}: "
+                "use more images or a smaller batch"
             )
-        check_choice("weight", self.weight, WEIGHTS)
+        check_choice("loss_weight", self.loss_weight, WEIGHTS)
         check_positive("learning_rate", self.learning_rate)
         if not (is_number(self.cooldown) and 0 <= self.cooldown <= 1):
             raise ValueError(f"cooldown is {self.cooldown!r}: use a share from 0 to 1")
@@ -43,7 +43,7 @@ class Training:
     @property
     def num_steps(self) -> int:
         """Optimizer steps of the whole run."""
-        return self.images // self.batch
+        return self.train_images // self.batch_size
 
     @property
     def steps_per_phase(self) -> int:
@@ -54,18 +54,18 @@ class Training:
 class Distillation(Training):
     """Settings of a distillation; images are divided equally among the phases.
 
-    student: "" to keep the teacher's network, else the network that takes over in the schedule's
-    phase of equal steps, see `networks.build.new_student`.
+    student_network, student_prediction: "" to keep the teacher's, else what the student changes to
+    in the schedule's phase of equal steps, see `networks.build.student_for`.
     """
 
     step_schedule: tuple[Entry, ...]  # such as (1024, 32, 1), from the teacher's grid
-    growth: str = "equal"  # how long each of growing teacher grids is used: a name in GROWTHS
     method: str = "TRACT"  # a name in METHODS
-    teacher_step: str = "ddim"  # of the first teacher; or "heun", two evaluations a step
+    solver: str = "ddim"  # of the first teacher; or "heun", two evaluations a step
     self_ema: float = 0.5  # mu_S, the decay of the self-teacher
     restart_ema: bool = True  # average each phase afresh, else over the phases before as well
     clamp: bool = True  # clamp predictions to [-1, 1] in targets; for images
-    student: str = ""  # a name in networks.build.STUDENTS
+    student_network: str = ""  # a name in networks.build.NETWORKS
+    student_prediction: str = ""  # a name in denoiser.SCALINGS
 
     def __post_init__(self):
         super().__post_init__()
@@ -76,38 +76,42 @@ class Distillation(Training):
         entries = (tuple(e) if isinstance(e, list) else e for e in self.step_schedule)
         object.__setattr__(self, "step_schedule", tuple(entries))
         check_choice("method", self.method, METHODS)
-        check_choice("teacher_step", self.teacher_step, X0_ESTIMATES)
+        check_choice("solver", self.solver, SOLVERS)
         if not (is_number(self.self_ema) and 0 <= self.self_ema < 1):
             raise ValueError(f"self_ema is {self.self_ema!r}: use 0 or more and less than 1")
         check_flag("restart_ema", self.restart_ema)
         check_flag("clamp", self.clamp)
-        phases = parse_schedule(self.step_schedule)
-        METHODS[self.method].check(phases)
-        check_choice("growth", self.growth, GROWTHS)
-        if self.growth != "equal" and not phases[0].coarser:
-            raise ValueError(
-                f"growth is {self.growth!r}, and step_schedule {list(self.step_schedule)} lists no "
-                "growing grids: list them as its first entry, such as [[4, 8, 16, 32], 1]"
-            )
-        if self.student and equal_steps(phases) is None:
-            *before, last = self.step_schedule
-            raise ValueError(
-                f"student is {self.student!r}, and a new network has to learn its teacher's own "
-                f"steps first: repeat an entry of step_schedule, such as "
-                f"{[*before, before[-1], last]}"
-            )
-        parts = len(phases[0].parts)
+        METHODS[self.method].check(self.phases)
+        self._check_student()
+        parts = len(self.phases[0].parts)
         if self.steps_per_phase < parts:
-            what = f"{parts} grids" if parts > 1 else f"{len(phases)} phases"
+            what = f"{parts} grids" if parts > 1 else f"{self.num_phases} phases"
             raise ValueError(
-                f"images is {self.images}, less than one batch of {self.batch} for each of "
-                f"{what}: use {self.batch * len(phases) * parts} or more"
+                f"train_images is {self.train_images}, less than one batch of {self.batch_size} "
+                f"for each of {what}: use {self.batch_size * self.num_phases * parts} or more"
             )
 
+    def _check_student(self) -> None:
+        """ValueError if a student that differs from its teacher has no phase to start in."""
+        for name in ("student_network", "student_prediction"):
+            value = getattr(self, name)
+            if value and equal_steps(self.phases) is None:
+                *before, last = self.step_schedule
+                raise ValueError(
+                    f"{name} is {value!r}, and a changed network has to learn its teacher's own "
+                    f"steps first: repeat an entry of step_schedule, such as "
+                    f"{[*before, before[-1], last]}"
+                )
+
+    @cached_property
+    def phases(self) -> list[Phase]:
+        """The parsed schedule."""
+        return parse_schedule(self.step_schedule)
+
     @property
-    def phases(self) -> str:
+    def schedule(self) -> str:
         """The schedule as the paper writes it: 1024>32>1."""
-        return written(self.step_schedule)
+        return format_schedule(self.step_schedule)
 
     @property
     def grid_steps(self) -> int:
@@ -116,11 +120,11 @@ class Distillation(Training):
 
     @property
     def num_phases(self) -> int:
-        return len(self.step_schedule) - 1
+        return len(self.phases)
 
     @property
     def steps_per_phase(self) -> int:
-        return self.images // (self.batch * self.num_phases)
+        return self.train_images // (self.batch_size * self.num_phases)
 
     @property
     def num_steps(self) -> int:

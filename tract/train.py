@@ -9,14 +9,22 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from tract.base.compute import EAGER, Compute, arrange, computed, float32_products
-from tract.base.parallel import check_share, own_rows, rank, world_size
+from tract.base.compute import EAGER, Compute, matmul_precision, prepare_network, with_precision
+from tract.base.parallel import check_share, rank, shard, world_size
 from tract.data import Data
 from tract.denoiser import Denoiser
-from tract.ema import bias_corrected, decay_from_residual, follower
+from tract.ema import bias_corrected, decay_from_residual, ema_updater
 from tract.levels import Level
 from tract.losses import WEIGHTS, squared_error
-from tract.optimize import adam, check_student, checked, descend, frozen, learn, report
+from tract.optimize import (
+    adam,
+    backward,
+    check_losses,
+    check_student,
+    frozen,
+    optimizer_step,
+    report,
+)
 from tract.records import Record
 from tract.seeds import DROPOUT, TEACHER, dropout_keyed, generator_for
 from tract.settings import Training
@@ -58,39 +66,41 @@ def train_teacher(
 
     Levels are drawn uniformly from the grid; the loss is weight(t) |D(x_t) - x0|^2. ValueError,
     at once, if the data are less than a batch or processes cannot share one. FloatingPointError
-    where a loss is no number, see `checked`.
+    where a loss is no number, see `check_losses`.
     """
-    data.check_batch(settings.batch)
-    check_share(settings.batch, world_size())
+    data.check_batch(settings.batch_size)
+    check_share(settings.batch_size, world_size())
     check_student(state.student, data)
     for network in state.modules().values():
-        arrange(network, compute)
-    return checked(_teacher_steps(state, data, levels, settings, compute), settings)
+        prepare_network(network, compute)
+    return check_losses(_teacher_steps(state, data, levels, settings, compute), settings)
 
 
 def _teacher_steps(
     state: TeacherState, data: Data, levels: Level, settings: Training, compute: Compute
 ) -> Iterator[Record]:
     device = data.samples.device
-    levels, weight = levels.to(device), WEIGHTS[settings.weight]
+    levels, weight = levels.to(device), WEIGHTS[settings.loss_weight]
     decay = decay_from_residual(settings.ema_residual, settings.num_steps)
-    student, sigma_data = computed(state.student, compute), state.student.sigma_data
-    follow = follower(state.ema, state.student)
+    student, sigma_data = with_precision(state.student, compute), state.student.sigma_data
+    follow = ema_updater(state.ema, state.student)
     while state.step < settings.num_steps:
         generator = generator_for(device, settings.seed, TEACHER, state.step)
-        x0, labels = data.batch(settings.batch, generator)
+        x0, labels = data.batch(settings.batch_size, generator)
         eps = torch.randn(x0.shape, generator=generator, device=device)
-        i_t = torch.randint(1, len(levels), (settings.batch,), generator=generator, device=device)
-        batch = own_rows(x0, labels, eps, i_t)
+        i_t = torch.randint(
+            1, len(levels), (settings.batch_size,), generator=generator, device=device
+        )
+        batch = shard(x0, labels, eps, i_t)
         losses, rows = 0, len(batch[0])
         state.optimizer.zero_grad(set_to_none=True)
         key = settings.seed, DROPOUT, state.step, rank()
-        with float32_products(compute), dropout_keyed(device, *key):
+        with matmul_precision(compute), dropout_keyed(device, *key):
             for x0, labels, eps, i_t in compute.parts(*batch):
                 t = levels[i_t]
                 error = squared_error(student, add_noise(x0, eps, t), t, x0, labels)
-                losses = losses + learn(error, weight(t, sigma_data), rows)
-        numbers = descend(losses, state, settings)
+                losses = losses + backward(error, weight(t, sigma_data), rows)
+        numbers = optimizer_step(losses, state, settings)
         state.step += 1
         follow(bias_corrected(decay, state.step))
         yield report(state, settings, numbers)

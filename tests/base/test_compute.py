@@ -10,11 +10,11 @@ from helpers import assert_identical, everything, weights
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from tract.base import compute as computing
-from tract.base.compute import Compute, compute_of, float32_products
+from tract.base.compute import Compute, compute_of, matmul_precision
 from tract.data import Data
 from tract.denoiser import Denoiser
 from tract.distill import distill, start_distillation
-from tract.experiments.run import Run, Saving, complete
+from tract.experiments.run import Checkpointing, Run, complete
 from tract.levels import cosine, karras
 from tract.metrics.samples import sample_batches
 from tract.networks.build import build_denoiser
@@ -34,7 +34,9 @@ NETWORKS = {
 }
 IMAGES = Data("random", torch.randint(256, (64, 3, 8, 8), generator=torch.manual_seed(0)).byte())
 POINTS = Data("points", torch.randn(64, 2, generator=torch.manual_seed(0)))
-SETTINGS = Distillation(images=60, batch=10, step_schedule=[8, 4, 1])  # phases of three steps
+SETTINGS = Distillation(
+    train_images=60, batch_size=10, step_schedule=[8, 4, 1]
+)  # phases of three steps
 
 
 def network(name="unet"):
@@ -98,7 +100,7 @@ def test_recomputed_gradients_are_the_kept_ones(name):
     gradients, kept = [], []
     for way in ("fp32", "fp32+recompute"):
         denoiser, sizes = network(name), []
-        computing.arrange(denoiser, compute_of(way))
+        computing.prepare_network(denoiser, compute_of(way))
         save = functools.partial(_noted, sizes)
         with torch.autograd.graph.saved_tensors_hooks(save, lambda tensor: tensor):
             loss = denoiser(x, level).square().mean()
@@ -124,7 +126,7 @@ def test_a_compiled_run_is_that_of_eager_float32_and_later_phases_compile_nothin
     # What is compiled by default takes minutes.
     compile_ = functools.partial(torch.compile, backend=backend)
     monkeypatch.setattr(torch, "compile", compile_)
-    settings = Distillation(images=60, batch=10, step_schedule=[8, 4, 2, 1], clamp=False)
+    settings = Distillation(train_images=60, batch_size=10, step_schedule=[8, 4, 2, 1], clamp=False)
     ends = []
     for way in ("fp32", "fp32+compile"):
         torch.manual_seed(0)
@@ -138,7 +140,7 @@ def test_a_compiled_run_is_that_of_eager_float32_and_later_phases_compile_nothin
 
 
 def test_a_teacher_is_trained_alike_in_parts():
-    settings = Training(images=60, batch=10)
+    settings = Training(train_images=60, batch_size=10)
     ends = []
     for way in ("fp32", "fp32+micro_batch=4+channels_last"):
         state = start_training(network(), settings)
@@ -195,11 +197,13 @@ def late(monkeypatch):
 @pytest.mark.parametrize("method", ["TRACT", "BTD", "teacher"])
 def test_a_step_waits_for_nothing_and_reads_the_losses_of_the_step_before(late, method):
     if method == "teacher":
-        settings = Training(images=60, batch=10)
+        settings = Training(train_images=60, batch_size=10)
         state = start_training(network(), settings)
         records = train_teacher(state, IMAGES, cosine(8), settings)
     else:
-        settings = Distillation(images=60, batch=10, step_schedule=[4, 2, 1], method=method)
+        settings = Distillation(
+            train_images=60, batch_size=10, step_schedule=[4, 2, 1], method=method
+        )
         state = start_distillation(network(), settings)
         records = distill(state, IMAGES, karras(4), settings)
     made = []
@@ -210,7 +214,7 @@ def test_a_step_waits_for_nothing_and_reads_the_losses_of_the_step_before(late, 
 
 
 def test_what_is_no_number_spoils_nothing_on_a_device_that_is_not_waited_for(late):
-    settings = Training(images=100, batch=10, learning_rate=1e-2)
+    settings = Training(train_images=100, batch_size=10, learning_rate=1e-2)
     state = start_training(network(), settings)
     list(itertools.islice(train_teacher(state, IMAGES, cosine(8), settings), 2))
     before = weights(state.student)
@@ -227,7 +231,7 @@ def test_what_is_no_number_spoils_nothing_on_a_device_that_is_not_waited_for(lat
 
 
 def test_after_a_step_that_is_no_number_none_is_taken(late):
-    settings = Training(images=100, batch=10)
+    settings = Training(train_images=100, batch_size=10)
     state = start_training(network(), settings)
     before = weights(state.student)
     spoilt = Data("spoilt", torch.full((64, 3, 8, 8), math.nan))
@@ -241,7 +245,7 @@ def test_after_a_step_that_is_no_number_none_is_taken(late):
 
 
 def test_the_last_step_of_a_phase_is_looked_at_before_it_is_built_on(late):
-    settings = Distillation(images=20, batch=10, step_schedule=[4, 2, 1])
+    settings = Distillation(train_images=20, batch_size=10, step_schedule=[4, 2, 1])
     state = start_distillation(network(), settings)
     records = distill(
         state, Data("spoilt", torch.full((64, 3, 8, 8), math.nan)), cosine(4), settings
@@ -251,12 +255,12 @@ def test_the_last_step_of_a_phase_is_looked_at_before_it_is_built_on(late):
 
 
 def test_a_step_that_is_no_number_is_not_saved_as_done(late, tmp_path):
-    settings = Training(images=100, batch=10)
+    settings = Training(train_images=100, batch_size=10)
     state = start_training(network(), settings)
     spoilt = Data("spoilt", torch.full((64, 3, 8, 8), math.nan))
     records = train_teacher(state, spoilt, cosine(8), settings)
     with pytest.raises(FloatingPointError, match="at step 1,"):
-        complete(Run(tmp_path / "run", state, records, settings, {}, Saving(steps=1)))
+        complete(Run(tmp_path / "run", state, records, settings, {}, Checkpointing(steps=1)))
     assert list(tmp_path.glob("run/checkpoint-*")) == []
 
 
@@ -309,7 +313,7 @@ def test_compiling_needs_a_compiler(monkeypatch):
 
 
 def test_a_network_without_blocks_cannot_recompute():
-    settings = Training(images=10, batch=10)
+    settings = Training(train_images=10, batch_size=10)
     state = start_training(Denoiser(torch.nn.Conv2d(3, 3, 1), "x0"), settings)
     with pytest.raises(ValueError, match="recompute is asked of a network without blocks"):
         train_teacher(state, IMAGES, cosine(8), settings, Compute(recompute=True))
@@ -318,12 +322,12 @@ def test_a_network_without_blocks_cannot_recompute():
 def test_float32_products_are_in_full_unless_tf32_is_asked_for():
     flags = torch.backends.cuda.matmul, torch.backends.cudnn
     before = [flag.allow_tf32 for flag in flags]
-    with float32_products(Compute()):
+    with matmul_precision(Compute()):
         assert [flag.allow_tf32 for flag in flags] == [False, False]
     assert [flag.allow_tf32 for flag in flags] == before
     tf32 = object.__new__(Compute)  # which a CPU refuses
     object.__setattr__(tf32, "precision", "tf32")
-    with pytest.raises(KeyError), float32_products(tf32):
+    with pytest.raises(KeyError), matmul_precision(tf32):
         assert [flag.allow_tf32 for flag in flags] == [True, True]
         raise KeyError
     assert [flag.allow_tf32 for flag in flags] == before

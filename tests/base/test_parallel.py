@@ -13,14 +13,14 @@ from tiny import DIGITS, LEVELS, NETWORK, recipe, start, teacher, together
 
 from tract import distill, train
 from tract.base.parallel import (
-    anyone,
+    any_rank,
     average,
+    broadcast_object,
     check_same,
-    dealt_out,
-    first_alone,
-    from_first,
-    own_rows,
     rank,
+    rank0_first,
+    scatter_work,
+    shard,
 )
 from tract.datasets.load import load_data
 from tract.distill import distill as distil
@@ -37,14 +37,17 @@ STEPS = 20
 def trained():
     """A teacher of labelled digits after 20 steps, what was drawn for it, and its records."""
     options = NETWORK["options"] | {"num_classes": 10}
-    settings = Training(images=8 * STEPS, batch=8, learning_rate=1e-3)
+    settings = Training(train_images=8 * STEPS, batch_size=8, learning_rate=1e-3)
     state = start_training(build_denoiser(NETWORK | {"options": options}).double(), settings)
     return state, *watched(train, train_teacher(state, LABELLED, LEVELS, settings))
 
 
 def dropped():
     """What dropout lets pass of this process's rows, and the weights after one step."""
-    options, settings = NETWORK["options"] | {"dropout": 0.5}, Training(images=8, batch=8)
+    options, settings = (
+        NETWORK["options"] | {"dropout": 0.5},
+        Training(train_images=8, batch_size=8),
+    )
     state, passed = start_training(build_denoiser(NETWORK | {"options": options}), settings), []
     layer = next(m for m in state.student.modules() if isinstance(m, torch.nn.Dropout))
     layer.register_forward_hook(lambda layer, inputs, output: passed.append(output != 0))
@@ -94,10 +97,10 @@ def pair(tmp_path_factory):
                 "losses": [(r.loss, r.mse) for r in records],
             }
         results["dropped"] = dropped()
-        results["dealt"] = list(dealt_out(range(5), lambda item: torch.full((2,), item)))
-        results["first"] = from_first(rank())
-        results["found"] = first_alone(lambda: path.joinpath("made").exists() or touched(path))
-        results["anyone"] = [anyone(rank() == 1), anyone(False)]
+        results["dealt"] = list(scatter_work(range(5), lambda item: torch.full((2,), item)))
+        results["first"] = broadcast_object(rank())
+        results["found"] = rank0_first(lambda: path.joinpath("made").exists() or touched(path))
+        results["anyone"] = [any_rank(rank() == 1), any_rank(False)]
         try:
             check_same("schedule", rank())
         except ValueError as error:
@@ -155,20 +158,20 @@ def test_processes_agree(pair):
 def test_alone_nothing_is_shared():
     assert not dist.is_initialized()
     x = torch.arange(4.0)
-    assert own_rows(x, None) == (x, None)
+    assert shard(x, None) == (x, None)
     average([x])
     assert x.tolist() == [0, 1, 2, 3]
-    assert list(dealt_out([1, 2], float)) == [1.0, 2.0]
-    assert first_alone(lambda: 3) == 3
+    assert list(scatter_work([1, 2], float)) == [1.0, 2.0]
+    assert rank0_first(lambda: 3) == 3
 
 
 def test_a_batch_that_processes_cannot_share_is_refused_at_once(monkeypatch):
     for module in (train, distill):
         monkeypatch.setattr(module, "world_size", lambda: 3)
     settings = recipe()
-    with pytest.raises(ValueError, match="batch is 4, which 3 processes cannot share"):
+    with pytest.raises(ValueError, match="batch_size is 4, which 3 processes cannot share"):
         distil(start(settings), DIGITS, cosine(16), settings)
-    settings = Training(images=8, batch=4)
+    settings = Training(train_images=8, batch_size=4)
     state = start_training(build_denoiser(NETWORK), settings)
     with pytest.raises(ValueError, match="use a multiple of 3"):
         train_teacher(state, DIGITS, cosine(16), settings)

@@ -19,10 +19,10 @@ from tract.distill import distill, start_distillation
 from tract.experiments.experiment import TEACHER, Experiment, open_experiment
 from tract.experiments.history import history
 from tract.experiments.measure import measure
-from tract.experiments.run import Run, Saving, complete
+from tract.experiments.run import Checkpointing, Run, complete
 from tract.jobs.execute import execute
 from tract.levels import cosine, karras, levels_of
-from tract.networks.build import build_denoiser, preset
+from tract.networks.build import build_denoiser, named_network
 from tract.networks.mlp import MLP
 from tract.networks.weights import load_model, save_model
 from tract.phases import halving_schedule
@@ -30,12 +30,12 @@ from tract.settings import Distillation, Training
 from tract.train import start_training, train_teacher
 from tract.unet import UNet
 
-SMALL = Training(images=8, batch=4)
+SMALL = Training(train_images=8, batch_size=4)
 NAN, INF = math.nan, math.inf
 
 
 def training(**more):
-    return lambda folder: Training(**{"images": 8, "batch": 4} | more)
+    return lambda folder: Training(**{"train_images": 8, "batch_size": 4} | more)
 
 
 def distillation(**more):
@@ -201,14 +201,14 @@ def unsaved(folder):
 
 ROWS = [
     # ---- Settings of training
-    ("half a batch", training(batch=1.5), "batch is 1.5: use a whole number"),
-    ("a batch in words", training(batch="all"), "batch is 'all': use a whole number"),
-    ("a batch that is a flag", training(batch=True), "batch is True: use a whole number"),
-    ("no batch", training(batch=None), "batch is None: use a whole number"),
-    ("an empty batch", training(batch=0), "batch is 0: use 1 or more"),
-    ("many images", training(images="many"), "images is 'many': use a whole number"),
-    ("images as 1e4", training(images=1e4), "images is 10000.0: use a whole number"),
-    ("too few images", training(images=3), "images is 3, less than one batch of 4: use more"),
+    ("half a batch", training(batch_size=1.5), "batch_size is 1.5: use a whole number"),
+    ("a batch in words", training(batch_size="all"), "batch_size is 'all': use a whole number"),
+    ("a batch that is a flag", training(batch_size=True), "batch_size is True: use a whole number"),
+    ("no batch", training(batch_size=None), "batch_size is None: use a whole number"),
+    ("an empty batch", training(batch_size=0), "batch_size is 0: use 1 or more"),
+    ("many images", training(train_images="many"), "train_images is 'many': use a whole number"),
+    ("images as 1e4", training(train_images=1e4), "train_images is 10000.0: use a whole number"),
+    ("too few images", training(train_images=3), "train_images is 3, less than one batch of 4: use more"),
     ("a rate of nan", training(learning_rate=NAN), "learning_rate is nan: use a number above 0"),
     ("a rate of inf", training(learning_rate=INF), "learning_rate is inf: use a number above 0"),
     ("no rate", training(learning_rate=0), "learning_rate is 0: use a number above 0"),
@@ -223,19 +223,19 @@ ROWS = [
     ("a seed below 0", training(seed=-1), "seed is -1: use 0 or more"),
     ("a seed of 0.5", training(seed=0.5), "seed is 0.5: use a whole number"),
     ("no seed", training(seed=None), "seed is None: use a whole number"),
-    ("an unknown weight", training(weight="snr"), "weight is 'snr': choose one of ['truncated"),
-    ("a list of weights", training(weight=["edm"]), "weight is ['edm']: choose one of"),
+    ("an unknown weight", training(loss_weight="snr"), "loss_weight is 'snr': choose one of ['truncated"),
+    ("a list of weights", training(loss_weight=["edm"]), "loss_weight is ['edm']: choose one of"),
     # ---- Settings of distillation
     ("an unknown method", distillation(method="PD"), "method is 'PD': choose one of ['BTD'"),
     ("two methods", distillation(method=["BTD"]), "method is ['BTD']: choose one of"),
-    ("an unknown step", distillation(teacher_step="rk4"), "teacher_step is 'rk4': choose one of"),
+    ("an unknown step", distillation(solver="rk4"), "solver is 'rk4': choose one of"),
     ("a self_ema of nan", distillation(self_ema=NAN), "self_ema is nan: use 0 or more and less"),
     ("a self_ema of inf", distillation(self_ema=INF), "self_ema is inf: use 0 or more and less"),
     ("a self_ema of 1", distillation(self_ema=1.0), "self_ema is 1.0: use 0 or more and less"),
     ("a self_ema in words", distillation(self_ema="0"), "self_ema is '0': use 0 or more"),
     ("a clamp in words", distillation(clamp="no"), "clamp is 'no': use True or False"),
     ("a clamp of 1", distillation(clamp=1), "clamp is 1: use True or False"),
-    ("images for one phase", distillation(images=7), "images is 7, less than one batch of 4 for"),
+    ("images for one phase", distillation(train_images=7), "train_images is 7, less than one batch of 4 for"),
     # ---- Schedules
     ("a number for a schedule", distillation(step_schedule=8), "step_schedule is 8: use a list"),
     ("a text", distillation(step_schedule="16,1"), "step_schedule is '16,1': use a list"),
@@ -255,21 +255,21 @@ ROWS = [
     ("halves of 24 to 1", lambda f: halving_schedule(24), "24 leads to 3, not to 1: use 1 times"),
     (
         "Heun from full noise",
-        loop(recipe(teacher_step="heun")),
-        "teacher_step is 'heun'",
+        loop(recipe(solver="heun")),
+        "solver is 'heun'",
         "use karras",
     ),
     # ---- Levels
-    ("an unknown process", lambda f: levels_of("vp", 8), "process is 'vp': choose one of"),
+    ("an unknown process", lambda f: levels_of("vp", 8), "noise_schedule is 'vp': choose one of"),
     ("half a level", lambda f: cosine(1.5), "num_steps is 1.5: use a whole number"),
     ("one level of EDM", lambda f: karras(1), "num_steps is 1: use 2 or more"),
     # ---- Saving
-    ("minutes of nan", lambda f: Saving(minutes=NAN), "minutes is nan: use a number above 0"),
-    ("minutes in words", lambda f: Saving(minutes="1"), "minutes is '1': use a number above 0"),
-    ("nothing kept", lambda f: Saving(keep=0), "keep is 0: use 1 or more"),
-    ("steps below 0", lambda f: Saving(steps=-1), "steps is -1: use 0 or more"),
-    ("a metric never measured", lambda f: Saving(metric=len), "metric_steps 0: give both"),
-    ("measuring nothing", lambda f: Saving(metric_steps=5), "metric is None", "give both"),
+    ("minutes of nan", lambda f: Checkpointing(minutes=NAN), "minutes is nan: use a number above 0"),
+    ("minutes in words", lambda f: Checkpointing(minutes="1"), "minutes is '1': use a number above 0"),
+    ("nothing kept", lambda f: Checkpointing(keep=0), "keep is 0: use 1 or more"),
+    ("steps below 0", lambda f: Checkpointing(steps=-1), "steps is -1: use 0 or more"),
+    ("a metric never measured", lambda f: Checkpointing(metric=len), "metric_every 0: give both"),
+    ("measuring nothing", lambda f: Checkpointing(metric_every=5), "metric is None", "give both"),
     # ---- Experiments
     ("unknown data", experiment(data_name="mnist"), "data is 'mnist': choose one of ['digits'"),
     ("data that are a list", experiment(data_name=["digits"]), "data is ['digits']: choose one"),
@@ -282,8 +282,8 @@ ROWS = [
     ("an unknown preset", taught("huge"), "preset is 'huge': choose one of ['digits'"),
     ("a preset that is a list", taught(["digits"]), "preset is ['digits']: choose one of"),
     ("a preset of other data", taught("cifar10"), "(1, 8, 8)", "choose another preset"),
-    ("a batch beyond the data", taught(settings=Training(images=2000, batch=2000)),
-     "batch is 2000 but digits has 1797 samples: use 1797 or less"),
+    ("a batch beyond the data", taught(settings=Training(train_images=2000, batch_size=2000)),
+     "batch_size is 2000 but digits has 1797 samples: use 1797 or less"),
     ("threads below 0", lambda f: use_threads(-1), "threads is -1: use 0 or more"),
     ("threads in words", lambda f: use_threads("all"), "threads is 'all': use a whole number"),
     # ---- Data
@@ -304,7 +304,7 @@ ROWS = [
     ("a page instead of images", clothes(images=b"<html>"), IMAGES, "no IDX file",
      "fetch it again"),
     ("an empty file", clothes(labels=b""), LABELS, "fetch it again"),
-    ("more data than the batch", lambda f: DIGITS.check_batch(1798), "batch is 1798",
+    ("more data than the batch", lambda f: DIGITS.check_batch(1798), "batch_size is 1798",
      "1797 or less"),
     # ---- Teachers
     ("a teacher of one channel", other_teacher((3, 8, 8)), "(3, 8, 8)", "takes", "(1, 8, 8)"),
@@ -328,7 +328,7 @@ ROWS = [
     ("an unknown prediction", lambda f: Denoiser(MLP(2), "y"), "prediction is 'y': choose one"),
     ("a deviation of nan", lambda f: Denoiser(MLP(2), "edm", NAN), "sigma_data is nan: use a"),
     ("an unknown network", lambda f: build_denoiser(NETWORK | {"net": "gan"}), "net is 'gan': cho"),
-    ("no such preset", lambda f: preset(None), "preset is None: choose one of"),
+    ("no such network", lambda f: named_network(None), "network is None: choose one of"),
     # ---- Folders of experiments and runs
     ("no experiment", lambda f: open_experiment(f), "experiment.json: execute 01_teacher first"),
     ("an empty experiment", experiment_with("experiment.json", b""),
@@ -388,7 +388,7 @@ ROWS = [
 def unfinished(tmp_path_factory):
     """Contents of an unfinished run."""
     folder = tmp_path_factory.mktemp("runs") / "run"
-    begun(folder, 2, saving=Saving(steps=1))
+    begun(folder, 2, saving=Checkpointing(steps=1))
     return files(folder)
 
 
@@ -406,12 +406,12 @@ def test_it_is_refused_with_its_name_and_the_remedy_before_compute_and_files(
     for name, content in unfinished.items():
         (run / name).write_bytes(content)
 
-    def computed(*arguments, **options):
+    def with_precision(*arguments, **options):
         raise AssertionError("something was computed")
 
     for owner, name in [(UNet, "forward"), (MLP, "forward"), (Data, "batch")]:
-        monkeypatch.setattr(owner, name, computed)
-    monkeypatch.setattr("papermill.execute_notebook", computed)
+        monkeypatch.setattr(owner, name, with_precision)
+    monkeypatch.setattr("papermill.execute_notebook", with_precision)
     errors = (ValueError, OSError, RuntimeError, Refused)
     with pytest.raises(errors) as refusal:
         call(run)
@@ -444,7 +444,7 @@ def test_a_finished_teacher_of_other_images_is_refused_before_the_student(tmp_pa
     config = NETWORK | {"options": NETWORK["options"] | {"image_channels": 3}}
     save_model(tmp_path / TEACHER / "model.safetensors", build_denoiser(config), {})
     before = files(tmp_path)
-    settings = Distillation(images=8, batch=4, step_schedule=(8, 1))
+    settings = Distillation(train_images=8, batch_size=4, step_schedule=(8, 1))
     with pytest.raises(ValueError, match="digits has samples .*: choose another preset"):
         experiment()(tmp_path).distill(settings)
     assert files(tmp_path) == before

@@ -14,7 +14,7 @@ from tract.cli.output import print_rows
 from tract.jobs import execute as execute_module
 from tract.jobs.cost import Estimate
 from tract.jobs.sweep import Outcome
-from tract.networks.build import PRESETS, preset
+from tract.networks.build import NETWORKS, named_network
 from tract.settings import Distillation, Training
 
 
@@ -31,16 +31,16 @@ def test_models_lists_every_preset_with_its_size(monkeypatch, capsys):
     assert main(["models"]) == 0
     header, *lines = capsys.readouterr().out.splitlines()
     assert header.split()[:3] == ["name", "parameters", "gflop_per_image"]
-    assert [line.split()[0] for line in lines] == list(PRESETS)
+    assert [line.split()[0] for line in lines] == list(NETWORKS)
     expected = ["cifar10", "60,004,099", "35.79", "x0", "32", "3", "0"]
-    assert lines[list(PRESETS).index("cifar10")].split() == expected
+    assert lines[list(NETWORKS).index("cifar10")].split() == expected
 
 
 def test_models_for_machines_are_an_object_a_line(capsys):
     assert main(["models", "--json"]) == 0
     rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
-    assert [row["name"] for row in rows] == list(PRESETS)
-    row = rows[list(PRESETS).index("imagenet64")]
+    assert [row["name"] for row in rows] == list(NETWORKS)
+    row = rows[list(NETWORKS).index("imagenet64")]
     assert (row["parameters"], row["classes"], row["prediction"]) == (295_905_222, 1000, "x0_eps")
     assert row["gflop_per_image"] == 219.35757312
 
@@ -108,10 +108,10 @@ def estimated(monkeypatch):
 
 def test_cost_is_by_default_of_the_papers_main_run(estimated, capsys):
     assert main(["cost", "--json"]) == 0
-    ((config, settings, process, compute),) = estimated
-    assert (config, process, compute) == (preset("cifar10"), "cosine", Compute())
+    ((config, settings, noise_schedule, compute),) = estimated
+    assert (config, noise_schedule, compute) == (named_network("cifar10"), "cosine", Compute())
     assert (settings.method, settings.step_schedule) == ("TRACT", (1024, 32, 1))
-    assert (settings.images, settings.batch) == (96_000_000, 256)
+    assert (settings.train_images, settings.batch_size) == (96_000_000, 256)
     (row,) = map(json.loads, capsys.readouterr().out.splitlines())
     assert row.pop("device") in ("cpu", "cuda")
     numbers = {"images": 100, "steps": 10, "flop": 1.2e10, "seconds": 3.5, "memory_gb": 4.0}
@@ -124,12 +124,12 @@ def test_cost_is_of_what_is_asked_for(estimated):
     distilled += ["--compute", "bf16+channels_last"]
     assert main(["cost", *common, *distilled]) == 0
     assert main(["cost", *common, "--method", "teacher"]) == 0
-    (_, btd, process, compute), (_, teacher, _, _) = estimated
-    assert (process, compute) == ("karras", Compute(precision="bf16", channels_last=True))
+    (_, btd, noise_schedule, compute), (_, teacher, _, _) = estimated
+    assert (noise_schedule, compute) == ("karras", Compute(precision="bf16", channels_last=True))
     expected = Distillation(
-        method="BTD", step_schedule=[4, 2, 1], teacher_step="heun", images=640, batch=8
+        method="BTD", step_schedule=[4, 2, 1], solver="heun", train_images=640, batch_size=8
     )
-    assert (btd, teacher) == (expected, Training(images=640, batch=8))
+    assert (btd, teacher) == (expected, Training(train_images=640, batch_size=8))
 
 
 def test_cost_of_an_impossible_run_is_one_line(estimated, capsys):
@@ -160,7 +160,10 @@ def test_a_sweep_takes_grids_and_reports_failures_at_its_end(swept, tmp_path, ca
     assert main(["sweep", "n.ipynb", "out", *options]) == 1
     ((arguments, given),) = swept
     assert [str(path) for path in arguments[:2]] == ["n.ipynb", "out"]
-    assert arguments[2:] == ({"images": 20, "batch": 2}, {"seed": [0, 1], "rate": [1e-3]})
+    assert arguments[2:] == (
+        {"train_images": 20, "batch_size": 2},
+        {"seed": [0, 1], "rate": [1e-3]},
+    )
     assert given == {"workers": 2, "scheduler": None, "gpus": False}
     output, errors = capsys.readouterr()
     assert output.splitlines() == [

@@ -14,7 +14,7 @@ from tract.denoiser import Denoiser
 from tract.distill import distill, start_distillation, start_next_phase
 from tract.levels import cosine, ddpm_linear, karras
 from tract.methods import METHODS, closure_target, draw_any_level, draw_group_start
-from tract.networks.build import build_denoiser, new_student, preset
+from tract.networks.build import build_denoiser, named_network, new_student
 from tract.networks.mlp import MLP
 from tract.networks.weights import load_state, save_state
 from tract.oracle import Gaussian
@@ -99,7 +99,7 @@ def test_a_heun_teacher_enters_by_the_textbooks_rk2(generator):
     x_s = x_u + (sigma_s - sigma_u) * (x_u - self_teacher(x_u, u)) / sigma_u
     x_s = torch.where(sigma_u == sigma_s, x_u, x_s)
     solved = (sigma_t * x_s - sigma_s * x_t) / (sigma_t - sigma_s)
-    target = closure_target(teacher, self_teacher, x_t, t, u, s, x0_estimate=heun_x0)
+    target = closure_target(teacher, self_teacher, x_t, t, u, s, solver=heun_x0)
     # As above; x0 of Heun grows with sigma_t / sigma_u, up to 4e4 at these levels.
     torch.testing.assert_close(target, solved, rtol=1e-9, atol=1e-9)
 
@@ -234,7 +234,7 @@ SCHEDULES = {"TRACT": (8, 4, 1), "BTD": (8, 4, 2), "consistency": (8, 1)}
 
 
 def settings_for(method="TRACT", **more):
-    options = {"images": 16 * 6, "batch": 16, "learning_rate": 1e-2, "clamp": False}
+    options = {"train_images": 16 * 6, "batch_size": 16, "learning_rate": 1e-2, "clamp": False}
     return Distillation(method=method, **{"step_schedule": SCHEDULES[method], **options, **more})
 
 
@@ -298,10 +298,10 @@ def by_hand(teacher, self_teacher, student, levels, phase, settings, heun=False)
 
 @pytest.mark.parametrize("step", [0, 1, 3, 4])  # a phase is three steps long
 @pytest.mark.parametrize("clamp", [False, True])
-@pytest.mark.parametrize("teacher_step", ["ddim", "heun"])
+@pytest.mark.parametrize("solver", ["ddim", "heun"])
 @pytest.mark.parametrize("method", ["TRACT", "BTD"])
-def test_a_step_minimises_the_distance_to_the_solved_target(method, teacher_step, clamp, step):
-    settings = settings_for(method, clamp=clamp, teacher_step=teacher_step, self_ema=0.7)
+def test_a_step_minimises_the_distance_to_the_solved_target(method, solver, clamp, step):
+    settings = settings_for(method, clamp=clamp, solver=solver, self_ema=0.7)
     levels = karras(8, sigma_min=0.1, sigma_max=5.0)
     state = start_distillation(ORACLE, settings, Denoiser(Bend(0.8), "x0"))
     records = distill(state, POINTS, levels, settings)
@@ -313,7 +313,7 @@ def test_a_step_minimises_the_distance_to_the_solved_target(method, teacher_step
     record = next(records)
     student.net.shown = state.student.net.shown
     phase = parse_schedule(settings.step_schedule, 8)[step // 3]
-    heun = teacher_step == "heun" and step < 3  # a student has no slopes, only its own steps
+    heun = solver == "heun" and step < 3  # a student has no slopes, only its own steps
     loss, mse = by_hand(teacher, self_teacher, student, levels, phase, settings, heun)
     # float32 through two or three networks and sines; SNR up to 100 weighs it alike.
     assert record.loss == pytest.approx(loss, rel=1e-4)
@@ -411,7 +411,7 @@ def test_records_name_their_phase_and_count_over_all_of_them():
 
 
 def test_images_are_divided_equally_among_phases():
-    settings = settings_for(images=16 * 11 + 5, step_schedule=(8, 4, 2, 1))
+    settings = settings_for(train_images=16 * 11 + 5, step_schedule=(8, 4, 2, 1))
     assert (settings.num_phases, settings.steps_per_phase, settings.num_steps) == (3, 3, 9)
     assert len(run(start_distillation(mlp(), settings), settings)) == 9
 
@@ -500,7 +500,7 @@ def test_the_newcomer_starts_from_its_own_weights_and_is_left_as_it_was():
     settings, small = taking_over(), mlp(1, channels=8)
     before = weights(small)
     state = start_distillation(mlp(), settings, small)
-    assert state.newcomer is not small
+    assert state.new_student is not small
     run(state, settings, steps=2)
     start_next_phase(state)
     for network in (state.student, state.self_teacher, state.ema):
@@ -509,13 +509,13 @@ def test_the_newcomer_starts_from_its_own_weights_and_is_left_as_it_was():
     assert optimized == {id(p) for p in state.student.parameters()}
     run(state, settings)
     assert torch.equal(weights(small), before)
-    assert torch.equal(weights(state.newcomer), before)
+    assert torch.equal(weights(state.new_student), before)
 
 
-@pytest.mark.parametrize("teacher_step", ["ddim", "heun"])
+@pytest.mark.parametrize("solver", ["ddim", "heun"])
 @pytest.mark.parametrize("method", ["TRACT", "BTD"])
-def test_at_equal_steps_the_newcomer_learns_its_teachers_own_steps(method, teacher_step):
-    settings = taking_over(method, teacher_step=teacher_step)
+def test_at_equal_steps_the_newcomer_learns_its_teachers_own_steps(method, solver):
+    settings = taking_over(method, solver=solver)
     levels = karras(8, sigma_min=0.1, sigma_max=5.0)
     small = Denoiser(Bend(0.6), "x0")
     state = start_distillation(Denoiser(Bend(0.8), "x0"), settings, small)
@@ -534,8 +534,8 @@ def test_at_equal_steps_the_newcomer_learns_its_teachers_own_steps(method, teach
 def test_a_run_that_changes_its_network_resumes_bit_for_bit(tmp_path, steps, method):
     settings = taking_over(method)
 
-    def start(newcomer):
-        return start_distillation(mlp(), settings, mlp(newcomer, channels=8))
+    def start(new_student):
+        return start_distillation(mlp(), settings, mlp(new_student, channels=8))
 
     whole = start(1)
     records = run(whole, settings)
@@ -594,18 +594,18 @@ def test_a_v_student_of_an_eps_teacher_is_right_at_once_where_there_is_little_no
 
 
 def test_a_named_student_is_the_preset_from_weights_of_the_seed():
-    teacher = build_denoiser(preset("digits") | {"prediction": "v"})
-    settings = settings_for(step_schedule=(8, 4, 4, 1), student="digits_small", seed=5)
+    teacher = build_denoiser(named_network("digits") | {"prediction": "v"})
+    settings = settings_for(step_schedule=(8, 4, 4, 1), student_network="digits_small", seed=5)
     state = start_distillation(teacher, settings)
-    expected = preset("digits_small")
+    expected = named_network("digits_small")
     expected["options"]["num_classes"] = 0
-    assert state.newcomer.config == expected
-    assert torch.equal(weights(state.newcomer), weights(build_denoiser(expected, 5)))
+    assert state.new_student.config == expected
+    assert torch.equal(weights(state.new_student), weights(build_denoiser(expected, 5)))
     assert torch.equal(weights(state.student), weights(teacher))
 
 
 def test_a_named_student_of_a_teacher_with_classes_has_them_too():
-    config = preset("digits")
+    config = named_network("digits")
     config["options"]["num_classes"] = 10
     student = new_student(build_denoiser(config), "digits_small", 0)
     assert student.config["options"]["num_classes"] == 10
@@ -619,8 +619,8 @@ def test_a_named_student_of_a_teacher_with_classes_has_them_too():
 )
 def test_a_student_learns_its_teachers_flow_in_one_step(method, schedule, steps):
     settings = Distillation(
-        images=128 * steps,
-        batch=128,
+        train_images=128 * steps,
+        batch_size=128,
         step_schedule=schedule,
         method=method,
         learning_rate=3e-3,
@@ -650,13 +650,16 @@ def test_a_student_learns_its_teachers_flow_in_one_step(method, schedule, steps)
     ("setting", "message"),
     [
         ({"method": "tract"}, "method is 'tract': choose one of .*'TRACT'"),
-        ({"weight": "snr"}, "weight is 'snr': choose one of .*'truncated_snr'"),
-        ({"teacher_step": "rk4"}, "teacher_step is 'rk4': choose one of .*'heun'"),
+        ({"weight": "snr"}, "loss_weight is 'snr': choose one of .*'truncated_snr'"),
+        ({"solver": "rk4"}, "solver is 'rk4': choose one of .*'heun'"),
         ({"self_ema": 1.0}, "self_ema is 1.0: use 0 or more and less than 1"),
         ({"self_ema": -0.1}, "self_ema is -0.1: use 0 or more and less than 1"),
         ({"ema_residual": 2.0}, "ema_residual is 2.0: use a share between 0 and 1"),
         ({"seed": -1}, "seed is -1: use 0 or more"),
-        ({"images": 31}, "images is 31, less than .* 16 for each of 2 phases: use 32 or more"),
+        (
+            {"images": 31},
+            "train_images is 31, less than .* 16 for each of 2 phases: use 32 or more",
+        ),
         ({"step_schedule": (8, 3, 1)}, "3 does not divide 8.*near divisors of 8 are 2 and 4"),
         ({"step_schedule": ()}, r"step_schedule is \[\]: give two entries or more"),
         ({"step_schedule": (8,)}, r"step_schedule is \[8\]: give two entries or more"),
@@ -675,22 +678,22 @@ def test_a_student_learns_its_teachers_flow_in_one_step(method, schedule, steps)
         ({"step_schedule": (8, 2, 1), "method": "BTD"}, "BTD halves .*8>2 does not"),
         ({"student": "small"}, "student is 'small': choose one of .*'v', .*'digits_small'"),
         (
-            {"student": "digits_small", "step_schedule": (8, 4, 1)},
+            {"student_network": "digits_small", "step_schedule": (8, 4, 1)},
             r"student is 'digits_small', .*: repeat an entry .*, such as \[8, 4, 4, 1\]",
         ),
-        ({"student": "v", "step_schedule": (8, 1)}, r"such as \[8, 8, 1\]"),
+        ({"student_prediction": "v", "step_schedule": (8, 1)}, r"such as \[8, 8, 1\]"),
     ],
 )
 def test_a_setting_that_cannot_be_is_refused_with_its_value_and_what_can(setting, message):
     with pytest.raises(ValueError, match=message):
-        Distillation(**{"images": 96, "batch": 16, "step_schedule": (8, 4, 2)} | setting)
+        Distillation(**{"train_images": 96, "batch_size": 16, "step_schedule": (8, 4, 2)} | setting)
 
 
 @pytest.mark.parametrize(
     ("grid", "count", "message"),
     [
         (16, 256, r"step_schedule is \[8, 4, 1\] but .* 16 steps: start with 16"),
-        (8, 15, "batch is 16 but points has 15 samples: use 15 or less"),
+        (8, 15, "batch_size is 16 but points has 15 samples: use 15 or less"),
     ],
 )
 def test_what_does_not_fit_together_is_refused_before_the_first_step(grid, count, message):
@@ -702,8 +705,8 @@ def test_what_does_not_fit_together_is_refused_before_the_first_step(grid, count
 @pytest.mark.parametrize("schedule", [(8, 1), (8, 4), (8, 4, 4, 1)])
 def test_an_eps_student_is_refused_for_few_steps_and_told_why(schedule):
     settings = settings_for(step_schedule=schedule)
-    newcomer = described("v") if len(schedule) > 2 else None  # comes after eps was shortened
-    state = start_distillation(described("eps"), settings, newcomer)
+    new_student = described("v") if len(schedule) > 2 else None  # comes after eps was shortened
+    state = start_distillation(described("eps"), settings, new_student)
     message = (
         "predicts eps.* multiplied by sigma / alpha, 157: give student 'v' .* repeat the first"
     )
@@ -722,7 +725,7 @@ def test_an_eps_newcomer_is_refused_as_well_unless_it_shortens_nothing():
 
 
 def test_a_newcomer_that_does_not_fit_the_data_is_refused_before_the_first_step():
-    settings = settings_for(step_schedule=(8, 4, 4, 1), student="digits_small")
+    settings = settings_for(step_schedule=(8, 4, 4, 1), student_network="digits_small")
     state = start_distillation(described("v"), settings)
     with pytest.raises(ValueError, match="points has samples of shape .*choose another preset"):
         distill(state, POINTS, cosine(8), settings)
@@ -748,7 +751,7 @@ def test_a_student_of_two_outputs_teachers_stays_like_them():
 
 
 def test_a_named_student_needs_a_teacher_with_a_description():
-    settings = settings_for(step_schedule=(8, 8, 1), student="v")
+    settings = settings_for(step_schedule=(8, 8, 1), student_prediction="v")
     with pytest.raises(ValueError, match="student is 'v', .* has none: give start_distillation"):
         start_distillation(mlp(), settings)
 

@@ -9,12 +9,11 @@ from helpers import assert_identical, everything, weights
 from tract.data import Data
 from tract.denoiser import Denoiser
 from tract.distill import distill, start_distillation
-from tract.growth import STALLED, WINDOWS, Progress, grown
 from tract.levels import cosine
 from tract.networks.mlp import MLP
-from tract.networks.weights import load_state, read_tensors, save_state, write_tensors
+from tract.networks.weights import load_state, save_state
 from tract.oracle import Gaussian
-from tract.phases import Phase, first_grid, parse_schedule, written
+from tract.phases import Phase, first_grid, format_schedule, parse_schedule
 from tract.samplers import sample
 from tract.settings import Distillation
 
@@ -32,12 +31,14 @@ def test_a_phase_has_a_part_for_each_of_its_grids():
 
 def test_a_list_of_one_grid_is_that_grid():
     assert parse_schedule([[32], 1]) == parse_schedule([32, 1])
-    assert written([[32], 1]) == "32>1"
+    assert format_schedule([[32], 1]) == "32>1"
 
 
 def test_schedules_are_written_and_begin_with_the_finest_grid():
-    assert written([1024, 32, 1]) == "1024>32>1"
-    assert written([[4, 8, 32], 2, 1]) == written(((4, 8, 32), 2, 1)) == "4<8<32>2>1"
+    assert format_schedule([1024, 32, 1]) == "1024>32>1"
+    assert (
+        format_schedule([[4, 8, 32], 2, 1]) == format_schedule(((4, 8, 32), 2, 1)) == "4<8<32>2>1"
+    )
     assert first_grid([[4, 8, 32], 1]) == 32
     assert first_grid([1024, 32, 1]) == 1024
 
@@ -68,64 +69,26 @@ def test_impossible_growth_is_refused_with_the_reason(schedule, problem, remedy)
 @pytest.mark.parametrize(
     ("setting", "message"),
     [
-        ({"growth": "slow"}, "growth is 'slow': choose one of .*'stalled'"),
-        ({"step_schedule": [8, 1], "growth": "stalled"}, "lists no growing grids: list them"),
         ({"method": "BTD"}, "BTD halves the steps in every phase, and 4<8<16>1 does not"),
-        ({"images": 47}, "images is 47, less than one batch of 16 for each of 3 grids: use 48"),
+        (
+            {"train_images": 47},
+            "train_images is 47, less than one batch of 16 for each of 3 grids: use 48",
+        ),
     ],
 )
 def test_a_setting_that_cannot_grow_is_refused(setting, message):
     with pytest.raises(ValueError, match=message):
-        Distillation(**{"images": 96, "batch": 16, "step_schedule": [[4, 8, 16], 1]} | setting)
-
-
-# ---- Rules --------------------------------------------------------------------------------------
-
-
-def parts_in_use(growth, grids, steps, losses=None):
-    """Index of the grid in use in each step of a phase."""
-    progress, used = Progress(), []
-    for done in range(1, steps + 1):
-        used.append(progress.part)
-        loss = losses[done - 1] if losses else None  # two of the rules do not read it
-        progress = grown(growth, grids, done, steps, progress, loss)
-    assert progress.part < len(grids)  # after the last step as well
-    return used
+        Distillation(
+            **{"train_images": 96, "batch_size": 16, "step_schedule": [[4, 8, 16], 1]} | setting
+        )
 
 
 @pytest.mark.parametrize("steps", [3, 9, 10, 100])
-def test_in_equal_parts_every_grid_has_as_many_steps_to_one(steps):
-    used = parts_in_use("equal", [4, 8, 16], steps)
+def test_every_grid_has_as_many_steps_to_one(steps):
+    (phase,) = parse_schedule([[4, 8, 16], 1])
+    used = [phase.part_at(done, steps).teacher_steps for done in range(steps)]
     assert used == sorted(used)
-    assert [used.count(i) for i in range(3)] == pytest.approx([steps / 3] * 3, abs=1)
-
-
-@pytest.mark.parametrize("steps", [28, 280, 1000])
-def test_in_geometric_parts_a_grid_has_its_share_of_all_grids_steps(steps):
-    used = parts_in_use("geometric", [4, 8, 16], steps)
-    assert used == sorted(used)
-    shares = [steps * n / 28 for n in (4, 8, 16)]
-    assert [used.count(i) for i in range(3)] == pytest.approx(shares, abs=1)
-
-
-def test_a_stalled_loss_passes_on_after_the_window_that_shows_it():
-    steps = 40 * WINDOWS // 2
-    window = steps // WINDOWS
-    falling = [0.9**i for i in range(6)]  # by more than stalls it
-    stalled = [falling[-1] * STALLED * 1.001]
-    means = falling + stalled + [1.0] * WINDOWS
-    losses = [mean for mean in means for _ in range(window)]
-    used = parts_in_use("stalled", [4, 8, 16], steps, losses)
-    assert used[: 7 * window] == [0] * 7 * window
-    # On the next grid the loss does not move: one window to know it, one to see it.
-    assert used[7 * window : 9 * window] == [1] * 2 * window
-    assert used[9 * window :] == [2] * (steps - 9 * window)
-
-
-def test_a_loss_that_keeps_falling_passes_on_with_equal_parts():
-    steps = 10 * WINDOWS
-    losses = [0.9 ** (i // 10) for i in range(steps)]
-    assert parts_in_use("stalled", [4, 8], steps, losses) == parts_in_use("equal", [4, 8], steps)
+    assert [used.count(n) for n in (4, 8, 16)] == pytest.approx([steps / 3] * 3, abs=1)
 
 
 # ---- The loop -----------------------------------------------------------------------------------
@@ -137,7 +100,7 @@ LEVELS = cosine(16)
 
 
 def settings_for(**more):
-    options = {"images": 16 * 12, "batch": 16, "learning_rate": 1e-2, "clamp": False}
+    options = {"train_images": 16 * 12, "batch_size": 16, "learning_rate": 1e-2, "clamp": False}
     return Distillation(**{"step_schedule": [[4, 8, 16], 2, 1], **options, **more})
 
 
@@ -159,7 +122,7 @@ class Watched:
 
 def test_the_teacher_is_asked_on_each_grid_in_turn():
     teacher = Watched()
-    settings = settings_for(images=16 * 30, step_schedule=[[4, 8, 16], 1])
+    settings = settings_for(train_images=16 * 30, step_schedule=[[4, 8, 16], 1])
     records = list(distill(start_distillation(teacher, settings, mlp()), POINTS, LEVELS, settings))
     assert [r.phase for r in records] == ["4>1"] * 10 + ["8>1"] * 10 + ["16>1"] * 10
     for part, stride in enumerate((4, 2, 1)):
@@ -189,9 +152,8 @@ def test_growing_grids_end_where_their_phase_ends():
     assert [r.phase for r in records] == ["4>2"] * 2 + ["8>2"] * 2 + ["16>2"] * 2 + ["2>1"] * 6
 
 
-@pytest.mark.parametrize("growth", ["equal", "geometric", "stalled"])
-def test_a_resumed_run_is_the_uninterrupted_run_bit_for_bit(tmp_path, growth):
-    settings = settings_for(images=16 * 2 * 60, growth=growth)  # windows of two steps
+def test_a_resumed_run_is_the_uninterrupted_run_bit_for_bit(tmp_path):
+    settings = settings_for(train_images=16 * 2 * 60)
     whole = start_distillation(mlp(), settings)
     records = list(distill(whole, POINTS, LEVELS, settings))
     assert {r.phase for r in records} == {"4>2", "8>2", "16>2", "2>1"}
@@ -206,22 +168,9 @@ def test_a_resumed_run_is_the_uninterrupted_run_bit_for_bit(tmp_path, growth):
         assert_identical(everything(second), everything(whole))
 
 
-def test_a_state_on_a_grid_that_the_settings_have_not_is_refused(tmp_path):
-    settings = settings_for()
-    state = start_distillation(mlp(), settings)
-    save_state(tmp_path / "state", state, {})
-    tensors, card = read_tensors(tmp_path / "state")
-    for part in (3, 0.5, -1, math.nan):
-        card["counters"]["part"] = part
-        write_tensors(tmp_path / "state", tensors, card)
-        with pytest.raises(ValueError, match="on its grid 4|is no checkpoint of this kind"):
-            load_state(tmp_path / "state", state)
-            distill(state, POINTS, LEVELS, settings).send(None)
-
-
 def test_a_student_learns_its_teachers_flow_from_growing_grids():
-    rate = {"images": 128 * 600, "batch": 128, "learning_rate": 1e-3}
-    settings = settings_for(**rate, step_schedule=[[4, 8, 16], 1], growth="geometric")
+    rate = {"train_images": 128 * 600, "batch_size": 128, "learning_rate": 1e-3}
+    settings = settings_for(**rate, step_schedule=[[4, 8, 16], 1])
     data = Data("points", POINTS.samples.repeat(16, 1))
     state = start_distillation(ORACLE, settings, mlp(channels=64, num_blocks=2))
     for _ in distill(state, data, LEVELS, settings):
@@ -238,7 +187,7 @@ def test_a_student_learns_its_teachers_flow_from_growing_grids():
 
 
 def test_the_rate_falls_to_zero_over_the_last_share_of_each_phase():
-    settings = settings_for(images=16 * 20, step_schedule=[8, 2, 1], cooldown=0.5)
+    settings = settings_for(train_images=16 * 20, step_schedule=[8, 2, 1], cooldown=0.5)
     rates = []
     state = start_distillation(mlp(), settings)
     for _ in distill(state, POINTS, cosine(8), settings):

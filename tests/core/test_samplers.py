@@ -53,10 +53,10 @@ def test_every_ddim_step_is_that_of_diffusers(generator, prediction, theirs):
         torch.testing.assert_close(x, expected, rtol=0, atol=1e-10)
 
 
-def error(levels, num_steps, x0_estimate, generator):
+def error(levels, num_steps, solver, generator):
     eps = noise(generator.manual_seed(0))
     exact = GAUSSIAN.flow(levels.sigma[-1] * eps, levels[-1], levels[0])
-    ours = sample(GAUSSIAN, eps, levels, num_steps, x0_estimate=x0_estimate)
+    ours = sample(GAUSSIAN, eps, levels, num_steps, solver=solver)
     return (ours - exact).square().mean().sqrt().item()
 
 
@@ -89,7 +89,7 @@ def test_heun_in_ve_is_edms_algorithm_1(generator):
             x = x + (sigma[after] - sigma[now]) * (d + d_after) / 2
         else:
             x = euler
-    ours = sample(GAUSSIAN, eps, levels, 8, x0_estimate=heun_x0)
+    ours = sample(GAUSSIAN, eps, levels, 8, solver=heun_x0)
     # Values of 80 with roundings of 1e-16 on the way.
     torch.testing.assert_close(ours, x, rtol=0, atol=1e-12)
 
@@ -124,7 +124,7 @@ def test_heun_asks_once_at_the_last_step_and_twice_before(generator):
         calls.append(level.sigma.item())
         return GAUSSIAN(x_t, level)
 
-    sample(counting, noise(generator), karras(4), 4, x0_estimate=heun_x0)
+    sample(counting, noise(generator), karras(4), 4, solver=heun_x0)
     sigma = karras(4).sigma.tolist()
     assert calls == [sigma[i] for i in (4, 3, 3, 2, 2, 1, 1)]
 
@@ -144,16 +144,16 @@ def test_one_step_is_the_denoised_noise(levels, generator):
     torch.testing.assert_close(sample(GAUSSIAN, eps, levels, 1), expected, rtol=0, atol=atol)
 
 
-@pytest.mark.parametrize("x0_estimate", [ddim_x0, heun_x0])
-def test_labels_reach_every_call_of_the_denoiser(generator, x0_estimate):
+@pytest.mark.parametrize("solver", [ddim_x0, heun_x0])
+def test_labels_reach_every_call_of_the_denoiser(generator, solver):
     labels, seen = torch.arange(64), []
 
     def spying(x_t, level, labels):
         seen.append(labels)
         return x_t
 
-    sample(spying, noise(generator), karras(4), 4, labels=labels, x0_estimate=x0_estimate)
-    assert len(seen) == (4 if x0_estimate is ddim_x0 else 7)
+    sample(spying, noise(generator), karras(4), 4, labels=labels, solver=solver)
+    assert len(seen) == (4 if solver is ddim_x0 else 7)
     assert all(given is labels for given in seen)
 
 

@@ -23,7 +23,7 @@ from tract.unet import UNet
 
 LEVELS = karras(8)
 POINTS = Data("points", torch.randn(64, 2, generator=torch.Generator().manual_seed(0)))
-SETTINGS = Training(images=16 * 6, batch=16, learning_rate=1e-2)
+SETTINGS = Training(train_images=16 * 6, batch_size=16, learning_rate=1e-2)
 
 
 def mlp(seed=0):
@@ -75,7 +75,7 @@ def test_the_loss_is_the_weighted_squared_error_of_x0(levels, weight):
     x0 = torch.tensor([0.7, -0.4])
     data = Data("one point", x0.expand(64, 2))
     state = start_training(Denoiser(Scale(0.5), "x0", 0.7), SETTINGS)
-    settings = Training(images=64, batch=64, weight=weight)
+    settings = Training(train_images=64, batch_size=64, loss_weight=weight)
     (record,) = run(state, settings, data, levels)
     net = state.student.net
     t = levels[shown_levels(net, levels)]
@@ -90,7 +90,7 @@ def test_training_adds_standard_noise_at_the_levels_drawn(levels):
     x0 = torch.tensor([0.7, -0.4])
     data = Data("one point", x0.expand(4096, 2))
     state = start_training(Denoiser(Scale(), "x0"), SETTINGS)
-    run(state, Training(images=4096, batch=4096), data, levels)
+    run(state, Training(train_images=4096, batch_size=4096), data, levels)
     net = state.student.net
     t = levels[shown_levels(net, levels)]
     alpha, sigma = t.alpha[:, None], t.sigma[:, None]
@@ -104,7 +104,7 @@ def test_training_adds_standard_noise_at_the_levels_drawn(levels):
 def test_every_noisy_level_is_drawn_and_the_clean_one_never():
     state = start_training(Denoiser(Scale(), "x0"), SETTINGS)
     data = Data("points", torch.zeros(1024, 2))
-    run(state, Training(images=1024, batch=1024), data, LEVELS)
+    run(state, Training(train_images=1024, batch_size=1024), data, LEVELS)
     drawn = shown_levels(state.student.net, LEVELS).bincount(minlength=9).tolist()
     assert drawn[0] == 0
     # 1024 draws of 8 levels: six standard deviations of sqrt(128 * 7 / 8) around 128.
@@ -115,7 +115,7 @@ def test_labels_reach_the_network_with_their_samples():
     index = torch.arange(64)
     data = Data("numbered", 1000.0 * index[:, None], index)
     state = start_training(Denoiser(Scale(), "x0"), SETTINGS)
-    run(state, Training(images=16, batch=16), data, cosine(1000)[:2])
+    run(state, Training(train_images=16, batch_size=16), data, cosine(1000)[:2])
     x_t, _, labels = state.student.net.shown
     assert torch.equal((x_t[:, 0] / 1000).round().long(), labels)
 
@@ -131,7 +131,7 @@ def test_the_first_update_of_adam_moves_weights_by_the_learning_rate():
 
 @pytest.mark.parametrize("clip_norm", [1.0, 0.25])
 def test_gradients_are_clipped_to_the_norm(clip_norm):
-    settings = Training(images=16, batch=16, clip_norm=clip_norm)
+    settings = Training(train_images=16, batch_size=16, clip_norm=clip_norm)
     state = start_training(Denoiser(Scale(1000.0), "x0"), settings)
     run(state, settings)
     (moments,) = state.optimizer.state_dict()["state"].values()
@@ -140,13 +140,13 @@ def test_gradients_are_clipped_to_the_norm(clip_norm):
 
 
 def test_small_gradients_are_not_clipped():
-    settings = Training(images=16, batch=16, clip_norm=1e9)
+    settings = Training(train_images=16, batch_size=16, clip_norm=1e9)
     state = start_training(Denoiser(Scale(0.5), "x0"), settings)
     run(state, settings)
     state.student.zero_grad()
     (moments,) = state.optimizer.state_dict()["state"].values()
     clipped = start_training(Denoiser(Scale(0.5), "x0"), settings)
-    run(clipped, Training(images=16, batch=16, clip_norm=1e-9))
+    run(clipped, Training(train_images=16, batch_size=16, clip_norm=1e-9))
     (small,) = clipped.optimizer.state_dict()["state"].values()
     assert moments["exp_avg"].abs().item() > 1e6 * small["exp_avg"].abs().item()
 
@@ -167,7 +167,7 @@ def test_the_average_is_that_of_the_students_so_far():
 
 
 def test_records_count_steps_and_images():
-    settings = Training(images=100, batch=16)
+    settings = Training(train_images=100, batch_size=16)
     records = run(start_training(mlp(), settings), settings)
     assert [r.step for r in records] == [1, 2, 3, 4, 5, 6]
     assert [r.images_seen for r in records] == [16, 32, 48, 64, 80, 96]
@@ -260,7 +260,7 @@ def test_training_leaves_global_randomness_alone():
 
 def test_a_step_depends_on_the_seed_and_its_number_alone():
     # With a vanishing learning rate weights stay what they are: losses show the draws alone.
-    settings = Training(images=16 * 6, batch=16, learning_rate=1e-30)
+    settings = Training(train_images=16 * 6, batch_size=16, learning_rate=1e-30)
     losses = [r.loss for r in run(start_training(mlp(), settings), settings)]
     assert len(set(losses)) == 6
     late = start_training(mlp(), settings)
@@ -269,7 +269,9 @@ def test_a_step_depends_on_the_seed_and_its_number_alone():
 
 
 def test_another_seed_draws_other_numbers():
-    settings = [Training(images=96, batch=16, learning_rate=1e-30, seed=seed) for seed in (0, 1)]
+    settings = [
+        Training(train_images=96, batch_size=16, learning_rate=1e-30, seed=seed) for seed in (0, 1)
+    ]
     one, two = ([r.loss for r in run(start_training(mlp(), s), s)] for s in settings)
     assert not set(one) & set(two)
 
@@ -296,18 +298,20 @@ def test_a_loss_that_is_no_number_stops_before_it_spoils_the_weights(bad):
 
 
 def test_a_batch_larger_than_the_data_is_refused_before_the_first_step():
-    settings = Training(images=130, batch=65)
-    with pytest.raises(ValueError, match="batch is 65 but points has 64 samples: use 64 or less"):
+    settings = Training(train_images=130, batch_size=65)
+    with pytest.raises(
+        ValueError, match="batch_size is 65 but points has 64 samples: use 64 or less"
+    ):
         train_teacher(start_training(mlp(), settings), POINTS, LEVELS, settings)
 
 
 @pytest.mark.parametrize(
     ("setting", "message"),
     [
-        ({"batch": 0}, "batch is 0: use 1 or more"),
-        ({"images": 127}, "images is 127, less than one batch of 128"),
-        ({"images": -1}, "images is -1: use 1 or more"),
-        ({"weight": "snr"}, "weight is 'snr': choose one of .*'truncated_snr'"),
+        ({"batch": 0}, "batch_size is 0: use 1 or more"),
+        ({"images": 127}, "train_images is 127, less than one batch of 128"),
+        ({"images": -1}, "train_images is -1: use 1 or more"),
+        ({"weight": "snr"}, "loss_weight is 'snr': choose one of .*'truncated_snr'"),
         ({"learning_rate": 0.0}, "learning_rate is 0.0: use a number above 0"),
         ({"learning_rate": -1e-3}, "learning_rate is -0.001: use a number above 0"),
         ({"learning_rate": math.nan}, "learning_rate is nan: use a number above 0"),

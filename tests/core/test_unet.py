@@ -8,7 +8,7 @@ from torch import nn
 
 from tract.data import Data
 from tract.datasets.load import load_data
-from tract.networks.build import PRESETS, build_denoiser, count_parameters, preset
+from tract.networks.build import NETWORKS, build_denoiser, count_parameters, named_network
 from tract.networks.mlp import MLP, MLPBlock
 from tract.optimize import check_fits
 from tract.unet import Attention, DownBlock, Embedding, ResBlock, UNet, UpBlock
@@ -44,12 +44,12 @@ def unet():
     [("cifar10", 60_004_099), ("cifar10_small", 19_419_011), ("imagenet64", 295_905_222)],
 )
 def test_parameter_counts_are_the_published_ones(name, count):
-    assert count_parameters(preset(name)) == count
+    assert count_parameters(named_network(name)) == count
 
 
-@pytest.mark.parametrize("name", PRESETS)
+@pytest.mark.parametrize("name", NETWORKS)
 def test_every_preset_maps_an_image_to_outputs_of_its_size(name):
-    config = preset(name)
+    config = named_network(name)
     options = config["options"]
     size, channels = options["image_size"], options["image_channels"]
     with torch.device("meta"):
@@ -244,13 +244,13 @@ def test_a_denoiser_is_built_as_its_description_says():
 
 
 def test_presets_are_not_changed_by_their_users():
-    preset("digits")["options"]["channels"] = 1
-    assert preset("digits")["options"]["channels"] != 1
+    named_network("digits")["options"]["channels"] = 1
+    assert named_network("digits")["options"]["channels"] != 1
 
 
 def test_an_unknown_preset_is_refused_with_the_known_ones():
     with pytest.raises(ValueError, match="preset is 'cifar': choose one of .*'cifar10'"):
-        preset("cifar")
+        named_network("cifar")
 
 
 @pytest.mark.parametrize("shape", [(1, 16, 16), (3, 8, 8), (1, 8, 16)])
@@ -259,15 +259,15 @@ def test_data_of_another_shape_than_the_network_is_refused_with_both(shape):
     with pytest.raises(
         ValueError, match=rf"(?=.*{shape[1]}, {shape[2]}\))(?=.*\(1, 8, 8\))"
     ) as refusal:
-        check_fits(preset("digits"), data)
+        check_fits(named_network("digits"), data)
     assert "pictures" in str(refusal.value)
     assert "choose another preset" in str(refusal.value)
 
 
 def test_data_of_another_number_of_classes_is_refused_with_both():
     with pytest.raises(ValueError, match="10 classes, the network is made for 0: set conditional"):
-        check_fits(preset("digits"), load_data("digits"))
+        check_fits(named_network("digits"), load_data("digits"))
 
 
 def test_the_digits_fit_their_preset():
-    check_fits(preset("digits"), load_data("digits").unlabelled())
+    check_fits(named_network("digits"), load_data("digits").unlabelled())

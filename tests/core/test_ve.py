@@ -17,7 +17,7 @@ from tract.networks.mlp import MLP
 from tract.networks.weights import load_state, save_state
 from tract.oracle import Gaussian
 from tract.phases import parse_schedule
-from tract.samplers import X0_ESTIMATES, ddim_x0, heun_x0, sample
+from tract.samplers import SOLVERS, ddim_x0, heun_x0, sample
 from tract.settings import Distillation
 from tract.step import ddim_step
 
@@ -86,7 +86,7 @@ def test_targets_are_those_of_the_papers_equations_14_and_15(hop, schedule, gene
             return torch.from_numpy(self_teacher(x[0].numpy(), level.sigma.item()))[None]
 
         levels = GRID[t], GRID[u], GRID[s]
-        ours = closure_target(GAUSSIAN, second, x_t, *levels, x0_estimate=X0_ESTIMATES[hop])
+        ours = closure_target(GAUSSIAN, second, x_t, *levels, solver=SOLVERS[hop])
         # sigma_t x_s is up to 1e4 and is divided by steps from 5e-4 of sigma.
         np.testing.assert_allclose(ours[0].numpy(), expected, rtol=1e-9, atol=1e-9)
 
@@ -95,7 +95,7 @@ def test_targets_are_those_of_the_papers_equations_14_and_15(hop, schedule, gene
 def test_at_the_last_step_the_target_is_the_teachers_x0(hop, generator):
     x_t = torch.randn(5, 2, dtype=torch.float64, generator=generator)
     t, clean = GRID[1], GRID[0]
-    target = closure_target(GAUSSIAN, None, x_t, t, clean, clean, x0_estimate=X0_ESTIMATES[hop])
+    target = closure_target(GAUSSIAN, None, x_t, t, clean, clean, solver=SOLVERS[hop])
     assert torch.equal(target, GAUSSIAN(x_t, t))
 
 
@@ -113,7 +113,7 @@ def test_on_edms_own_grids_heuns_error_falls_fourfold_when_steps_double():
     for hop, steps in itertools.product(errors, (40, 80, 160)):
         levels = karras(steps)
         exact = GAUSSIAN.flow(levels.sigma[-1] * eps, levels[-1], levels[0])
-        x = sample(GAUSSIAN, eps, levels, steps, x0_estimate=X0_ESTIMATES[hop])
+        x = sample(GAUSSIAN, eps, levels, steps, solver=SOLVERS[hop])
         errors[hop].append((x - exact).square().mean().sqrt().item())
     ratios = {hop: [a / b for a, b in itertools.pairwise(e)] for hop, e in errors.items()}
     # 2 + O(h) and 4 + O(h), where h is 1/40 of a path that is long in units of log sigma.
@@ -121,11 +121,9 @@ def test_on_edms_own_grids_heuns_error_falls_fourfold_when_steps_double():
     assert ratios["heun"] == pytest.approx([4, 4], abs=0.35)
 
 
-@pytest.mark.parametrize("x0_estimate", [ddim_x0, heun_x0])
+@pytest.mark.parametrize("solver", [ddim_x0, heun_x0])
 @pytest.mark.parametrize("steps", [1, 2, 4, 8])
-def test_a_student_of_any_steps_that_knows_its_groups_samples_as_all_teacher_steps(
-    steps, x0_estimate
-):
+def test_a_student_of_any_steps_that_knows_its_groups_samples_as_all_teacher_steps(steps, solver):
     eps = torch.randn(8, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     asked = []
 
@@ -136,12 +134,12 @@ def test_a_student_of_any_steps_that_knows_its_groups_samples_as_all_teacher_ste
         asked.append(i_t)
         x_s = x_t
         for i in range(i_t, i_s, -1):
-            x0 = x0_estimate(GAUSSIAN, x_s, GRID[i], GRID[i - 1], None)
+            x0 = solver(GAUSSIAN, x_s, GRID[i], GRID[i - 1], None)
             x_s = ddim_step(x_s, x0, GRID[i], GRID[i - 1])
         s = GRID[i_s]
         return (t.sigma * x_s - s.sigma * x_t) / (t.sigma - s.sigma)
 
-    whole = sample(GAUSSIAN, eps, GRID, 40, x0_estimate=x0_estimate)
+    whole = sample(GAUSSIAN, eps, GRID, 40, solver=solver)
     # Roundings of 1e-16 at values of 80, divided by steps of a tenth and more of sigma.
     torch.testing.assert_close(sample(perfect, eps, GRID, steps), whole, rtol=0, atol=1e-11)
     assert asked == list(range(40, 0, -40 // steps))
@@ -149,9 +147,9 @@ def test_a_student_of_any_steps_that_knows_its_groups_samples_as_all_teacher_ste
 
 def test_batches_are_sampled_with_heun_as_all_at_once():
     eps = torch.randn(5, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-    options = {"clamp": False, "batch": 2, "x0_estimate": heun_x0}
+    options = {"clamp": False, "batch": 2, "solver": heun_x0}
     ours = sample_batches(GAUSSIAN, eps, GRID, 8, **options)
-    whole = sample(GAUSSIAN, eps, GRID, 8, x0_estimate=heun_x0)
+    whole = sample(GAUSSIAN, eps, GRID, 8, solver=heun_x0)
     torch.testing.assert_close(ours, whole, rtol=1e-12, atol=1e-12)
 
 
@@ -166,10 +164,10 @@ POINTS = Data(
 def settings_for(schedule, steps, **more):
     return Distillation(
         step_schedule=schedule,
-        images=64 * steps * (len(schedule) - 1),
-        batch=64,
+        train_images=64 * steps * (len(schedule) - 1),
+        batch_size=64,
         learning_rate=3e-3,
-        weight="edm",
+        loss_weight="edm",
         clamp=False,
         **more,
     )
@@ -183,7 +181,7 @@ def mlp(seed=0, channels=32):
 @pytest.mark.parametrize("steps", [0, 3, 4, 6, 8])  # phases end at 4 and 8
 @pytest.mark.parametrize("hop", STEPS)
 def test_a_two_phase_edm_schedule_runs_and_resumes_bit_for_bit(tmp_path, hop, steps):
-    settings = settings_for((40, 8, 1), steps=4, teacher_step=hop)
+    settings = settings_for((40, 8, 1), steps=4, solver=hop)
     whole = start_distillation(mlp(), settings)
     records = list(distill(whole, POINTS, GRID, settings))
     assert [record.phase for record in records] == ["40>8"] * 4 + ["8>1"] * 4
@@ -201,12 +199,12 @@ def test_a_two_phase_edm_schedule_runs_and_resumes_bit_for_bit(tmp_path, hop, st
     ("schedule", "hop"), [((40, 1), "heun"), ((40, 4, 2), "heun"), ((40, 8), "ddim")]
 )
 def test_students_of_one_two_and_eight_steps_learn_their_teachers_flow(schedule, hop):
-    settings = settings_for(schedule, steps=300, teacher_step=hop)
+    settings = settings_for(schedule, steps=300, solver=hop)
     state = start_distillation(GAUSSIAN, settings, mlp())
     for _ in distill(state, POINTS, GRID, settings):
         pass
     eps = torch.randn(512, 2, generator=torch.Generator().manual_seed(2))
-    whole = sample(GAUSSIAN, eps, GRID, 40, x0_estimate=X0_ESTIMATES[hop])
+    whole = sample(GAUSSIAN, eps, GRID, 40, solver=SOLVERS[hop])
 
     def distance(denoise):
         x = sample(denoise, eps, GRID, schedule[-1])

@@ -123,7 +123,7 @@ def test_hashes_that_are_known_are_not_computed():
 
 
 def test_a_batch_larger_than_the_data_is_refused_with_both_numbers(generator):
-    message = "batch is 51 but numbered has 50 samples: use 50 or less"
+    message = "batch_size is 51 but numbered has 50 samples: use 50 or less"
     with pytest.raises(ValueError, match=message):
         numbered().batch(51, generator)
     numbered().check_batch(50)

@@ -14,7 +14,7 @@ from safetensors.torch import load, save
 from tiny import NETWORK, assert_same_run, begun, recipe, start, tiny_run
 
 import tract
-from tract.experiments.run import Saving, _check_place
+from tract.experiments.run import Checkpointing, _check_place
 from tract.networks.build import build_denoiser
 from tract.networks.weights import (
     _checksum,
@@ -33,7 +33,7 @@ STEP = 8  # of 12, in the second phase: the checkpoint holds a teacher as well
 def unfinished(tmp_path_factory):
     """A run with checkpoints at steps 7 and 8."""
     folder = tmp_path_factory.mktemp("runs") / "unfinished"
-    begun(folder, STEP, saving=Saving(steps=1, keep=2))
+    begun(folder, STEP, saving=Checkpointing(steps=1, keep=2))
     assert len(list(folder.glob("checkpoint-*"))) == 2
     return folder
 
@@ -287,7 +287,7 @@ def test_a_first_teacher_is_still_the_first_after_a_later_phase_was_passed_over(
 ):
     # The checkpoint of phase 2 is whole, but under a wrong name: it is loaded, then refused.
     folder = tmp_path / "run"
-    begun(folder, 7, saving=Saving(steps=1, keep=3))
+    begun(folder, 7, saving=Checkpointing(steps=1, keep=3))
     (folder / "checkpoint-000000006.safetensors").unlink()  # else phase 2 begins at once
     (folder / "checkpoint-000000007.safetensors").rename(
         folder / "checkpoint-000000009.safetensors"
@@ -312,9 +312,9 @@ def test_with_no_whole_checkpoint_the_run_is_refused_and_left_as_it_is(unfinishe
 @pytest.mark.parametrize("keep", [1, 2])
 def test_new_checkpoints_are_kept_rather_than_a_damaged_one_ahead(whole, tmp_path, keep):
     folder = tmp_path / "run"
-    begun(folder, 3, saving=Saving(steps=1, keep=1))
+    begun(folder, 3, saving=Checkpointing(steps=1, keep=1))
     (folder / "checkpoint-000000011.safetensors").write_bytes(b"damaged")
-    begun(folder, 5, saving=Saving(steps=1, keep=keep))
+    begun(folder, 5, saving=Checkpointing(steps=1, keep=keep))
     names = sorted(p.name for p in folder.glob("checkpoint-*"))
     assert names == [f"checkpoint-{step:09}.safetensors" for step in (4, 5)][-keep:]
     tiny_run(folder)

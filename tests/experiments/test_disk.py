@@ -20,13 +20,13 @@ from tiny import DIGITS, assert_same_run, begun, files, forked, recipe, teacher,
 
 from tract.cli.main import main
 from tract.distill import distill, start_distillation
-from tract.experiments.run import Saving, branch
+from tract.experiments.run import Checkpointing, branch
 from tract.levels import cosine, ddpm_linear, karras
 from tract.networks.weights import load_model, read_tensors
-from tract.optimize import learn
+from tract.optimize import backward
 from tract.unet import UNet
 
-EVERY = Saving(steps=1, keep=2)
+EVERY = Checkpointing(steps=1, keep=2)
 pytestmark = pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
 
 
@@ -110,8 +110,8 @@ def test_the_command_ends_in_one_line_where_the_disk_is_full(small_disk, tmp_pat
 import sys
 sys.path.insert(0, {str(Path(__file__).parents[1])!r})
 from tiny import tiny_run
-from tract.experiments.run import Saving
-tiny_run({str(small_disk / "run")!r}, saving=Saving(steps=1))"""
+from tract.experiments.run import Checkpointing
+tiny_run({str(small_disk / "run")!r}, saving=Checkpointing(steps=1))"""
     notebook = write_notebook(tmp_path / "n.ipynb", "images = 1", source)
     fill(small_disk, left=65_536)
     assert main(["run", str(notebook), str(tmp_path / "out.ipynb")]) == 1
@@ -293,7 +293,7 @@ def test_no_number_leaves_the_last_checkpoint_and_a_branch_takes_another_rate(
     folder, steps = tmp_path / "run", itertools.count(1)
 
     def spoilt(error, weight, rows):
-        return learn(spoil(error) if next(steps) == 5 else error, weight, rows)
+        return backward(spoil(error) if next(steps) == 5 else error, weight, rows)
 
     with monkeypatch.context() as patch:
         patch.setattr("tract.optimize.learn", spoilt)
@@ -368,7 +368,7 @@ def test_checkpoints_are_kept_as_asked_and_written_at_the_ends_of_phases(tmp_pat
             yield record
             saved.append(steps_saved(tmp_path / "run"))
 
-    tiny_run(tmp_path / "run", saving=Saving(steps=steps, keep=keep), watch=watch)
+    tiny_run(tmp_path / "run", saving=Checkpointing(steps=steps, keep=keep), watch=watch)
     times = [i for i in range(1, 13) if i % 6 == 0 or (steps and i % steps == 0)]
     # Looked at while step 12 is yielded back: it is saved before the loop asks for the next.
     assert saved[-1] == times[-keep:]
@@ -380,7 +380,7 @@ def measured(denoiser):
     return math.sin(1e3 * weights(denoiser).double().sum().item())
 
 
-BEST = Saving(steps=2, metric=measured, metric_steps=1)
+BEST = Checkpointing(steps=2, metric=measured, metric_every=1)
 
 
 @pytest.fixture(scope="module")
@@ -415,7 +415,7 @@ def test_the_best_survives_an_interruption(tmp_path, best_whole, step):
 
 def test_no_number_is_never_the_best(tmp_path):
     draw = iter([math.nan, 0.5, math.nan, 0.3, 0.4, math.nan, *[0.6] * 6])
-    saving = Saving(metric=lambda denoiser: next(draw), metric_steps=1)
+    saving = Checkpointing(metric=lambda denoiser: next(draw), metric_every=1)
     begun(tmp_path / "run", 6, saving=saving)
     assert load_model(tmp_path / "run" / "best.safetensors")[1]["metric"] == 0.3
     tiny_run(tmp_path / "run", saving=saving)  # past nan in metric.jsonl
@@ -428,7 +428,7 @@ def test_no_number_is_never_the_best(tmp_path):
 @pytest.mark.parametrize(("make", "fits"), [(cosine, False), (karras, True), (ddpm_linear, True)])
 def test_heuns_teacher_is_refused_where_its_step_multiplies_errors(make, fits):
     levels = make(1000)
-    settings = recipe(step_schedule=(1000, 10, 1), teacher_step="heun")
+    settings = recipe(step_schedule=(1000, 10, 1), solver="heun")
     state = start_distillation(teacher(), settings)
     if fits:
         assert next(distill(state, DIGITS, levels, settings)).step == 1

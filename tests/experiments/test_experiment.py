@@ -16,13 +16,13 @@ from tract.experiments.measure import comparison, measure, measure_phases, saved
 from tract.experiments.results import read_results, wide
 from tract.levels import cosine, karras, levels_of
 from tract.metrics.distances import frechet_distance, moments_of
-from tract.networks.build import PRESETS
+from tract.networks.build import NETWORKS
 from tract.networks.weights import load_model, save_model
-from tract.samplers import X0_ESTIMATES, ddim_x0, sample
+from tract.samplers import SOLVERS, ddim_x0, sample
 from tract.settings import Distillation, Training
 
-TRAINING = Training(images=8, batch=4)
-STUDENT = Distillation(images=8, batch=4, step_schedule=(8, 2, 1), seed=3)
+TRAINING = Training(train_images=8, batch_size=4)
+STUDENT = Distillation(train_images=8, batch_size=4, step_schedule=(8, 2, 1), seed=3)
 
 
 def experiment(folder, **more):
@@ -57,7 +57,7 @@ def test_every_measured_number_is_a_row(done):
             ["TRACT", "8>2>1", 1, 8, 3, 352801, 4, name],
         ]
     assert set(table["data"]) == {"digits"}
-    assert set(table["process"]) == {"cosine"}
+    assert set(table["noise_schedule"]) == {"cosine"}
     assert len(set(table["teacher"])) == 1  # the student's teacher is the one that was measured
 
 
@@ -125,7 +125,7 @@ def test_every_phase_is_compared_with_the_first_teachers_rollout(done, tmp_path,
     folder = tmp_path / "copy"
     shutil.copytree(done.folder, folder)
     copy = dataclasses.replace(done, folder=folder)
-    settings = dataclasses.replace(STUDENT, teacher_step=step)
+    settings = dataclasses.replace(STUDENT, solver=step)
     folder.joinpath(run_name(STUDENT)).rename(folder / run_name(settings))
     measure_phases(copy, settings, count=3)
     table = read_results(folder / "results.csv")
@@ -135,28 +135,28 @@ def test_every_phase_is_compared_with_the_first_teachers_rollout(done, tmp_path,
     for value, steps, file in zip(rows["value"], (2, 1), ("phase-1", "model"), strict=True):
         student, _ = load_model(folder / run_name(settings) / f"{file}.safetensors")
         ours, rollout = (
-            sample(clamped(model), copy.noise[0][:3], cosine(8), n, x0_estimate=estimate)
-            for model, n, estimate in ((student, steps, ddim_x0), (teacher, 8, X0_ESTIMATES[step]))
+            sample(clamped(model), copy.noise[0][:3], cosine(8), n, solver=estimate)
+            for model, n, estimate in ((student, steps, ddim_x0), (teacher, 8, SOLVERS[step]))
         )
         distance = (ours - rollout).square().mean().sqrt().item()
         assert value == pytest.approx(distance, abs=1e-6)
 
 
 def test_a_schedule_decides_how_many_levels_its_run_steps_through(done):
-    longer = Distillation(images=8, batch=4, step_schedule=(16, 1))
+    longer = Distillation(train_images=8, batch_size=4, step_schedule=(16, 1))
     assert torch.equal(done.grid(longer).sigma, cosine(16).sigma)
     assert torch.equal(done.grid(TRAINING).sigma, cosine(8).sigma)
 
 
 def test_levels_that_only_their_own_number_of_steps_has_are_not_replaced(tmp_path):
-    begun = experiment(tmp_path, process="ddpm_linear")
+    begun = experiment(tmp_path, noise_schedule="ddpm_linear")
     with pytest.raises(ValueError, match="step_schedule starts with 16, .*the teacher's 8"):
-        begun.grid(Distillation(images=8, batch=4, step_schedule=(16, 1)))
+        begun.grid(Distillation(train_images=8, batch_size=4, step_schedule=(16, 1)))
 
 
 def test_the_teacher_of_a_student_is_on_its_card(done):
     card = json.loads((done.folder / run_name(STUDENT) / "card.json").read_text())
-    assert card["teacher"]["images"] == TRAINING.images
+    assert card["teacher"]["images"] == TRAINING.train_images
     assert card["experiment"]["data_sha256"] == done.data.sha256
     assert card["settings"]["step_schedule"] == [8, 2, 1]
 
@@ -197,7 +197,7 @@ def test_samples_that_nobody_made_are_refused_with_what_to_do(done):
     [
         ({"reference_steps": 3}, "num_steps is 3, .*choose a divisor of 8"),
         ({"num_samples": 1}, "num_samples is 1: use 2 or more"),
-        ({"process": "linear"}, "process is 'linear': choose one of .*'cosine'"),
+        ({"noise_schedule": "linear"}, "noise_schedule is 'linear': choose one of .*'cosine'"),
         ({"teacher_steps": 0}, "num_steps is 0: use 1 or more"),
     ],
 )
@@ -214,8 +214,8 @@ def test_a_network_that_does_not_fit_the_data_is_refused_before_anything_is_writ
 
 
 def test_a_batch_that_was_refused_does_not_claim_the_folder(tmp_path):
-    with pytest.raises(ValueError, match="batch is 2000 but digits has 1797 samples"):
-        experiment(tmp_path).train_teacher("digits", Training(images=2000, batch=2000))
+    with pytest.raises(ValueError, match="batch_size is 2000 but digits has 1797 samples"):
+        experiment(tmp_path).train_teacher("digits", Training(train_images=2000, batch_size=2000))
     assert not (tmp_path / TEACHER).exists()
 
 
@@ -223,7 +223,7 @@ def test_a_conditional_experiment_teaches_the_labels(tmp_path):
     begun = experiment(tmp_path, conditional=True)
     teacher = begun.train_teacher("digits", TRAINING)
     assert teacher.config["options"]["num_classes"] == 10
-    assert "num_classes" not in PRESETS["digits"]
+    assert "num_classes" not in NETWORKS["digits"]
     assert measure(begun, teacher, TRAINING, [8])["nfe"].tolist() == [8]
 
 
@@ -234,7 +234,7 @@ def test_levels_have_the_names_of_their_processes():
 
 def test_runs_are_named_by_what_tells_them_apart():
     assert run_name(TRAINING) == "teacher"
-    plain = Distillation(images=256, step_schedule=(8, 1))
+    plain = Distillation(train_images=256, step_schedule=(8, 1))
     assert run_name(plain) == "TRACT-8-1-256images-seed0"
     growing = dataclasses.replace(plain, step_schedule=[[4, 8], 1])
     assert run_name(growing) == "TRACT-4_8-1-256images-seed0"
@@ -254,18 +254,18 @@ OTHER = {
     "step_schedule": (8, 4, 4, 1),
     "growth": "geometric",
     "method": "BTD",
-    "teacher_step": "heun",
+    "solver": "heun",
     "self_ema": 0.9,
     "restart_ema": False,
     "clamp": False,
-    "student": "digits_small",
+    "student_network": "digits_small",
 }
 
 
 @pytest.mark.parametrize("name", [field.name for field in dataclasses.fields(Distillation)])
 def test_no_two_settings_share_a_run(name):
     schedule = ((4, 8), 2) if name == "growth" else (8, 4, 4, 2)
-    settings = Distillation(images=512, step_schedule=schedule)
+    settings = Distillation(train_images=512, step_schedule=schedule)
     assert run_name(dataclasses.replace(settings, **{name: OTHER[name]})) != run_name(settings)
 
 

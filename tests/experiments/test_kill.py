@@ -14,7 +14,7 @@ from tiny import assert_same_run, forked, recipe, tiny_run
 
 from tract.experiments import card as cards
 from tract.experiments import history as histories
-from tract.experiments.run import Saving
+from tract.experiments.run import Checkpointing
 
 KILLS = 50
 
@@ -73,7 +73,7 @@ def arm(point, count, when):
 
 def attempt(folder, draw, seconds):
     """Run until killed at a moment that is drawn; whether it was."""
-    saving = Saving(steps=draw.randint(1, 3), keep=2)
+    saving = Checkpointing(steps=draw.randint(1, 3), keep=2)
     point = draw.choice([*POINTS, "time"])
     if point == "time":
         status = forked(lambda: tiny_run(folder, saving=saving), delay=draw.uniform(0, seconds))

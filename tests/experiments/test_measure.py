@@ -45,7 +45,7 @@ def test_a_classifier_is_trained_on_the_labels_once_and_kept_beside_the_runs(tmp
 
 
 def test_every_kind_of_feature_is_a_row_with_what_it_depends_on(tmp_path):
-    begun, settings = experiment(tmp_path), Training(images=4, batch=4)
+    begun, settings = experiment(tmp_path), Training(train_images=4, batch_size=4)
     teacher = begun.train_teacher("digits", settings)
     table = measure(begun, teacher, settings, [8], ["pixels", "classifier"])
     assert {"fd_pixels", "fd_classifier", "rmse_to_teacher"} <= set(table.columns)
@@ -56,7 +56,7 @@ def test_every_kind_of_feature_is_a_row_with_what_it_depends_on(tmp_path):
 
 
 def test_features_that_do_not_exist_are_refused_before_anything_is_sampled(tmp_path):
-    begun, settings = experiment(tmp_path), Training(images=4, batch=4)
+    begun, settings = experiment(tmp_path), Training(train_images=4, batch_size=4)
     teacher = begun.train_teacher("digits", settings)
     with pytest.raises(ValueError, match="features is 'colour': choose one of"):
         measure(begun, teacher, settings, [8], ["colour"])
@@ -64,7 +64,7 @@ def test_features_that_do_not_exist_are_refused_before_anything_is_sampled(tmp_p
 
 
 def test_a_fid_of_a_run_becomes_a_row_of_results_with_all_its_conditions(tmp_path, capsys):
-    begun, settings = experiment(tmp_path / "runs"), Training(images=4, batch=4, seed=3)
+    begun, settings = experiment(tmp_path / "runs"), Training(train_images=4, batch_size=4, seed=3)
     measure(begun, begun.train_teacher("digits", settings), settings, [8])
     run, table = str(tmp_path / "runs" / "teacher"), str(tmp_path / "all.csv")
     command = ["fid", run, "digits", "--features", "pixels", "--metrics", "fd", "kid"]
@@ -92,7 +92,7 @@ def test_numbers_of_what_is_no_run_have_no_row_and_are_refused_before_measuring(
 
 def test_of_many_samples_the_first_are_kept_and_compared_with_the_teachers(tmp_path, monkeypatch):
     monkeypatch.setattr(measuring, "KEPT", 3)
-    begun, settings = experiment(tmp_path), Training(images=4, batch=4)
+    begun, settings = experiment(tmp_path), Training(train_images=4, batch_size=4)
     measure(begun, begun.train_teacher("digits", settings), settings, [8, 2])
     assert read_tensors(tmp_path / "teacher" / "samples.safetensors")[0]["2"].shape[0] == 3
     rows = read_results(tmp_path / "results.csv").query("nfe == 2").set_index("metric")

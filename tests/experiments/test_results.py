@@ -8,7 +8,7 @@ from tract.experiments.results import COLUMNS, KEY, append_results, publish, rea
 
 def row(run="TRACT-8-1", metric="fd_pixels", value=1.0, **more):
     """A row with every column."""
-    columns = dict.fromkeys(COLUMNS, "") | {"data": "digits", "process": "cosine", "nfe": 1}
+    columns = dict.fromkeys(COLUMNS, "") | {"data": "digits", "noise_schedule": "cosine", "nfe": 1}
     return columns | {"run": run, "metric": metric, "value": value} | more
 
 

@@ -17,7 +17,7 @@ from tract.experiments import card as cards
 from tract.experiments import run as runs
 from tract.experiments.card import claim, read_card
 from tract.experiments.history import history
-from tract.experiments.run import Run, Saving, complete
+from tract.experiments.run import Checkpointing, Run, complete
 from tract.levels import karras
 from tract.networks.build import build_denoiser
 from tract.networks.weights import load_model
@@ -25,7 +25,7 @@ from tract.settings import Distillation, Training
 from tract.train import start_training, train_teacher
 
 POINTS = Data("points", torch.randn(64, 2, generator=torch.Generator().manual_seed(0)))
-SETTINGS = Training(images=16 * 6, batch=16, learning_rate=1e-2)
+SETTINGS = Training(train_images=16 * 6, batch_size=16, learning_rate=1e-2)
 CARD = {"data": "points"}
 
 
@@ -129,7 +129,9 @@ def test_an_interrupted_run_goes_on_to_the_same_end(tmp_path, whole, capsys, ste
 
 
 def test_a_distillation_goes_on_across_its_phases(tmp_path):
-    settings = Distillation(images=16 * 6, batch=16, step_schedule=(8, 2, 1), clamp=False)
+    settings = Distillation(
+        train_images=16 * 6, batch_size=16, step_schedule=(8, 2, 1), clamp=False
+    )
 
     def distilled(folder, watch):
         state = start_distillation(model(), settings)
@@ -198,7 +200,7 @@ def test_checkpoints_are_written_as_time_passes(tmp_path, whole):
             yield record
 
     with pytest.raises(RuntimeError, match="power cut"):
-        run(folder, watch=crash, saving=Saving(minutes=1e-9))
+        run(folder, watch=crash, saving=Checkpointing(minutes=1e-9))
     steps = []
 
     def note(records):
@@ -259,7 +261,7 @@ def test_tensorboard_shows_every_step_of_a_resumed_run_once(tmp_path):
                 raise RuntimeError("power cut")
             yield record
 
-    saving = Saving(steps=2, metric=lambda denoiser: 0.25, metric_steps=3)
+    saving = Checkpointing(steps=2, metric=lambda denoiser: 0.25, metric_every=3)
     with pytest.raises(RuntimeError, match="power cut"):
         run(folder, watch=crash, saving=saving)
     # TensorBoard reads files in the order of their names, of the second, host, process and a
@@ -279,7 +281,7 @@ def test_tensorboard_shows_every_step_of_a_resumed_run_once(tmp_path):
 
 def test_other_settings_are_refused_with_their_names_and_the_folder_is_left_alone(whole):
     before = {p.name: p.read_bytes() for p in whole.iterdir()}
-    others = Training(images=16 * 6, batch=16, learning_rate=3e-2, seed=7)
+    others = Training(train_images=16 * 6, batch_size=16, learning_rate=3e-2, seed=7)
     with pytest.raises(ValueError, match="other values of") as refusal:
         run(whole, others, {"data": "digits"}, watch=never)
     message = str(refusal.value)
@@ -312,9 +314,9 @@ def test_a_network_that_could_not_be_saved_is_refused_before_it_is_trained(tmp_p
 
 
 def test_a_newcomer_that_could_not_be_saved_is_refused_before_the_run(tmp_path):
-    settings = Distillation(images=12, batch=4, step_schedule=(4, 2, 2, 1))
+    settings = Distillation(train_images=12, batch_size=4, step_schedule=(4, 2, 2, 1))
     state = start_distillation(model(), settings, Denoiser(model().net, "edm"))
-    assert state.newcomer is not None
+    assert state.new_student is not None
     with pytest.raises(ValueError, match="cannot be saved: make it with presets.build_denoiser"):
         complete(Run(tmp_path / "run", state, never([]), settings, CARD))
     assert not (tmp_path / "run").exists()

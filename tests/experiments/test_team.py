@@ -25,12 +25,12 @@ from tract.experiments import team, worker
 from tract.experiments.card import claim, read_card
 from tract.experiments.experiment import TEACHER, Experiment, run_name
 from tract.experiments.history import history
-from tract.experiments.run import Saving
+from tract.experiments.run import Checkpointing
 from tract.experiments.team import follow, team_size, together
 from tract.networks.weights import fingerprint, save_model
 from tract.settings import Distillation, Training
 
-SETTINGS = Distillation(images=8 * 20, batch=8, step_schedule=(16, 4, 1))
+SETTINGS = Distillation(train_images=8 * 20, batch_size=8, step_schedule=(16, 4, 1))
 NAME = run_name(SETTINGS)
 
 
@@ -77,7 +77,7 @@ def test_a_run_is_stopped_by_one_process_broken_by_another_and_ended_by_a_single
     tmp_path, capfd
 ):
     experiment(tmp_path / "whole").distill(SETTINGS)
-    begun, saving = experiment(tmp_path / "run"), Saving(steps=4)
+    begun, saving = experiment(tmp_path / "run"), Checkpointing(steps=4)
     with pytest.raises(KeyboardInterrupt):
         signalled(begun.distillation(SETTINGS, saving, processes=2), 5, signal.SIGTERM)
     (step,) = re.findall(r"saved at step (\d+); run it again", capfd.readouterr().out)
@@ -143,7 +143,9 @@ def tasks(monkeypatch):
 
 def test_a_task_is_all_that_another_process_needs_to_train_the_same_teacher(tmp_path, tasks):
     begun = Experiment(tmp_path / "run", "digits", conditional=True)
-    result = begun.train_teacher("digits", Training(images=4, batch=2, seed=3), processes=2)
+    result = begun.train_teacher(
+        "digits", Training(train_images=4, batch_size=2, seed=3), processes=2
+    )
     work = worker.prepare(tasks[0])
     state, _ = work.args
     work()  # alone
@@ -152,7 +154,7 @@ def test_a_task_is_all_that_another_process_needs_to_train_the_same_teacher(tmp_
 
 
 def test_a_task_is_all_that_another_process_needs_to_go_on_from_a_checkpoint(tmp_path, tasks):
-    growing = replace(SETTINGS, step_schedule=([4, 16], 1), growth="stalled")
+    growing = replace(SETTINGS, step_schedule=([4, 16], 1))
     begun = experiment(tmp_path / "run")
     run = begun.distillation(growing, processes=2)
     with pytest.raises(KeyboardInterrupt):
@@ -179,8 +181,8 @@ def test_a_number_of_processes_that_cannot_be_is_refused_before_anything_is_comp
     tmp_path, monkeypatch
 ):
     begun = Experiment(tmp_path, "digits")
-    with pytest.raises(ValueError, match="batch is 8, which 3 processes cannot share"):
-        begun.train_teacher("digits", Training(images=8, batch=8), processes=3)
+    with pytest.raises(ValueError, match="batch_size is 8, which 3 processes cannot share"):
+        begun.train_teacher("digits", Training(train_images=8, batch_size=8), processes=3)
     with pytest.raises(ValueError, match="processes is 0: use 1 or more"):
         begun.distill(SETTINGS, processes=0)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)

@@ -90,7 +90,7 @@ def test_a_row_that_is_measured_again_replaces_its_older_one(tmp_path):
     ("arguments", "message"),
     [
         (["--preset", "digit"], "preset is 'digit': choose one of"),
-        (["--batch", "-1"], "batch is -1: use 1 or more"),
+        (["--batch", "-1"], "batch_size is -1: use 1 or more"),
         (["--options", "fp33"], "compute is 'fp33': choose one of"),
     ],
 )

@@ -10,7 +10,7 @@ from tract.jobs import cost
 from tract.jobs.cost import estimate, image_flops, network_flops, passes
 from tract.jobs.parameters import declared_parameters
 from tract.jobs.quickstart import ROOT
-from tract.networks.build import preset
+from tract.networks.build import named_network
 from tract.phases import halving_schedule
 from tract.settings import Distillation, Training
 
@@ -23,7 +23,7 @@ NETWORK = {
     "options": OPTIONS | {"channel_mult": [1], "num_blocks": 1},
 }
 # At the size of the paper, where 96M are 96 * 2^20 in the authors' code.
-PAPER = {"images": 96 * 2**20, "batch": 256, "step_schedule": [1024, 32, 1]}
+PAPER = {"train_images": 96 * 2**20, "batch_size": 256, "step_schedule": [1024, 32, 1]}
 
 
 def conv(size, c_in, c_out, kernel):
@@ -65,19 +65,19 @@ def test_flop_of_a_network_are_those_counted_by_hand():
 )
 def test_flop_of_the_papers_networks_are_the_published_ones(name, published):
     digits = len(str(published).partition(".")[2])
-    assert round(network_flops(preset(name)) / 1e9, digits) == published
+    assert round(network_flops(named_network(name)) / 1e9, digits) == published
 
 
 def test_the_papers_main_run_takes_the_flop_that_are_published():
     settings = Distillation(**PAPER)
-    (first, second) = image_flops(preset("cifar10"), settings)
+    (first, second) = image_flops(named_network("cifar10"), settings)
     assert first == second
-    assert first * settings.num_steps * settings.batch == pytest.approx(1.8e19, rel=0.005)
+    assert first * settings.num_steps * settings.batch_size == pytest.approx(1.8e19, rel=0.005)
 
 
-def flop_of_a_step(settings, config=NETWORK, phase=0, process="cosine"):
+def flop_of_a_step(settings, config=NETWORK, phase=0, noise_schedule="cosine"):
     """What torch counts in one step that is made."""
-    _, records = cost.begin(config, settings, process, phase)
+    _, records = cost.begin(config, settings, noise_schedule, phase)
     # The fused kernels of a CPU's attention are not known to the counter.
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
         next(records)
@@ -85,22 +85,22 @@ def flop_of_a_step(settings, config=NETWORK, phase=0, process="cosine"):
 
 
 def distillation(**more):
-    return Distillation(**{"images": 64, "batch": 2, "step_schedule": [16, 4, 1]} | more)
+    return Distillation(**{"train_images": 64, "batch_size": 2, "step_schedule": [16, 4, 1]} | more)
 
 
 RUNS = {
-    "teacher": (Training(images=64, batch=2), [(0, 3)]),
+    "teacher": (Training(train_images=64, batch_size=2), [(0, 3)]),
     "TRACT": (distillation(), [(1, 4)] * 2),
     "BTD": (distillation(method="BTD", step_schedule=halving_schedule(16)), [(2, 3)] * 4),
     "consistency": (distillation(method="consistency", step_schedule=[16, 1]), [(1, 4)]),
     "BTD, Heun": (
-        distillation(method="BTD", teacher_step="heun", step_schedule=halving_schedule(4)),
+        distillation(method="BTD", solver="heun", step_schedule=halving_schedule(4)),
         [(4, 3), (2, 3)],
     ),
-    "Heun": (distillation(teacher_step="heun", step_schedule=[18, 6, 1]), [(2, 4), (1, 4)]),
+    "Heun": (distillation(solver="heun", step_schedule=[18, 6, 1]), [(2, 4), (1, 4)]),
     "growing grids": (distillation(step_schedule=[[4, 8, 16], 2, 1]), [(1, 4)] * 2),
     "a newcomer": (
-        distillation(step_schedule=[16, 4, 4, 1], student="digits_small"),
+        distillation(step_schedule=[16, 4, 4, 1], student_network="digits_small"),
         [(1, 4), (1, 3), (1, 4)],
     ),
 }
@@ -114,19 +114,22 @@ def test_passes_of_every_method_by_phase(settings, expected):
 @pytest.mark.parametrize("name", RUNS)
 def test_flop_of_an_image_are_those_of_a_step_that_is_made(name):
     settings, _ = RUNS[name]
-    config = preset("digits") if name == "a newcomer" else NETWORK
-    process = "karras" if "Heun" in name else "cosine"
+    config = named_network("digits") if name == "a newcomer" else NETWORK
+    noise_schedule = "karras" if "Heun" in name else "cosine"
     for phase, flops in enumerate(image_flops(config, settings)):
-        made = flop_of_a_step(settings, config, phase, process) / settings.batch
+        made = flop_of_a_step(settings, config, phase, noise_schedule) / settings.batch_size
         # The first layers need no gradient of their input, which the estimate counts as well.
         assert made == pytest.approx(flops, rel=0.03), phase
         assert made <= flops
 
 
 def test_a_newcomers_phases_are_counted_with_its_own_network():
-    large, small = network_flops(preset("digits")), network_flops(preset("digits_small"))
+    large, small = (
+        network_flops(named_network("digits")),
+        network_flops(named_network("digits_small")),
+    )
     settings, _ = RUNS["a newcomer"]
-    flops = image_flops(preset("digits"), settings)
+    flops = image_flops(named_network("digits"), settings)
     assert flops == [5 * large, large + 3 * small, 5 * small]
 
 
@@ -135,7 +138,7 @@ def trials(monkeypatch):
     """Trials that take 0.1 s and 10 bytes an image, beside 1000 bytes, instead of steps."""
     tried = []
 
-    def timed(config, settings, process, phase, compute, batch, steps):
+    def timed(config, settings, noise_schedule, phase, compute, batch, steps):
         tried.append((phase, batch))
         return 0.1 * batch, 1000, 10 * batch
 
@@ -144,7 +147,7 @@ def trials(monkeypatch):
 
 
 def test_time_and_memory_are_scaled_from_the_batch_that_was_tried(trials):
-    settings = Distillation(images=1000, batch=100, step_schedule=[16, 4, 1])
+    settings = Distillation(train_images=1000, batch_size=100, step_schedule=[16, 4, 1])
     result = estimate(NETWORK, settings)
     assert trials == [(0, 1), (0, 15)]  # 1.5 s
     assert (result.steps, result.images, result.tried) == (10, 1000, 15)
@@ -155,7 +158,7 @@ def test_time_and_memory_are_scaled_from_the_batch_that_was_tried(trials):
 
 
 def test_images_that_fill_no_batch_are_not_counted(trials):
-    settings = Distillation(images=1039, batch=10, step_schedule=[16, 4, 1])
+    settings = Distillation(train_images=1039, batch_size=10, step_schedule=[16, 4, 1])
     result = estimate(NETWORK, settings)
     assert (result.steps, result.images) == (102, 1020)
     assert result.tried == 10
@@ -164,7 +167,7 @@ def test_images_that_fill_no_batch_are_not_counted(trials):
 
 def test_each_kind_of_phase_is_tried(trials):
     settings, _ = RUNS["a newcomer"]
-    estimate(preset("digits"), settings)
+    estimate(named_network("digits"), settings)
     assert sorted({phase for phase, _ in trials}) == [0, 1, 2]
     trials.clear()
     estimate(NETWORK, RUNS["BTD"][0])
@@ -187,7 +190,7 @@ def test_memory_is_weights_moments_gradients_and_what_the_backward_pass_needs():
     parameters = 4 * sum(p.numel() for p in cost.build_denoiser(NETWORK).parameters())
     held, two = cost.memory(*cost.begin(NETWORK, distillation(), "cosine", 0))
     assert held == 7 * parameters  # 4 networks, gradients, 2 moments
-    _, six = cost.memory(*cost.begin(NETWORK, distillation(batch=6), "cosine", 0))
+    _, six = cost.memory(*cost.begin(NETWORK, distillation(batch_size=6), "cosine", 0))
     # Of each image at least the inputs of its convolutions, of 16 pixels.
     inputs = 3 + 8 + 2 * 8 * 3 + 2 * (16 + 8) + 16 + 8 + 8
     assert two > 2 * 4 * 16 * inputs
@@ -199,12 +202,12 @@ def test_memory_is_weights_moments_gradients_and_what_the_backward_pass_needs():
 @pytest.mark.parametrize(("flop_a_second", "tried"), [(5e9, 16), (2e8, 13), (5e6, 1)])
 def test_an_estimate_is_the_time_of_a_run_where_time_is_work(monkeypatch, flop_a_second, tried):
     # 22 MFLOP an image: on the slowest of these machines one takes longer than SLOW_SECONDS.
-    settings = Distillation(images=96, batch=16, step_schedule=[16, 4, 1])
+    settings = Distillation(train_images=96, batch_size=16, step_schedule=[16, 4, 1])
     with FlopCounterMode(display=False) as made:
         clock = cost.time
         monkeypatch.setattr(clock, "perf_counter", lambda: made.get_total_flops() / flop_a_second)
-        told = estimate(preset("digits_small"), settings)
-        _, records = cost.begin(preset("digits_small"), settings, "cosine", 0)
+        told = estimate(named_network("digits_small"), settings)
+        _, records = cost.begin(named_network("digits_small"), settings, "cosine", 0)
         start = clock.perf_counter()
         assert sum(1 for _ in records) == 6
         assert told.seconds == pytest.approx(clock.perf_counter() - start)
@@ -216,13 +219,13 @@ def test_an_estimate_is_near_the_time_that_a_run_takes(monkeypatch):
     from time import process_time
 
     monkeypatch.setattr(cost.time, "perf_counter", process_time)
-    settings = Distillation(images=480, batch=16, step_schedule=[16, 4, 1])
+    settings = Distillation(train_images=480, batch_size=16, step_schedule=[16, 4, 1])
     ratios = []
     # A busy machine lengthens the one or the other now and then, by a fifth or so.
     while not (ratios and ratios[-1] == pytest.approx(1, rel=0.33)):
         assert len(ratios) < 5, ratios
-        told = estimate(preset("digits_small"), settings).seconds
-        _, records = cost.begin(preset("digits_small"), settings, "cosine", 0)
+        told = estimate(named_network("digits_small"), settings).seconds
+        _, records = cost.begin(named_network("digits_small"), settings, "cosine", 0)
         start = process_time()
         assert sum(1 for _ in records) == 30
         ratios.append((process_time() - start) / told)
@@ -246,16 +249,16 @@ def test_the_quickstart_is_told_from_what_its_notebooks_declare(trials, monkeypa
 
 
 @pytest.mark.parametrize(
-    ("settings", "process", "message"),
+    ("settings", "noise_schedule", "message"),
     [
         (
-            distillation(teacher_step="heun"),
+            distillation(solver="heun"),
             "cosine",
-            "teacher_step is 'heun', and at the noisiest",
+            "solver is 'heun', and at the noisiest",
         ),
-        (distillation(), "cosin", "process is 'cosin': choose one of"),
+        (distillation(), "cosin", "noise_schedule is 'cosin': choose one of"),
     ],
 )
-def test_a_run_that_cannot_be_has_no_cost(settings, process, message):
+def test_a_run_that_cannot_be_has_no_cost(settings, noise_schedule, message):
     with pytest.raises(ValueError, match=message):
-        estimate(NETWORK, settings, process)
+        estimate(NETWORK, settings, noise_schedule)

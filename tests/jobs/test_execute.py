@@ -6,7 +6,7 @@ import pytest
 from helpers import write_notebook
 from nbformat import v4
 
-from tract.jobs.execute import execute, keep_readable
+from tract.jobs.execute import execute, strip_for_commit
 from tract.jobs.parameters import check_parameters, declared_parameters, refuse_unknown_parameters
 
 PARAMETERS = """run_dir = "runs"  # help: where it goes
@@ -108,7 +108,7 @@ def test_of_a_progress_bar_the_last_state_is_kept(tmp_path):
         v4.new_output("display_data", {"text/plain": "x"}),
     ]
     nbformat.write(v4.new_notebook(cells=[v4.new_code_cell("", outputs=outputs)]), path)
-    keep_readable(path)
+    strip_for_commit(path)
     kept = nbformat.read(path, as_version=4).cells[0].outputs
     assert kept[0].text == "start\nrun: 100%|\nend\n"
     assert kept[1].data == {"text/plain": "x"}

@@ -20,14 +20,14 @@ from tract.experiments.catalogue import (
 from tract.experiments.experiment import Experiment
 from tract.experiments.history import history
 from tract.experiments.measure import measure, measure_phases, saved_samples
-from tract.experiments.run import Saving
+from tract.experiments.run import Checkpointing
 from tract.lab.browser import RunBrowser
 from tract.networks.weights import load_model
 from tract.samplers import sample
 from tract.settings import Distillation, Training
 
-STUDENT = Distillation(images=16, batch=4, step_schedule=(8, 2, 1))
-OTHER = Distillation(images=16, batch=4, step_schedule=(8, 2, 1), seed=1)
+STUDENT = Distillation(train_images=16, batch_size=4, step_schedule=(8, 2, 1))
+OTHER = Distillation(train_images=16, batch_size=4, step_schedule=(8, 2, 1), seed=1)
 NAME = "quick/TRACT-8-2-1-16images-batch4-seed"
 
 
@@ -40,12 +40,12 @@ def experiment(tmp_path_factory):
     """A teacher, a finished student, one that was cut off after 3 of 4 steps, and a damaged one."""
     options = {"teacher_steps": 8, "reference_steps": 8, "num_samples": 4}
     begun = Experiment(tmp_path_factory.mktemp("runs") / "quick", "digits", **options)
-    training = Training(images=8, batch=4)
+    training = Training(train_images=8, batch_size=4)
     measure(begun, begun.train_teacher("digits", training), training, [8, 1])
     measure(begun, begun.distill(STUDENT), STUDENT, [1])
     measure_phases(begun, STUDENT, 4)
     with contextlib.suppress(KeyError):
-        begun.distill(OTHER, Saving(steps=1, metric=stop, metric_steps=3))
+        begun.distill(OTHER, Checkpointing(steps=1, metric=stop, metric_every=3))
     (begun.folder / "odd").mkdir()
     (begun.folder / "odd" / "card.json").write_text('{"method": ')
     return begun

@@ -20,7 +20,7 @@ from tract.settings import Distillation
 
 NOTEBOOKS = Path(__file__).resolve().parents[2] / "notebooks"
 RECIPES = [
-    Distillation(step_schedule=schedule, images=1280, clip_norm=2.0)
+    Distillation(step_schedule=schedule, train_images=1280, clip_norm=2.0)
     for schedule in ([64, 8, 1], [64, 1])
 ]
 
@@ -66,9 +66,9 @@ def test_the_picture_and_the_numbers_follow_a_change(editor):
         ("schedule", "[64, 8z, 1]", "8z"),
         ("schedule", "[64; 8; 1]", "64; 8; 1"),
         ("method", "BTD", "BTD halves the steps in every phase"),
-        ("process", "karras", "knows 'cosine' levels"),
-        ("teacher_step", "heun", "use karras or ddpm_linear levels"),
-        ("images", 10, "images is 10, less than one batch"),
+        ("noise_schedule", "karras", "knows 'cosine' levels"),
+        ("solver", "heun", "use karras or ddpm_linear levels"),
+        ("images", 10, "train_images is 10, less than one batch"),
         ("self_ema", 1.0, "self_ema is 1.0: use 0 or more and less than 1"),
         ("seed", -1, "seed is -1"),
     ],
@@ -134,7 +134,7 @@ def test_presets_for_other_teachers_are_shown_and_refused(editor):
     assert editor.settings.step_schedule == (40, 1)
     assert editor.settings.clip_norm == 1e9
     assert "knows 'cosine' levels" in editor.reason
-    assert yaml.safe_load(editor.yaml.value)["process"] == "karras"
+    assert yaml.safe_load(editor.yaml.value)["noise_schedule"] == "karras"
     editor.preset.value = "this notebook, 64>8>1"
     assert editor.settings == RECIPES[0]
 
@@ -161,7 +161,7 @@ def test_time_is_told_once_it_was_measured(editor, monkeypatch):
 def test_where_nobody_can_click_it_starts_at_once(editor):
     assert asyncio.run(editor.started()) == RECIPES[0]
     editor.fields["batch"].value = 10**6
-    with pytest.raises(ValueError, match="images is 1280, less than one batch"):
+    with pytest.raises(ValueError, match="train_images is 1280, less than one batch"):
         asyncio.run(editor.started())
 
 
@@ -183,7 +183,7 @@ def test_where_somebody_can_it_starts_with_a_click(editor, monkeypatch):
 
 
 def test_a_plan_counts_what_each_phase_does():
-    settings = Distillation(step_schedule=[64, 8, 1], images=1280, batch=10)
+    settings = Distillation(step_schedule=[64, 8, 1], train_images=1280, batch_size=10)
     config = teacher().config
     table = plan(config, settings, flop_rate=1e6).set_index("phase")
     assert list(table.index) == ["64>8", "8>1", "all"]

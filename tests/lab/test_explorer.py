@@ -75,8 +75,8 @@ def test_a_schedule_that_cannot_be_is_said_in_red_and_nothing_else_changes(sched
 def experiment(tmp_path_factory):
     options = {"teacher_steps": 8, "reference_steps": 8, "num_samples": 16}
     begun = Experiment(tmp_path_factory.mktemp("runs"), "digits", **options)
-    begun.train_teacher("digits", Training(images=8, batch=4))
-    begun.distill(Distillation(images=16, batch=4, step_schedule=(8, 2, 1)))
+    begun.train_teacher("digits", Training(train_images=8, batch_size=4))
+    begun.distill(Distillation(train_images=16, batch_size=4, step_schedule=(8, 2, 1)))
     return begun
 
 

@@ -39,11 +39,16 @@ SCREENSHOTS = ROOT / ".screenshots"
 def server(tmp_path_factory):
     folder, home = tmp_path_factory.mktemp("work"), tmp_path_factory.mktemp("home")
     # 200 steps: time enough to press Stop.
-    small = {"images": 3200, "batch": 16, "step_schedules": [[1024, 32, 1]], "metric_steps": 100}
+    small = {
+        "train_images": 3200,
+        "batch_size": 16,
+        "step_schedules": [[1024, 32, 1]],
+        "metric_every": 100,
+    }
     name = "notebooks/03_tract.ipynb"
     copy_notebook(ROOT / name, folder / name, **small)
     begun = Experiment(folder / "runs" / "quickstart", "digits", reference_steps=8, num_samples=16)
-    training = Training(images=640, batch=32)
+    training = Training(train_images=640, batch_size=32)
     measure(begun, begun.train_teacher("digits", training), training, [8, 1])
     with jupyterlab(folder, home) as about:
         yield about

@@ -20,7 +20,7 @@ from tract.experiments.card import claim
 from tract.experiments.experiment import Experiment, run_name
 from tract.experiments.history import history
 from tract.experiments.measure import Distance
-from tract.experiments.run import Saving
+from tract.experiments.run import Checkpointing
 from tract.lab import monitor
 from tract.lab.curves import Curves, image_strip
 from tract.lab.probes import distance_to_data, students_samples, students_steps, target_errors
@@ -31,7 +31,7 @@ from tract.seeds import SAMPLES, generator_for
 from tract.settings import Distillation
 from tract.step import add_noise
 
-SETTINGS = Distillation(step_schedule=(16, 4, 1), images=96, batch=4, seed=1)
+SETTINGS = Distillation(step_schedule=(16, 4, 1), train_images=96, batch_size=4, seed=1)
 
 
 def experiment_in(folder):
@@ -171,7 +171,9 @@ def test_the_panel_says_how_far_and_how_fast(experiment, monkeypatch):
 
 
 def test_errors_by_level_are_those_of_a_plain_loop(experiment):
-    settings = Distillation(step_schedule=(16, 8, 8, 1), images=96, batch=4, student="digits_small")
+    settings = Distillation(
+        step_schedule=(16, 8, 8, 1), train_images=96, batch_size=4, student_network="digits_small"
+    )
     state, _, _ = experiment.student_run(settings)
     state.phase = 1  # of equal steps: the target is what the teacher says
     with torch.no_grad():
@@ -193,7 +195,7 @@ def test_errors_by_level_are_those_of_a_plain_loop(experiment):
 
 
 def test_students_of_many_steps_are_sampled_in_few_that_divide_them():
-    steps = Distillation(step_schedule=(360, 90, 10, 1), images=10**6)
+    steps = Distillation(step_schedule=(360, 90, 10, 1), train_images=10**6)
     assert [students_steps(steps, phase) for phase in range(3)] == [6, 5, 1]
 
 
@@ -209,7 +211,7 @@ def test_the_metric_is_the_distance_that_is_measured_at_the_end(whole):
 
 def test_a_run_is_measured_on_its_way_and_its_distances_are_drawn(experiment):
     metric = distance_to_data(experiment, SETTINGS, "pixels")
-    experiment.distill(SETTINGS, Saving(metric=metric, metric_steps=8))
+    experiment.distill(SETTINGS, Checkpointing(metric=metric, metric_every=8))
     panel = monitor.Panel(experiment, SETTINGS, experiment.distillation(SETTINGS))
     found = panel._distances()
     assert list(found["images_seen"]) == [32, 64, 96]

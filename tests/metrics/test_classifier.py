@@ -9,7 +9,7 @@ from tract.data import Data, to_unit
 from tract.datasets.load import load_data
 from tract.metrics.classifier import Classifier, Fitting, accuracy, fit_classifier, read_classifier
 from tract.metrics.features import classifier
-from tract.networks.build import build_denoiser, preset
+from tract.networks.build import build_denoiser, named_network
 from tract.networks.weights import read_tensors, save_model, write_tensors
 
 SHORT = Fitting(epochs=1)
@@ -93,7 +93,7 @@ def test_data_without_labels_are_refused(digits, tmp_path):
 
 def test_a_file_of_something_else_is_refused(tmp_path):
     path = tmp_path / "model.safetensors"
-    save_model(path, build_denoiser(preset("digits")), {})
+    save_model(path, build_denoiser(named_network("digits")), {})
     with pytest.raises(ValueError, match=f"{path} holds no classifier"):
         read_classifier(path)
 

@@ -42,7 +42,7 @@ def write_pngs(folder, images):
 
 
 def model(path):
-    experiment = {"process": "cosine", "clamp": True, "teacher_steps": 16}
+    experiment = {"noise_schedule": "cosine", "clamp": True, "teacher_steps": 16}
     save_model(path, teacher(), {"experiment": experiment, "settings": {}})
     return path
 
@@ -186,7 +186,7 @@ def test_a_row_says_all_that_its_number_depends_on(tmp_path):
     assert json.loads(json.dumps(row)) == row
     assert row["reference"] == {"name": "digits", "sha256": DIGITS.sha256}
     assert row["features"] == {"name": "pixels", "range": [-1, 1]}
-    assert {"process": "cosine", "grid_steps": 16, "clamp": True, "nfe": 4}.items() <= row[
+    assert {"noise_schedule": "cosine", "grid_steps": 16, "clamp": True, "nfe": 4}.items() <= row[
         "source"
     ].items()
     assert row["kept"] == 200
@@ -232,7 +232,7 @@ GREY, COLOUR = Data("grey", noise_images(9, 1)), Data("colour", noise_images(9, 
         ({"seeds": [-1]}, "seeds is -1: use 0 or more"),
         ({"samples": 1}, "samples is 1: use 2 or more"),
         ({"samples": 10}, "samples is 10, and grey has 9: use 9 or less"),
-        ({"batch": 0}, "batch is 0: use 1 or more"),
+        ({"batch": 0}, "batch_size is 0: use 1 or more"),
         ({"seeds": [0, 1]}, r"seeds are \[0, 1\], and all of grey is taken"),
         ({"steps": [2]}, r"steps are \[2\], and grey is no model"),
         ({"reference": COLOUR}, r"\(1, 3, 3\) and \(3, 3, 3\): use images of one shape"),

@@ -206,7 +206,7 @@ def test_two_processes_write_the_bytes_of_one(tmp_path, whole):
 
 
 def test_the_command_writes_what_a_model_samples(tmp_path, monkeypatch, capsys):
-    experiment = {"process": "cosine", "clamp": True, "teacher_steps": 16}
+    experiment = {"noise_schedule": "cosine", "clamp": True, "teacher_steps": 16}
     save_model(tmp_path / "a.safetensors", teacher(), {"experiment": experiment})
     monkeypatch.chdir(tmp_path)
     command = ["sample", "a.safetensors", "a.npz", "--samples", "6", "--steps", "2"]

@@ -6,7 +6,7 @@ import torch
 from tract.data import Data
 from tract.levels import karras
 from tract.metrics import samples as evaluate
-from tract.metrics.samples import fixed_noise, labels_in_turn, noise, sample_batches
+from tract.metrics.samples import cycling_labels, fixed_noise, noise, sample_batches
 from tract.oracle import Mixture
 from tract.samplers import sample
 
@@ -82,5 +82,5 @@ def test_the_noise_of_a_sample_depends_on_its_index_and_the_seed_alone():
 
 
 def test_labels_in_turn_go_on_where_the_batch_before_ended():
-    assert labels_in_turn(3, 2, 7).tolist() == [2, 0, 1, 2, 0]
-    assert labels_in_turn(0, 2, 7) is None
+    assert cycling_labels(3, 2, 7).tolist() == [2, 0, 1, 2, 0]
+    assert cycling_labels(0, 2, 7) is None

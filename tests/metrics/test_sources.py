@@ -21,7 +21,7 @@ from tract.networks.weights import fingerprint, save_model, write_tensors
 from tract.samplers import sample
 from tract.teachers.load import Teacher
 
-EXPERIMENT = {"process": "cosine", "clamp": True, "teacher_steps": 16}
+EXPERIMENT = {"noise_schedule": "cosine", "clamp": True, "teacher_steps": 16}
 
 
 @pytest.fixture
@@ -159,7 +159,7 @@ def test_a_model_is_sampled_from_the_noise_of_each_index(where, tmp_path):
 
 def test_a_students_grid_is_that_of_its_schedule_and_a_teachers_that_of_the_experiment(tmp_path):
     about = {
-        "experiment": EXPERIMENT | {"process": "karras"},
+        "experiment": EXPERIMENT | {"noise_schedule": "karras"},
         "settings": {"step_schedule": [8, 1]},
     }
     student = model_file(tmp_path / "a.safetensors", **about)

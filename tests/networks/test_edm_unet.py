@@ -9,7 +9,7 @@ from naive_edm import Weights, edm_denoised
 from tract.data import Data
 from tract.distill import distill, start_distillation
 from tract.levels import Level, karras
-from tract.networks.build import build_denoiser, count_parameters, preset
+from tract.networks.build import build_denoiser, count_parameters, named_network
 from tract.networks.edm_blocks import double, halve, low_pass
 from tract.networks.edm_unet import ADMUNet, SongUNet
 from tract.networks.weights import load_state, save_state
@@ -94,7 +94,7 @@ FULL_SIZE = [
 
 @pytest.mark.parametrize(("name", "classes", "parameters", "tensors", "digest"), FULL_SIZE)
 def test_sizes_names_and_shapes_are_the_published_ones(name, classes, parameters, tensors, digest):
-    config = preset(name)
+    config = named_network(name)
     config["options"]["num_classes"] = classes
     assert count_parameters(config) == parameters
     with torch.device("meta"):
@@ -106,8 +106,8 @@ def test_sizes_names_and_shapes_are_the_published_ones(name, classes, parameters
 
 def test_names_that_the_published_files_are_known_to_have():
     with torch.device("meta"):
-        ncsn = build_denoiser(preset("edm_cifar10_ncsnpp")).net.state_dict()
-        adm = build_denoiser(preset("edm_imagenet64_adm")).net.state_dict()
+        ncsn = build_denoiser(named_network("edm_cifar10_ncsnpp")).net.state_dict()
+        adm = build_denoiser(named_network("edm_imagenet64_adm")).net.state_dict()
     assert ncsn.keys() >= {
         "map_augment.weight",
         "enc.32x32_conv.bias",
@@ -227,9 +227,9 @@ def test_what_cannot_be_is_refused(make, message):
 
 def test_presets_fit_their_data():
     pictures = torch.zeros(4, 3, 32, 32, dtype=torch.uint8)
-    check_fits(preset("edm_cifar10_ncsnpp"), Data("pictures", pictures))
+    check_fits(named_network("edm_cifar10_ncsnpp"), Data("pictures", pictures))
     with pytest.raises(ValueError, match="0 classes, the network is made for 1000"):
-        check_fits(preset("edm_imagenet64_adm"), Data("p", torch.zeros(4, 3, 64, 64).byte()))
+        check_fits(named_network("edm_imagenet64_adm"), Data("p", torch.zeros(4, 3, 64, 64).byte()))
 
 
 def test_a_distillation_from_it_stops_and_resumes(tmp_path):
@@ -237,7 +237,7 @@ def test_a_distillation_from_it_stops_and_resumes(tmp_path):
     net, options, _ = CASES["ncsn++"]
     teacher = alive(build_denoiser(described(net, options)))
     data = Data("pictures", torch.randint(0, 256, (8, 3, 8, 8), dtype=torch.uint8))
-    settings = Distillation(images=16, batch=4, step_schedule=(4, 2, 1), teacher_step="heun")
+    settings = Distillation(train_images=16, batch_size=4, step_schedule=(4, 2, 1), solver="heun")
     states = [start_distillation(teacher, settings) for _ in range(2)]
     steps = distill(states[0], data, karras(4), settings)
     for _ in range(3):

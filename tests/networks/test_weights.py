@@ -146,20 +146,20 @@ def test_tensors_that_are_no_model_are_refused_with_the_file(path):
 
 def test_a_model_is_no_checkpoint(path):
     save_model(path, model(), {})
-    state = start_training(model(), Training(images=128))
+    state = start_training(model(), Training(train_images=128))
     with pytest.raises(ValueError, match=f"{path} is no checkpoint of .*'network'"):
         load_state(path, state)
 
 
 def test_a_checkpoint_of_another_network_is_refused(path):
-    settings = Training(images=128)
+    settings = Training(train_images=128)
     save_state(path, start_training(model(8), settings), {})
     with pytest.raises(ValueError, match=f"{path} does not fit its network: .* of shape"):
         load_state(path, start_training(model(4), settings))
 
 
 def test_a_checkpoint_keeps_the_card_of_its_run(path):
-    save_state(path, start_training(model(), Training(images=128)), {"method": "TRACT"})
+    save_state(path, start_training(model(), Training(train_images=128)), {"method": "TRACT"})
     assert read_tensors(path)[1] == {"method": "TRACT", "counters": {"step": 0}}
 
 

@@ -17,15 +17,15 @@ from tract.studies.tables import (
     ablation_table,
     claims_table,
     cost_table,
+    distance_table,
     paper_table,
     read_published,
     save_table,
-    standing_table,
     versus_table,
 )
 
 PUBLISHED = "figures/published.csv"
-STUDY = Study("digits", seeds=[0, 1, 2], images=30720)
+STUDY = Study("digits", seeds=[0, 1, 2], train_images=30720)
 
 
 @pytest.fixture(scope="module")
@@ -33,19 +33,19 @@ def paper(request):
     return read_published(request.config.rootpath / PUBLISHED)
 
 
-def results(values, study=STUDY, group="phases", **more):
+def results(values, study=STUDY, comparison="phases", **more):
     """Rows for recipes of an ablation: a list of values by seed for each label."""
     rows = []
     for label, numbers in values.items():
         for seed, value in zip(study.seeds, numbers, strict=False):
-            settings = study.recipes(group, seed)[label]
+            settings = study.recipes(comparison, seed)[label]
             row = dict.fromkeys(COLUMNS, "") | {
                 "data": study.data,
-                "process": study.process,
+                "noise_schedule": study.noise_schedule,
                 "method": settings.method,
                 "phases": settings.phases,
                 "nfe": settings.step_schedule[-1],
-                "images": settings.images,
+                "images": settings.train_images,
                 "seed": seed,
                 "metric": study.metric,
                 "value": value,
@@ -56,24 +56,24 @@ def results(values, study=STUDY, group="phases", **more):
 
 
 @pytest.mark.parametrize("group", CHANGES)
-def test_every_ablation_contains_the_papers_recipe_or_compares_what_it_names(group):
-    base = Distillation(step_schedule=[1024, 32, 1], images=30720)
-    recipes = STUDY.recipes(group, 0)
+def test_every_ablation_contains_the_papers_recipe_or_compares_what_it_names(comparison):
+    base = Distillation(step_schedule=[1024, 32, 1], train_images=30720)
+    recipes = STUDY.recipes(comparison, 0)
     assert base in recipes.values()
     assert len({run_name(settings) for settings in recipes.values()}) == len(recipes)
 
 
 @pytest.mark.parametrize("claim", CLAIMS, ids=lambda claim: claim.finding)
 def test_a_claim_names_recipes_that_the_paper_orders_so(claim, paper):
-    assert {claim.worse, claim.better} <= set(CHANGES[claim.group])
-    numbers = paper[paper["table"] == claim.group].set_index("recipe")["value"]
+    assert {claim.worse, claim.better} <= set(CHANGES[claim.comparison])
+    numbers = paper[paper["table"] == claim.comparison].set_index("recipe")["value"]
     assert numbers[claim.worse] > numbers[claim.better]
 
 
 @pytest.mark.parametrize("group", ALL)
-def test_recipes_of_a_group_are_possible_and_no_two_of_them_the_same_run(group):
+def test_recipes_of_a_group_are_possible_and_no_two_of_them_the_same_run(comparison):
     study = Study("digits", [0], 10**7)
-    recipes = study.recipes(group, 0)
+    recipes = study.recipes(comparison, 0)
     assert len({run_name(settings) for settings in recipes.values()}) == len(recipes)
     for label, settings in recipes.items():
         if re.search(r"\d>\d+$", label):  # what a label ends with is what is made
@@ -88,12 +88,12 @@ def test_residuals_are_those_of_the_papers_decays():
 
 def test_recipes_have_the_studys_settings_and_its_smaller_student():
     study = Study("digits", [7], 5120, smaller="cifar10_small", base={"batch": 64, "clip_norm": 2})
-    recipes = study.recipes("student", 7)
-    assert {(s.batch, s.clip_norm, s.seed, s.images) for s in recipes.values()} == {
+    recipes = study.recipes("student_network", 7)
+    assert {(s.batch_size, s.clip_norm, s.seed, s.train_images) for s in recipes.values()} == {
         (64, 2, 7, 5120)
     }
     assert [s.student for s in recipes.values()] == ["", "cifar10_small"]
-    assert [s.images for s in study.recipes("images", 7).values()] == [2560, 5120, 10240] * 2
+    assert [s.train_images for s in study.recipes("images", 7).values()] == [2560, 5120, 10240] * 2
 
 
 def test_recipes_that_ablations_share_are_planned_once():
@@ -116,7 +116,9 @@ def test_tables_show_mean_deviation_and_number_and_leave_blank_what_nobody_ran(p
     assert shown["FID, published (CIFAR-10)"]["TRACT 1024>1"] == "14.4"
 
 
-@pytest.mark.parametrize("other", [{"data": "cifar10"}, {"process": "karras"}, {"metric": "fid"}])
+@pytest.mark.parametrize(
+    "other", [{"data": "cifar10"}, {"noise_schedule": "karras"}, {"metric": "fid"}]
+)
 def test_numbers_of_other_data_levels_or_metrics_are_not_ours(paper, other):
     table = results({"TRACT 1024>1": [10.0, 12.0]}, **other)
     shown = ablation_table(paper, table, "phases", [STUDY])
@@ -157,7 +159,7 @@ def test_a_measured_fid_stands_beside_the_published_one_of_its_row_alone(paper):
 def test_another_recipe_of_ours_has_a_row_of_its_own_beside_the_published_one(paper):
     settings = {"data": "cifar10", "metric": "fid", "images": 96_000_000, "samples": 50_000}
     main = results({"TRACT 1024>32>1": [5.1, 5.3]}, **settings)
-    other = results({"0": [9.0, 10.0]}, group="self_ema", **settings)
+    other = results({"0": [9.0, 10.0]}, comparison="self_ema", **settings)
     shown = paper_table(paper, pd.concat([main, other]), "cifar10")
     assert len(shown) == (paper["table"] == "cifar10").sum() + 1
     ours = shown[(shown["method"] == "TRACT-96M") & (shown["NFE"] == 1)]
@@ -182,20 +184,20 @@ def test_whole_batches_and_images_that_nobody_published_are_no_difference(paper)
 
 
 def test_students_of_several_teachers_are_no_ablation():
-    table = pd.concat([results({"1": [1.0]}, group="steps", teacher=t) for t in ("a", "b")])
+    table = pd.concat([results({"1": [1.0]}, comparison="steps", teacher=t) for t in ("a", "b")])
     with pytest.raises(ValueError, match="students of steps are of several teachers, a, b"):
         STUDY.rows(table, "steps")
 
 
 def test_a_student_counts_in_the_steps_of_its_schedule_alone():
-    table = results({"2": [1.0, 3.0]}, group="steps")
+    table = results({"2": [1.0, 3.0]}, comparison="steps")
     again = table.assign(nfe=1, value=100.0)
     rows = STUDY.rows(pd.concat([table, again]), "steps")
     assert list(rows["value"]) == [1.0, 3.0]
 
 
 def test_a_run_is_missing_until_it_has_all_metrics():
-    table = results({label: [1.0, 1.0, 1.0] for label in ("1", "2", "4", "8")}, group="steps")
+    table = results({label: [1.0, 1.0, 1.0] for label in ("1", "2", "4", "8")}, comparison="steps")
     both = ["fd_pixels", "fd_classifier"]
     assert STUDY.missing(table, ["steps"]) == {}
     assert STUDY.missing(table, ["steps"], both) == STUDY.plan(["steps"])
@@ -225,7 +227,7 @@ def test_recipes_are_better_or_worse_than_a_baseline_beyond_two_deviations_only(
         "TRACT 64>1": [9.0, 10.0, 11.0],
         "BTD 32>16>...>1": [20.0, 21.0, 22.0],
     }
-    table = versus_table(results(values, group="one_phase"), "one_phase", [STUDY])
+    table = versus_table(results(values, comparison="one_phase"), "one_phase", [STUDY])
     verdicts = table.set_index("one_phase")["fd_pixels is"]
     assert list(verdicts) == ["", "worse", "", "better", "undecided", "", ""]
     assert list(table["against"]) == [""] + ["TRACT 1024>32>1"] * 6
@@ -240,24 +242,24 @@ def test_students_of_so_many_steps_are_compared_with_those_of_as_many():
         "1024>32>4": [1.0, 2.0],
         "32>4": [1.0, 2.0],
     }
-    table = versus_table(results(values, group="few_steps"), "few_steps", [STUDY])
+    table = versus_table(results(values, comparison="few_steps"), "few_steps", [STUDY])
     verdicts = table.set_index("few_steps")["fd_pixels is"]
     assert verdicts[list(values)].to_list() == ["", "better", "", "undecided"]
 
 
 @pytest.mark.parametrize("group", ALL)
-def test_what_a_recipe_is_compared_with_is_one_of_its_group_and_makes_as_few_steps(group):
-    recipes, baselines = STUDY.recipes(group, 0), baselines_of(group)
+def test_what_a_recipe_is_compared_with_is_one_of_its_group_and_makes_as_few_steps(comparison):
+    recipes, baselines = STUDY.recipes(comparison, 0), baselines_of(comparison)
     assert list(baselines) == list(recipes)
     assert any(recipe == baseline for recipe, baseline in baselines.items())
     for recipe, baseline in baselines.items():
         steps = {recipes[label].step_schedule[-1] for label in (recipe, baseline)}
-        assert len(steps) == 1 or group == "steps"
+        assert len(steps) == 1 or comparison == "steps"
 
 
-def standing(values, group="methods"):
+def standing(values, comparison="methods"):
     """Rows of students, of their teacher in 1 and 8 steps and of real images."""
-    students = results(values, group=group, teacher="a", seconds=30.0, device="gpu")
+    students = results(values, comparison=comparison, teacher="a", seconds=30.0, device="gpu")
     students = students.assign(student_params=2_000_000)
     teacher = students.iloc[:2].assign(method="teacher", run="teacher", images=10_000, seconds=5.0)
     teacher = teacher.assign(nfe=[1, 8], value=[9.0, 2.0], phases="")
@@ -268,7 +270,7 @@ def standing(values, group="methods"):
 
 def test_students_stand_between_real_images_and_their_teachers_best():
     table = standing({"TRACT 1024>32>1": [3.0, 5.0], "BTD 1024>512>...>1": [6.0, 6.0]})
-    shown = standing_table(table, ["methods"], [STUDY]).set_index("what")
+    shown = distance_table(table, ["methods"], [STUDY]).set_index("what")
     assert shown[STUDY.title].to_dict() == {
         "real images, of the test split": "0.5 (1)",
         "teacher, 8 steps": "2 (1)",
@@ -294,7 +296,7 @@ def test_costs_are_means_over_seeds_and_blank_where_there_is_no_gpu():
 
 def test_tables_of_nothing_measured_are_empty():
     nothing = pd.DataFrame(columns=COLUMNS)
-    assert standing_table(nothing, ["methods"], [STUDY]).empty
+    assert distance_table(nothing, ["methods"], [STUDY]).empty
     assert cost_table(nothing, ["methods"], STUDY).empty
 
 
@@ -311,7 +313,7 @@ def test_a_chart_shows_every_number_on_the_axis_of_its_kind(paper):
 
 
 def test_lines_go_through_the_means_of_the_seeds(paper):
-    table = results({"TRACT, 1 times": [1.0, 4.0], "TRACT, 2 times": [2.0]}, group="images")
+    table = results({"TRACT, 1 times": [1.0, 4.0], "TRACT, 2 times": [2.0]}, comparison="images")
     _, ours = charts.quality_by_images(paper, table, STUDY).axes
     (line,) = [line for line in ours.lines if line.get_marker() == "None"]
     assert line.get_xydata().tolist() == [[30720, 2.5], [61440, 2.0]]
@@ -319,7 +321,7 @@ def test_lines_go_through_the_means_of_the_seeds(paper):
 
 def test_a_valley_is_drawn_from_the_grids_that_do_not_grow(paper):
     labels = {"fixed 16": [1.0, 3.0], "fixed 64": [4.0], "growing to 32": [9.0]}
-    truth = results(labels, group="finest_grid", metric="fd_pixels", teacher="a")
+    truth = results(labels, comparison="finest_grid", metric="fd_pixels", teacher="a")
     own = truth.iloc[:3].assign(method="teacher", phases="", nfe=[16, 64, 256], value=[0.5, 0.2, 0])
     stranger = own.assign(teacher="b")
     rollout = truth.assign(metric="rmse_to_rollout", value=truth["value"] / 2)

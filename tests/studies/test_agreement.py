@@ -14,7 +14,7 @@ from tract.settings import Distillation, Training
 from tract.studies.agreement import agreement_table, results_of, run_agreement
 
 WAYS = [compute_of("fp32"), compute_of("fp32+micro_batch=8")]
-SETTINGS = Distillation(step_schedule=[4, 2, 1], images=32, batch=16)
+SETTINGS = Distillation(step_schedule=[4, 2, 1], train_images=32, batch_size=16)
 
 
 @pytest.fixture(scope="module")
@@ -24,7 +24,7 @@ def run_dir(tmp_path_factory):
     experiment = Experiment(
         folder, "digits", teacher_steps=4, reference_steps=2, num_samples=4, seed=3
     )
-    settings = Training(images=16, batch=16)
+    settings = Training(train_images=16, batch_size=16)
     measure(experiment, experiment.train_teacher("digits_small", settings), settings, [2])
     return folder
 

@@ -8,7 +8,7 @@ from tract.experiments import run as runs
 from tract.experiments.experiment import Experiment
 from tract.experiments.measure import measure
 from tract.experiments.results import read_results
-from tract.experiments.run import Saving
+from tract.experiments.run import Checkpointing
 from tract.metrics.classifier import Fitting, fit_classifier
 from tract.networks.weights import fingerprint, load_model
 from tract.settings import Training
@@ -29,7 +29,7 @@ def folder(tmp_path, monkeypatch):
     begun = Experiment(
         tmp_path / "run", "digits", teacher_steps=8, reference_steps=8, num_samples=4
     )
-    settings = Training(images=16, batch=16)
+    settings = Training(train_images=16, batch_size=16)
     measure(begun, begun.train_teacher("digits", settings), settings, [8])
     return tmp_path
 
@@ -37,7 +37,7 @@ def folder(tmp_path, monkeypatch):
 def test_only_what_was_not_measured_is_run_and_its_rows_are_added(folder, monkeypatch, capsys):
     monkeypatch.setitem(ablations.ALL["steps"], "2", {"step_schedule": [8, 4, 2]})
     table = folder / "all.csv"
-    run_missing(SMALL, ["steps"], folder / "run", table, Saving())
+    run_missing(SMALL, ["steps"], folder / "run", table, Checkpointing())
     assert "2 runs, 0 of them measured before" in capsys.readouterr().out
     rows = read_results(table)
     students = rows[rows["method"] == "TRACT"]
@@ -45,15 +45,15 @@ def test_only_what_was_not_measured_is_run_and_its_rows_are_added(folder, monkey
     assert set(students["metric"]) == {"fd_pixels", "rmse_to_teacher", "rmse_to_rollout"}
     assert list(SMALL.rows(rows, "steps")["recipe"]) == ["1", "2"]
     monkeypatch.setattr(evidence, "open_experiment", None)  # not even looked at
-    run_missing(SMALL, ["steps"], folder / "run", table, Saving())
+    run_missing(SMALL, ["steps"], folder / "run", table, Checkpointing())
     assert "2 runs, 2 of them measured before" in capsys.readouterr().out
 
 
 def test_a_teacher_of_other_data_is_refused_before_anything_is_run(folder):
-    other = Study("digits", [0], 512, process="karras")
+    other = Study("digits", [0], 512, noise_schedule="karras")
     before = sorted(folder.rglob("*"))
     with pytest.raises(ValueError, match="has a teacher of digits with cosine levels, not of"):
-        run_missing(other, ["steps"], folder / "run", folder / "all.csv", Saving())
+        run_missing(other, ["steps"], folder / "run", folder / "all.csv", Checkpointing())
     assert sorted(folder.rglob("*")) == before
 
 
@@ -62,18 +62,18 @@ def test_runs_of_another_teacher_in_the_table_are_refused_before_anything_is_run
 ):
     monkeypatch.setitem(ablations.ALL["steps"], "2", {"step_schedule": [8, 4, 2]})
     table = folder / "all.csv"
-    run_missing(SMALL, ["steps"], folder / "run", table, Saving())
+    run_missing(SMALL, ["steps"], folder / "run", table, Checkpointing())
     rows = read_results(table)
     rows["teacher"] = "stranger"
     rows[rows["nfe"] == 1].to_csv(table, index=False)
     before = table.read_bytes()
     with pytest.raises(ValueError, match="has 1 of these runs with the teacher stranger, and"):
-        run_missing(SMALL, ["steps"], folder / "run", table, Saving())
+        run_missing(SMALL, ["steps"], folder / "run", table, Checkpointing())
     assert table.read_bytes() == before
 
 
 CLOTHES = Study("fashion_mnist", [0], 32, metric="fd_classifier", base={"batch": 16})
-TEACHER = Training(images=32, batch=16)
+TEACHER = Training(train_images=32, batch_size=16)
 
 
 @pytest.fixture
@@ -98,10 +98,10 @@ def test_a_study_begins_with_a_teacher_and_real_images_in_the_features_of_others
 
     def begin():
         begin_study(
-            clothes, "fashion_mnist_tiny", TEACHER, [4, 1], features, table, Saving(),
+            clothes, "fashion_mnist_tiny", TEACHER, [4, 1], features, table, Checkpointing(),
             classifier=str(given),
         )  # fmt: skip
-        run_missing(CLOTHES, ["methods"], tmp_path / "run", table, Saving(), features)
+        run_missing(CLOTHES, ["methods"], tmp_path / "run", table, Checkpointing(), features)
 
     begin()
     assert (tmp_path / "run" / "classifier.safetensors").read_bytes() == given.read_bytes()
@@ -126,15 +126,15 @@ def test_a_study_begins_with_a_teacher_and_real_images_in_the_features_of_others
 def test_a_teacher_that_was_measured_in_fewer_features_is_measured_in_all(clothes, tmp_path):
     table = tmp_path / "all.csv"
     rest = ("fashion_mnist_tiny", TEACHER, [4])
-    begin_study(clothes, *rest, ["pixels"], table, Saving())
-    begin_study(clothes, *rest, ["pixels", "classifier"], table, Saving())
+    begin_study(clothes, *rest, ["pixels"], table, Checkpointing())
+    begin_study(clothes, *rest, ["pixels", "classifier"], table, Checkpointing())
     assert {"fd_pixels", "fd_classifier"} <= set(read_results(table).query("nfe == 4")["metric"])
 
 
 def test_a_study_of_another_experiments_folder_or_without_its_classifier_is_not_begun(
     clothes, tmp_path
 ):
-    rest = ("fashion_mnist_tiny", TEACHER, [4], ["pixels"], tmp_path / "all.csv", Saving())
+    rest = ("fashion_mnist_tiny", TEACHER, [4], ["pixels"], tmp_path / "all.csv", Checkpointing())
     with pytest.raises(FileNotFoundError, match=r"no classifier .*nowhere: correct the path"):
         begin_study(clothes, *rest, classifier=str(tmp_path / "nowhere"))
     other = Experiment(tmp_path / "run", "digits", teacher_steps=8, reference_steps=4)
@@ -145,7 +145,7 @@ def test_a_study_of_another_experiments_folder_or_without_its_classifier_is_not_
 
 def test_a_teacher_that_has_students_or_numbers_already_stays_what_it_is(clothes, tmp_path):
     weights = tmp_path / "run" / "teacher" / "model.safetensors"
-    rest = ("fashion_mnist_tiny", TEACHER, [4], ["pixels"], tmp_path / "all.csv", Saving())
+    rest = ("fashion_mnist_tiny", TEACHER, [4], ["pixels"], tmp_path / "all.csv", Checkpointing())
     teacher = clothes.train_teacher("fashion_mnist_tiny", TEACHER)
     measure(clothes, teacher, TEACHER, [4, 2])  # as notebook 01 does
     before = weights.read_bytes()
@@ -156,7 +156,7 @@ def test_a_teacher_that_has_students_or_numbers_already_stays_what_it_is(clothes
 
 
 def test_what_a_study_cannot_measure_is_refused_before_its_teacher_is_trained(clothes, tmp_path):
-    rest = (tmp_path / "all.csv", Saving())
+    rest = (tmp_path / "all.csv", Checkpointing())
     with pytest.raises(ValueError, match="num_steps is 3"):
         begin_study(clothes, "fashion_mnist_tiny", TEACHER, [4, 3], ["pixels"], *rest)
     with pytest.raises(ValueError, match="features is 'nope'"):
@@ -166,7 +166,7 @@ def test_what_a_study_cannot_measure_is_refused_before_its_teacher_is_trained(cl
 
 def test_data_without_a_test_split_have_no_floor(tmp_path):
     begun = Experiment(tmp_path, "digits", teacher_steps=8, reference_steps=4, num_samples=4)
-    begin_study(begun, "digits", TEACHER, [4], ["pixels"], tmp_path / "all.csv", Saving())
+    begin_study(begun, "digits", TEACHER, [4], ["pixels"], tmp_path / "all.csv", Checkpointing())
     assert set(read_results(tmp_path / "all.csv")["method"]) == {"teacher"}
 
 
@@ -174,18 +174,25 @@ def test_a_study_goes_on_elsewhere_with_the_same_teacher_from_a_file(tmp_path):
     options = {"teacher_steps": 8, "reference_steps": 4, "num_samples": 4}
     table, study = tmp_path / "all.csv", Study("digits", [0], 5120)
     first = Experiment(tmp_path / "a", "digits", **options)
-    begin_study(first, "digits", TEACHER, [4], ["pixels"], table, Saving())
+    begin_study(first, "digits", TEACHER, [4], ["pixels"], table, Checkpointing())
     before = read_results(table)
     export_best(study, ["methods"], tmp_path / "a", tmp_path / "m", [1])
     second = Experiment(tmp_path / "b", "digits", **options)
     file = str(tmp_path / "m_teacher.safetensors")
-    begin_study(second, "digits", TEACHER, [4], ["pixels"], table, Saving(), teacher=file)
+    begin_study(second, "digits", TEACHER, [4], ["pixels"], table, Checkpointing(), teacher=file)
     after = read_results(table)
     assert len(after) == len(before)
     assert list(after["images"]) == list(before["images"]) == [32] * len(before)
     assert list(after["teacher"]) == list(before["teacher"])
     begin_study(
-        second, "digits", TEACHER, [4], ["pixels"], tmp_path / "new.csv", Saving(), teacher=file
+        second,
+        "digits",
+        TEACHER,
+        [4],
+        ["pixels"],
+        tmp_path / "new.csv",
+        Checkpointing(),
+        teacher=file,
     )
     assert list(read_results(tmp_path / "new.csv")["images"]) == [32] * len(before)
 
@@ -196,7 +203,7 @@ def test_the_best_students_are_kept_in_half_precision_and_never_replaced(
     monkeypatch.setitem(ablations.ALL["steps"], "2", {"step_schedule": [8, 4, 2]})
     table = tmp_path / "all.csv"
     study = Study("digits", [0, 1], 512, base={"batch": 16})
-    run_missing(study, ["steps"], tmp_path / "run", table, Saving())
+    run_missing(study, ["steps"], tmp_path / "run", table, Checkpointing())
     rows = read_results(tmp_path / "run" / "results.csv")
     ours = study.rows(rows, "steps").query("nfe == 2")
     best = ours.loc[ours["value"].astype(float).idxmin(), "run"]

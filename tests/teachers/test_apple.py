@@ -8,7 +8,7 @@ import flax_net
 import pytest
 import torch
 
-from tract.networks.build import build_denoiser, preset
+from tract.networks.build import build_denoiser, named_network
 from tract.teachers import apple
 from tract.teachers.apple import read_apple
 from tract.teachers.paper_unet import describe
@@ -187,8 +187,8 @@ def test_the_published_networks_are_the_presets(tmp_path, name, network, count):
     assert {n: t.shape for n, t in state.items()} == {
         n: t.shape for n, t in net.state_dict().items()
     }
-    options = preset(name)["options"]
-    assert config["prediction"] == preset(name)["prediction"]
+    options = named_network(name)["options"]
+    assert config["prediction"] == named_network(name)["prediction"]
     for option in ("image_size", "channels", "channel_mult", "num_blocks", "attention"):
         assert config["options"][option] == options[option]
     assert config["options"]["num_classes"] == options.get("num_classes", 0)

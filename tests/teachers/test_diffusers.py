@@ -106,7 +106,7 @@ def test_every_tensor_arrives_bit_for_bit(net, teacher):
     theirs, ours = net.state_dict(), teacher.net.unet.state_dict()
     assert theirs.keys() == ours.keys()
     assert all(torch.equal(theirs[name], ours[name]) for name in theirs)
-    assert teacher.config["options"]["process"] == "ddpm_linear"
+    assert teacher.config["options"]["noise_schedule"] == "ddpm_linear"
     assert teacher.config["options"]["num_steps"] == 1000
 
 
@@ -139,7 +139,12 @@ def test_old_names_of_attention_are_todays(teacher, folder):
 
 def test_the_published_network_has_its_published_size():
     unet = {name: value for name, value in CIFAR10.items() if name not in GIVEN}
-    options = {"image_size": 32, "image_channels": 3, "process": "ddpm_linear", "num_steps": 1000}
+    options = {
+        "image_size": 32,
+        "image_channels": 3,
+        "noise_schedule": "ddpm_linear",
+        "num_steps": 1000,
+    }
     config = {"net": "diffusers", "prediction": "eps", "sigma_data": 0.5}
     with torch.device("meta"):
         denoiser = build_denoiser(config | {"options": options | {"unet": unet}})
@@ -166,9 +171,9 @@ def test_levels_are_the_schedulers(ours, schedule, num_steps):
     torch.testing.assert_close(levels.sigma[1:] ** 2, 1 - expected, rtol=1e-3, atol=0)
 
 
-@pytest.mark.parametrize("process", ["ddpm_linear", "ddpm_cosine"])
+@pytest.mark.parametrize("noise_schedule", ["ddpm_linear", "ddpm_cosine"])
 def test_numbered_levels_have_their_numbers_and_others_lie_between(process, teacher):
-    options = teacher.config["options"] | {"process": process}
+    options = teacher.config["options"] | {"noise_schedule": process}
     net = build_denoiser(teacher.config | {"options": options}).net
     levels = levels_of(process, 1000)
     numbers = net.timestep(levels.logsnr[1:].float())
@@ -198,7 +203,7 @@ def test_the_teacher_samples_as_diffusers_does_step_by_step(net, folder, schedul
     edit(folder / SCHEDULER, beta_schedule=schedule)
     read = read_pipeline(folder)
     options = read.config["options"]
-    levels = levels_of(options["process"], options["num_steps"])
+    levels = levels_of(options["noise_schedule"], options["num_steps"])
     scheduler = diffusers.DDIMScheduler(
         beta_schedule=schedule, clip_sample=True, timestep_spacing="trailing"
     )
@@ -440,7 +445,7 @@ def test_an_exported_student_samples_in_diffusers_as_here(teacher, tmp_path, pre
 
 
 def test_an_exported_student_of_cosine_betas_samples_as_here(teacher, tmp_path):
-    options = teacher.config["options"] | {"process": "ddpm_cosine", "num_steps": 200}
+    options = teacher.config["options"] | {"noise_schedule": "ddpm_cosine", "num_steps": 200}
     ours = build_denoiser(teacher.config | {"prediction": "v", "options": options}).eval()
     ours.load_state_dict(teacher.state_dict())
     levels = ddpm_cosine(200)

@@ -20,7 +20,7 @@ from tiny import forked
 from torch import nn
 
 from tract.levels import Level
-from tract.networks.build import build_denoiser, preset
+from tract.networks.build import build_denoiser, named_network
 from tract.teachers import edm, pickles
 from tract.teachers.edm import read_edm
 from tract.teachers.pickles import ALLOWED, MAX_OPCODES, read_pickle
@@ -517,7 +517,7 @@ def test_what_edm_s_training_gives_as_arguments_is_our_preset(path, monkeypatch,
 
     edm_file(path, case, edit, **given)
     monkeypatch.setattr(edm, "fill", lambda path, tensors, config, weights: config)
-    expected = preset(name)
+    expected = named_network(name)
     expected["options"].setdefault("num_classes", 0)
     assert read_edm(path) == expected
 

@@ -7,7 +7,7 @@ import torch
 
 from tract.denoiser import Denoiser
 from tract.levels import Level, cosine, karras
-from tract.networks.build import build_denoiser, preset
+from tract.networks.build import build_denoiser, named_network
 from tract.teachers import google
 from tract.teachers.containers import CHUNKED, flax_int, flax_tensors, read_flax
 from tract.teachers.google import read_google
@@ -31,7 +31,7 @@ NETWORKS = pytest.mark.parametrize("network", [flax_net.TINY, IMAGENET_TINY], id
 WANTED = {"ema_params", "num_sample_steps"}
 
 
-def written(path, arrays, **more):
+def format_schedule(path, arrays, **more):
     """A checkpoint around these averaged arrays."""
     state = {"step": 3, "optimizer": {"target": {"w": torch.ones(2)}}}
     state |= {"ema_params": flax_net.nested(arrays), "num_sample_steps": 0} | more
@@ -41,7 +41,7 @@ def written(path, arrays, **more):
 
 @pytest.fixture
 def tiny(tmp_path):
-    return written(tmp_path / "tiny", flax_net.random_arrays(**flax_net.TINY))
+    return format_schedule(tmp_path / "tiny", flax_net.random_arrays(**flax_net.TINY))
 
 
 def test_bytes_that_flax_wrote_are_read_bit_for_bit(tmp_path):
@@ -62,7 +62,7 @@ def test_bytes_that_flax_wrote_are_read_bit_for_bit(tmp_path):
 @NETWORKS
 def test_every_array_arrives_bit_for_bit_and_nowhere_else(tmp_path, network):
     arrays = flax_net.random_arrays(**network)
-    state = read_google(written(tmp_path / "g", arrays))[0].net.state_dict()
+    state = read_google(format_schedule(tmp_path / "g", arrays))[0].net.state_dict()
     ours = torch.cat([t.flatten() for t in state.values()]).sort().values
     theirs = torch.cat([a.flatten() for a in arrays.values()]).sort().values
     assert torch.equal(ours, theirs)
@@ -76,7 +76,7 @@ def test_every_array_arrives_bit_for_bit_and_nowhere_else(tmp_path, network):
 @NETWORKS
 def test_outputs_are_those_of_the_network_written_out(tmp_path, network):
     arrays = flax_net.random_arrays(**network)
-    denoiser, _ = read_google(written(tmp_path / "g", arrays))
+    denoiser, _ = read_google(format_schedule(tmp_path / "g", arrays))
     size = denoiser.config["options"]["image_size"]
     x = torch.randn(4, 3, size, size, generator=torch.Generator().manual_seed(0))
     logsnr = torch.tensor([20.0, 9.0, 1.0, -20.0])
@@ -92,7 +92,7 @@ def test_outputs_are_those_of_the_network_written_out(tmp_path, network):
 def test_the_norms_add_as_much_to_the_variance_as_flax_does(tmp_path):
     arrays = flax_net.random_arrays(**flax_net.TINY)
     arrays["conv_in/kernel"] *= 1e-3  # so that the first norms see hardly any variance
-    denoiser, _ = read_google(written(tmp_path / "g", arrays))
+    denoiser, _ = read_google(format_schedule(tmp_path / "g", arrays))
     x, logsnr = torch.randn(1, 3, 16, 16), torch.tensor([9.0])
     right, wrong = (
         flax_net.forward(arrays, x, logsnr, attentive=(1,), norm_eps=eps) for eps in (1e-6, 1e-5)
@@ -104,7 +104,7 @@ def test_the_norms_add_as_much_to_the_variance_as_flax_does(tmp_path):
 
 def test_x0_and_eps_are_reconciled_as_google_does(tmp_path):
     arrays = flax_net.random_arrays(**IMAGENET_TINY)
-    denoiser, _ = read_google(written(tmp_path / "g", arrays))
+    denoiser, _ = read_google(format_schedule(tmp_path / "g", arrays))
     assert denoiser.prediction == "x0_eps"
     z, labels = torch.randn(3, 3, 32, 32), torch.tensor([0, 1, 4])
     for levels in (cosine(8), karras(8)):
@@ -124,7 +124,7 @@ def test_the_number_of_steps_is_the_distilled_ones_or_that_of_their_sampler(
     tmp_path, written_steps, steps
 ):
     arrays = flax_net.random_arrays(**flax_net.TINY)
-    path = written(tmp_path / "g", arrays, num_sample_steps=written_steps)
+    path = format_schedule(tmp_path / "g", arrays, num_sample_steps=written_steps)
     if written_steps is None:
         state = {"ema_params": flax_net.nested(arrays)}
         path.write_bytes(flax_net.encoded(state))
@@ -134,7 +134,9 @@ def test_the_number_of_steps_is_the_distilled_ones_or_that_of_their_sampler(
 def test_norms_of_old_files_may_have_leading_dimensions(tmp_path):
     arrays = flax_net.random_arrays(**flax_net.TINY)
     old = {n: a[None, None, None] if "norm" in n else a for n, a in arrays.items()}
-    new, old = (read_google(written(tmp_path / "g", a))[0].state_dict() for a in (arrays, old))
+    new, old = (
+        read_google(format_schedule(tmp_path / "g", a))[0].state_dict() for a in (arrays, old)
+    )
     assert all(torch.equal(new[name], old[name]) for name in new)
 
 
@@ -151,14 +153,14 @@ def test_the_published_networks_are_the_presets(tmp_path, name, network, count, 
         assert len(arrays) == count
         assert len({n.split("/")[0] for n in arrays}) == modules
         config = describe(tmp_path, arrays, google._options)
-        described = preset(name)
+        described = named_network(name)
         del described["options"]["dropout"]  # of the training
         options = config["options"]
         assert options.pop("out_channels") == described["options"].pop("out_channels", 3)
         assert options.pop("num_classes") == described["options"].pop("num_classes", 0)
         assert options.pop("head_channels") == described["options"].pop("head_channels", None)
         assert config == described
-        net = build_denoiser(preset(name)).net
+        net = build_denoiser(named_network(name)).net
         taken = {}
 
         def take(array, shape):
@@ -241,7 +243,7 @@ def test_an_array_that_is_none_is_refused_by_its_name(tmp_path, monkeypatch, bad
     monkeypatch.setattr(
         flax_net, "encoded", lambda v: bad(v) if isinstance(v, str) and v == "BAD" else encoded(v)
     )
-    path = written(tmp_path / "g", arrays)
+    path = format_schedule(tmp_path / "g", arrays)
     with pytest.raises(ValueError, match=f"g: ema_params/dense0/bias is no array.*{message}"):
         read_google(path)
 
@@ -274,7 +276,7 @@ def without(arrays, name):
     ],
 )
 def test_a_network_that_is_another_is_refused_by_name(tmp_path, change, message):
-    path = written(tmp_path / "g", change(flax_net.random_arrays(**flax_net.TINY)))
+    path = format_schedule(tmp_path / "g", change(flax_net.random_arrays(**flax_net.TINY)))
     with pytest.raises(ValueError, match=message):
         read_google(path)
 
@@ -283,7 +285,7 @@ def test_heads_of_several_widths_are_refused(tmp_path):
     arrays = flax_net.random_arrays(**IMAGENET_TINY)
     arrays["mid.attn_1/q/bias"] = torch.zeros(2, 48)
     with pytest.raises(ValueError, match=r"heads of \[32, 48\] channels"):
-        read_google(written(tmp_path / "g", arrays))
+        read_google(format_schedule(tmp_path / "g", arrays))
 
 
 @pytest.mark.parametrize("steps", ["many", 2.5, [8], -8])
@@ -292,4 +294,4 @@ def test_a_number_of_steps_that_is_none_is_refused(tmp_path, steps):
     if steps in (2.5, -8):  # as arrays without dimensions
         steps = torch.tensor(steps)
     with pytest.raises(ValueError, match="num_sample_steps is .*no whole number"):
-        read_google(written(tmp_path / "g", arrays, num_sample_steps=steps))
+        read_google(format_schedule(tmp_path / "g", arrays, num_sample_steps=steps))

@@ -41,7 +41,7 @@ PIPELINE = {
 
 
 def write_ours(path, **card):
-    about = {"experiment": {"process": "cosine", "teacher_steps": 512}, "method": "teacher"}
+    about = {"experiment": {"noise_schedule": "cosine", "teacher_steps": 512}, "method": "teacher"}
     save_model(path, build_denoiser(OURS), about | card)
 
 
@@ -90,16 +90,16 @@ FORMATS = {  # process, number of steps, classes, and what is said of it
 
 
 @pytest.mark.parametrize(
-    ("write", "process", "steps", "classes", "said"), FORMATS.values(), ids=FORMATS
+    ("write", "noise_schedule", "steps", "classes", "said"), FORMATS.values(), ids=FORMATS
 )
 def test_a_format_is_recognised_by_its_content_and_distilled_at_once(
-    tmp_path, capsys, write, process, steps, classes, said
+    tmp_path, capsys, write, noise_schedule, steps, classes, said
 ):
     path = tmp_path / "teacher"  # without a suffix
     write(path)
     teacher = load_teacher(str(path))
-    assert (teacher.process, teacher.teacher_steps, teacher.num_classes) == (
-        process,
+    assert (teacher.noise_schedule, teacher.teacher_steps, teacher.num_classes) == (
+        noise_schedule,
         steps,
         classes,
     )
@@ -113,10 +113,10 @@ def test_a_format_is_recognised_by_its_content_and_distilled_at_once(
     data = Data("noise", torch.randint(256, (4, 3, 16, 16), dtype=torch.uint8), labels)
     shape = {"step_schedule": (steps, 1)}
     if teacher.denoiser.prediction == "eps":  # which few-step students cannot predict
-        shape = {"step_schedule": (steps, steps, 1), "student": "v"}
-    settings = Distillation(images=8, batch=4, **shape)
+        shape = {"step_schedule": (steps, steps, 1), "student_prediction": "v"}
+    settings = Distillation(train_images=8, batch_size=4, **shape)
     state = start_distillation(teacher.denoiser, settings)
-    records = list(distill(state, data, levels_of(process, steps), settings))
+    records = list(distill(state, data, levels_of(noise_schedule, steps), settings))
     assert all(record.loss > 0 for record in records)
     assert len(records) == 2
     save_model(tmp_path / "student.safetensors", state.ema, {})
@@ -169,8 +169,8 @@ def test_a_name_of_two_parts_that_is_no_path_is_asked_of_the_hub(tmp_path, monke
     asked = []
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(load, "fetch", lambda name: asked.append(name) or tmp_path / "cached")
-    assert load_teacher("google/ddpm-cifar10-32").process == "ddpm_linear"
-    assert load_teacher(str(tmp_path / "cached")).process == "ddpm_linear"
+    assert load_teacher("google/ddpm-cifar10-32").noise_schedule == "ddpm_linear"
+    assert load_teacher(str(tmp_path / "cached")).noise_schedule == "ddpm_linear"
     assert asked == ["google/ddpm-cifar10-32"]
 
 
@@ -190,12 +190,14 @@ def distilled(tmp_path_factory):
     write_pipeline(folder / "teacher_of_others", sample_size=8, in_channels=1, out_channels=1,
                    num_class_embeds=None)  # fmt: skip
     experiment = Experiment(
-        folder / "run", "digits", process="ddpm_linear", teacher_steps=1000, reference_steps=2,
+        folder / "run", "digits", noise_schedule="ddpm_linear", teacher_steps=1000, reference_steps=2,
         num_samples=4,
     )  # fmt: skip
     teacher = experiment.import_teacher(str(folder / "teacher_of_others"))
-    measure(experiment, teacher, Training(images=4, batch=4), [2])
-    settings = Distillation(images=8, batch=4, step_schedule=(1000, 1000, 2), student="v")
+    measure(experiment, teacher, Training(train_images=4, batch_size=4), [2])
+    settings = Distillation(
+        train_images=8, batch_size=4, step_schedule=(1000, 1000, 2), student_prediction="v"
+    )
     student = experiment.distill(settings)
     measure(experiment, student, settings, [1])
     return folder / "run", settings, student
@@ -228,7 +230,7 @@ def test_any_student_is_exported_as_one_file_that_is_a_teacher_again(distilled, 
     teacher = load_teacher(tmp_path / "new" / "s.safetensors")
     ours, theirs = student.state_dict(), teacher.denoiser.state_dict()
     assert all(torch.equal(ours[name].cpu(), theirs[name]) for name in ours)
-    assert (teacher.process, teacher.teacher_steps) == ("ddpm_linear", 1000)
+    assert (teacher.noise_schedule, teacher.teacher_steps) == ("ddpm_linear", 1000)
     card = load_model(tmp_path / "new" / "s.safetensors")[1]
     assert card["settings"]["step_schedule"] == [1000, 1000, 2]
     assert len(card["teacher_sha256"]) == 64
@@ -243,7 +245,7 @@ def test_a_teacher_is_exported_in_half_precision_and_distilled_elsewhere(distill
     assert main(["export", str(folder / TEACHER), str(target), "--half"]) == 0
     given = load_model(folder / TEACHER)[0].state_dict()
     experiment = Experiment(
-        tmp_path / "other", "digits", process="ddpm_linear", teacher_steps=1000,
+        tmp_path / "other", "digits", noise_schedule="ddpm_linear", teacher_steps=1000,
         reference_steps=2, num_samples=4,
     )  # fmt: skip
     teacher = experiment.import_teacher(str(target))

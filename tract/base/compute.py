@@ -125,7 +125,7 @@ def _has_compiler() -> bool:
 
 
 @contextmanager
-def float32_products(compute: Compute) -> Iterator[None]:
+def matmul_precision(compute: Compute) -> Iterator[None]:
     """Products and convolutions of float32 in full, or in TF32 if compute says so.
 
     Left alone, torch rounds the inputs of convolutions on a GPU to TF32 and those of matrix
@@ -151,7 +151,7 @@ class Recomputable(nn.Module):
         return super().__call__(*inputs)
 
 
-def arrange(network: nn.Module, compute: Compute) -> None:
+def prepare_network(network: nn.Module, compute: Compute) -> None:
     """Set what compute asks of a network itself: its memory format, and what it keeps.
 
     ValueError if it is to recompute blocks and has none that can.
@@ -165,7 +165,7 @@ def arrange(network: nn.Module, compute: Compute) -> None:
         block.recompute = compute.recompute
 
 
-def computed(denoise: Callable[..., Tensor], compute: Compute) -> Callable[..., Tensor]:
+def with_precision(denoise: Callable[..., Tensor], compute: Compute) -> Callable[..., Tensor]:
     """The same denoiser in the precision of compute, and compiled; oracles stay as they are."""
     if not isinstance(denoise, nn.Module):
         return denoise

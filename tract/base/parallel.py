@@ -78,7 +78,7 @@ def check_share(batch: int, processes: int) -> None:
         )
 
 
-def own_rows(*tensors: Tensor | None) -> tuple[Tensor | None, ...]:
+def shard(*tensors: Tensor | None) -> tuple[Tensor | None, ...]:
     """This process's rows of tensors (B, ...) that all have drawn; None stays None."""
     if world_size() == 1:
         return tensors
@@ -96,7 +96,7 @@ def average(tensors: Sequence[Tensor]) -> None:
         tensor.copy_(part.view(tensor.shape))
 
 
-def anyone(flag: bool) -> bool:
+def any_rank(flag: bool) -> bool:
     """Whether the flag is set in any process; all get the same answer, and no GPU is waited for."""
     if world_size() == 1:
         return flag
@@ -119,7 +119,7 @@ def check_same(name: str, value: object) -> None:
         )
 
 
-def from_first(value: object) -> object:
+def broadcast_object(value: object) -> object:
     """The first process's value, in all of them."""
     if world_size() == 1:
         return value
@@ -128,14 +128,14 @@ def from_first(value: object) -> object:
     return values[0]
 
 
-def first_alone(make: Callable[[], Any]) -> Any:
+def rank0_first(make: Callable[[], Any]) -> Any:
     """What make returns, called in the first process before the others: they find what it wrote."""
     made = make() if rank() == 0 else None
-    from_first(None)  # which the others wait for
+    broadcast_object(None)  # which the others wait for
     return made if rank() == 0 else make()
 
 
-def dealt_out(items: Sequence, make: Callable[[Any], Any]) -> Iterator[Any]:
+def scatter_work(items: Sequence, make: Callable[[Any], Any]) -> Iterator[Any]:
     """What make returns for each item, in their order, made by all processes in turn.
 
     All get as many values as there are items; those of others than the first process are None.

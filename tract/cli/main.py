@@ -122,7 +122,7 @@ def _add_measuring_commands(commands: argparse._SubParsersAction) -> None:
 
 
 def _add_model_commands(commands: argparse._SubParsersAction) -> None:
-    command = commands.add_parser("models", help="list the preset networks")
+    command = commands.add_parser("models", help="list the named networks")
     add_json(command)
     command.set_defaults(command=_models)
 
@@ -285,11 +285,11 @@ def _export(options: argparse.Namespace) -> None:
 
 def _models(options: argparse.Namespace) -> None:
     from tract.jobs.cost import network_flops
-    from tract.networks.build import PRESETS, count_parameters, preset
+    from tract.networks.build import NETWORKS, count_parameters, named_network
 
     rows = []
-    for name in PRESETS:
-        config = preset(name)
+    for name in NETWORKS:
+        config = named_network(name)
         rows.append(
             {
                 "name": name,

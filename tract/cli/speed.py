@@ -16,14 +16,15 @@ def add_speed_commands(commands: argparse._SubParsersAction) -> None:
         description="By default of the paper's TRACT-96M on CIFAR-10.",
     )
     command.add_argument("job", nargs="?", choices=["quickstart"], help="instead of a single run")
-    command.add_argument("--preset", default="cifar10", help="network, one of `tract models`")
+    command.add_argument("--network", default="cifar10", help="network, one of `tract models`")
     command.add_argument("--method", default="TRACT", help="BTD, TRACT, consistency or teacher")
     command.add_argument("--step-schedule", default="[1024, 32, 1]", help="as YAML")
-    command.add_argument("--images", type=int, default=96_000_000, help="over all phases")
-    command.add_argument("--batch", type=int, default=256, help="images per optimizer step")
-    command.add_argument("--teacher-step", default="ddim", help="or heun, of two evaluations")
-    command.add_argument("--student", default="", help="network that takes over, see methods")
-    command.add_argument("--process", default="cosine", help="noise levels")
+    command.add_argument("--train-images", type=int, default=96_000_000, help="over all phases")
+    command.add_argument("--batch-size", type=int, default=256, help="images per optimizer step")
+    command.add_argument("--solver", default="ddim", help="or heun, of two evaluations")
+    command.add_argument("--student-network", default="", help="of equal steps, see settings")
+    command.add_argument("--student-prediction", default="", help="v or x0, likewise")
+    command.add_argument("--noise-schedule", default="cosine", help="noise levels")
     command.add_argument("--compute", default="fp32", help=COMPUTE)
     command.add_argument("--threads", type=int, default=0, help="CPU threads; 0: torch decides")
     add_json(command)
@@ -32,9 +33,9 @@ def add_speed_commands(commands: argparse._SubParsersAction) -> None:
     command = commands.add_parser(
         "bench",
         help="images per second, against the bare network calls and the device's matrix products",
-        description="Of TRACT steps of a preset network, with random weights on random images.",
+        description="Of TRACT steps of a named network, with random weights on random images.",
     )
-    command.add_argument("--preset", default="digits", help="network, one of `tract models`")
+    command.add_argument("--network", default="digits", help="network, one of `tract models`")
     command.add_argument("--batch", type=int, default=0, help="images per step; 0: a usual number")
     command.add_argument("--options", nargs="+", default=[], help=f"ways to compare: {COMPUTE}")
     command.add_argument("--threads", type=int, default=0, help="CPU threads; 0: torch decides")
@@ -72,7 +73,7 @@ def _cost(options: argparse.Namespace) -> None:
     from tract.base.compute import compute_of, use_threads
     from tract.experiments.experiment import TEACHER
     from tract.jobs.cost import estimate, estimate_quickstart
-    from tract.networks.build import preset
+    from tract.networks.build import named_network
     from tract.settings import Distillation, Training
 
     use_threads(options.threads)
@@ -80,19 +81,22 @@ def _cost(options: argparse.Namespace) -> None:
         with messages(options.json):
             parts = estimate_quickstart()
     else:
-        size = {"images": options.images, "batch": options.batch}
+        size = {"train_images": options.train_images, "batch_size": options.batch_size}
         if options.method == TEACHER:
             settings = Training(**size)
         else:
             settings = Distillation(
                 method=options.method,
                 step_schedule=read_yaml(options.step_schedule, "step-schedule"),
-                teacher_step=options.teacher_step,
-                student=options.student,
+                solver=options.solver,
+                student_network=options.student_network,
+                student_prediction=options.student_prediction,
                 **size,
             )
         compute = compute_of(options.compute)
-        parts = [estimate(preset(options.preset), settings, options.process, compute)]
+        parts = [
+            estimate(named_network(options.network), settings, options.noise_schedule, compute)
+        ]
     print_rows([part.row() for part in parts], options.json)
 
 
@@ -103,7 +107,7 @@ def _bench(options: argparse.Namespace) -> None:
     use_threads(options.threads)
     computes = [compute_of(text) for text in options.options or OPTIONS[device()]]
     rows = []
-    for row in bench(options.preset, options.batch, computes):
+    for row in bench(options.network, options.batch, computes):
         if options.table:
             write_throughput(options.table, [row])
         if options.json:
@@ -128,7 +132,7 @@ def _agreement(options: argparse.Namespace) -> None:
     from tract.studies.tables import save_table
 
     use_threads(options.threads)
-    settings = Distillation(step_schedule=[1024, 32, 1], images=options.images)
+    settings = Distillation(step_schedule=[1024, 32, 1], train_images=options.images)
     computes = [compute_of(text) for text in options.options]
     with messages(options.json):
         run_agreement(options.run_dir, options.results, settings, options.seeds, computes)

@@ -21,7 +21,7 @@ from tract.experiments.measure import SAMPLES, shortened
 from tract.experiments.results import RESULTS, read_results
 from tract.metrics.sources import open_run
 from tract.networks.weights import read_tensors
-from tract.phases import first_grid, written
+from tract.phases import first_grid, format_schedule
 
 MODEL = "model.safetensors"  # the result of a finished run
 CHECKPOINT = "checkpoint-"  # how the names of an unfinished run's states begin
@@ -56,7 +56,7 @@ class Run:
 
     @property
     def phases(self) -> str:
-        return written(self.settings.get("step_schedule", []))
+        return format_schedule(self.settings.get("step_schedule", []))
 
     @property
     def grid_steps(self) -> int:
@@ -121,7 +121,7 @@ def overview(runs: Sequence[Run]) -> pd.DataFrame:
     """A row for every run; of its results the distance to the data in the fewest evaluations."""
     rows = []
     for run in runs:
-        row = {"run": run.name, "state": run.state, "images": run.settings.get("images")}
+        row = {"run": run.name, "state": run.state, "images": run.settings.get("train_images")}
         row["done"] = run.step / run.num_steps if run.num_steps else None
         rows.append(row | _headline(run) | {"changed": run.changed})
     columns = ["run", "state", "images", "done", "nfe", "metric", "value", "changed"]

@@ -22,11 +22,11 @@ from tract.datasets.load import load_data
 from tract.denoiser import Denoiser
 from tract.distill import DistillationState, distill, start_distillation
 from tract.experiments.card import claim, read_card
-from tract.experiments.run import Run, Saving, complete
+from tract.experiments.run import Checkpointing, Run, complete
 from tract.experiments.team import team_size, together
 from tract.levels import FIXED, Level, levels_of
 from tract.metrics.samples import fixed_noise
-from tract.networks.build import build_denoiser, new_student, preset
+from tract.networks.build import build_denoiser, named_network, student_for
 from tract.networks.weights import fingerprint, load_model, save_model
 from tract.optimize import check_fits
 from tract.records import Record
@@ -47,7 +47,7 @@ class Experiment:
     data_name: str
     data_dir: str = ""
     conditional: bool = False  # use the labels
-    process: str = "cosine"  # a name in levels.PROCESSES
+    noise_schedule: str = "cosine"  # a name in levels.NOISE_SCHEDULES
     teacher_steps: int = 1024  # T, the length of the teacher's grid
     reference_steps: int = 256  # the teacher's own, that students are compared with
     num_samples: int = 384
@@ -86,7 +86,7 @@ class Experiment:
 
     @cached_property
     def levels(self) -> Level:
-        return levels_of(self.process, self.teacher_steps)
+        return levels_of(self.noise_schedule, self.teacher_steps)
 
     @cached_property
     def noise(self) -> tuple[Tensor, Tensor | None]:
@@ -114,36 +114,36 @@ class Experiment:
 
     def train_teacher(
         self,
-        preset_name: str,
+        network_name: str,
         settings: Training,
-        saving: Saving | None = None,
+        saving: Checkpointing | None = None,
         processes: int = 1,
     ) -> Denoiser:
         """Train, resume or read the teacher; ValueError if the network does not fit the data.
 
         processes: how many train it together, see `team`.
         """
-        return complete(self.training(preset_name, settings, saving, processes))
+        return complete(self.training(network_name, settings, saving, processes))
 
     def training(
         self,
-        preset_name: str,
+        network_name: str,
         settings: Training,
-        saving: Saving | None = None,
+        saving: Checkpointing | None = None,
         processes: int = 1,
     ) -> Run:
         """The teacher's training, to iterate over."""
-        team = self._team(settings, processes, preset_name)
-        state, records = self.teacher_run(preset_name, settings)
+        team = self._team(settings, processes, network_name)
+        state, records = self.teacher_run(network_name, settings)
         card = {"experiment": self.begin(), "network": state.ema.config, "method": TEACHER}
         folder, note = self.folder / TEACHER, self._how(processes)
         return Run(folder, state, records, settings, card, saving, team, note)
 
     def teacher_run(
-        self, preset_name: str, settings: Training
+        self, network_name: str, settings: Training
     ) -> tuple[TeacherState, Iterator[Record]]:
         """The training of a new teacher at its start: its state, and the loop over it."""
-        network = preset(preset_name)
+        network = named_network(network_name)
         if self.conditional:
             network["options"]["num_classes"] = self.data.num_classes
         check_fits(network, self.data)
@@ -155,11 +155,11 @@ class Experiment:
         return {"compute": str(self.compute), "processes": team_size(processes)}
 
     def _team(
-        self, settings: Training, processes: int, preset_name: str = ""
+        self, settings: Training, processes: int, network_name: str = ""
     ) -> Callable[[str], AbstractContextManager[None]]:
         """Who trains along in a run, from a checkpoint; ValueError if they cannot share a batch."""
         size = team_size(processes)
-        check_share(settings.batch, size)
+        check_share(settings.batch_size, size)
 
         def team(checkpoint: str) -> AbstractContextManager[None]:
             # The others may have been started in another folder than a notebook's kernel.
@@ -168,7 +168,7 @@ class Experiment:
                 "experiment": asdict(self) | places,
                 "data_sha256": self.data.sha256 if size > 1 else "",
                 "settings": asdict(settings),
-                "preset": preset_name,
+                "network": network_name,
                 "checkpoint": checkpoint,
                 "threads": torch.get_num_threads(),
             }
@@ -204,16 +204,17 @@ class Experiment:
 
         Networks know any number of levels of their process; those of DDPM's betas are other ones.
         """
-        fixed = teacher.process in FIXED and teacher.teacher_steps != self.teacher_steps
-        if teacher.process != self.process or fixed:
+        fixed = teacher.noise_schedule in FIXED and teacher.teacher_steps != self.teacher_steps
+        if teacher.noise_schedule != self.noise_schedule or fixed:
             raise ValueError(
-                f"the teacher knows {teacher.process} levels with {teacher.teacher_steps} steps, "
-                f"the experiment has {self.process} with {self.teacher_steps}: set process to "
-                f"{teacher.process!r} and teacher_steps to {teacher.teacher_steps}"
+                f"the teacher knows {teacher.noise_schedule} levels with {teacher.teacher_steps} "
+                f"steps, the experiment has {self.noise_schedule} with {self.teacher_steps}: set "
+                f"noise_schedule to {teacher.noise_schedule!r} and teacher_steps to "
+                f"{teacher.teacher_steps}"
             )
 
     def distill(
-        self, settings: Distillation, saving: Saving | None = None, processes: int = 1
+        self, settings: Distillation, saving: Checkpointing | None = None, processes: int = 1
     ) -> Denoiser:
         """Distil the teacher, resume that, or read the finished student.
 
@@ -222,14 +223,14 @@ class Experiment:
         return complete(self.distillation(settings, saving, processes))
 
     def distillation(
-        self, settings: Distillation, saving: Saving | None = None, processes: int = 1
+        self, settings: Distillation, saving: Checkpointing | None = None, processes: int = 1
     ) -> Run:
         """The teacher's distillation, to iterate over."""
         team = self._team(settings, processes)
         state, records, teacher = self.student_run(settings)
         card = {
             "experiment": self.card(),
-            "network": (state.newcomer or state.ema).config,
+            "network": (state.new_student or state.ema).config,
             "method": settings.method,
             "teacher": teacher.get("settings") or teacher.get("source"),
             "teacher_sha256": fingerprint(state.teacher),
@@ -242,9 +243,7 @@ class Experiment:
     ) -> tuple[DistillationState, Iterator[Record], dict]:
         """A distillation at its start: its state, the loop over it, and its teacher's card."""
         teacher, card = load_model(self.folder / TEACHER, device())
-        state = start_distillation(
-            teacher, settings, new_student(teacher, settings.student, settings.seed)
-        )
+        state = start_distillation(teacher, settings, student_for(teacher, settings))
         records = distill(state, self.data, self.grid(settings), settings, self.compute)
         return state, records, card
 
@@ -254,12 +253,12 @@ class Experiment:
         ValueError where the teacher knows its own levels only, as those of DDPM's betas.
         """
         steps = getattr(settings, "grid_steps", self.teacher_steps)
-        if self.process in FIXED and steps != self.teacher_steps:
+        if self.noise_schedule in FIXED and steps != self.teacher_steps:
             raise ValueError(
-                f"step_schedule starts with {steps}, and {self.process} has other levels for other "
-                f"numbers of steps: start with the teacher's {self.teacher_steps}"
+                f"step_schedule starts with {steps}, and {self.noise_schedule} has other levels "
+                f"for other numbers of steps: start with the teacher's {self.teacher_steps}"
             )
-        return levels_of(self.process, steps)
+        return levels_of(self.noise_schedule, steps)
 
 
 def open_experiment(folder: str | Path, compute: Compute = EAGER) -> Experiment:
@@ -294,8 +293,8 @@ def run_name(settings: Training) -> str:
     """
     if not isinstance(settings, Distillation):
         return TEACHER
-    steps = settings.phases.replace(">", "-").replace("<", "_")  # names of files on any system
-    images = f"{settings.images}images"
+    steps = settings.schedule.replace(">", "-").replace("<", "_")  # names of files on any system
+    images = f"{settings.train_images}images"
     changed = [
         f"{field.name}{getattr(settings, field.name)}"
         for field in fields(settings)

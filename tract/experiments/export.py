@@ -15,7 +15,7 @@ from tract.networks.diffusers_unet import DiffusersUNet
 from tract.networks.weights import load_model, save_model
 from tract.phases import first_grid
 from tract.samplers import step_indices
-from tract.teachers.diffusers_read import LINEAR, PREDICTIONS, PROCESSES
+from tract.teachers.diffusers_read import LINEAR, NOISE_SCHEDULES, PREDICTIONS
 
 CARD = """\
 ---
@@ -61,7 +61,7 @@ def export_run(run_dir: str | Path, target: str | Path, *, half: bool = False) -
         raise ValueError(f"half is given, and {target} is no file NAME.safetensors: leave it out")
     denoiser, card = load_model(run_dir)
     try:
-        process, clamp = (card["experiment"][name] for name in ("process", "clamp"))
+        noise_schedule, clamp = (card["experiment"][name] for name in ("noise_schedule", "clamp"))
         schedule = None if is_file else card["settings"]["step_schedule"]
     except (KeyError, TypeError) as error:
         needed = "run of an experiment" if is_file else "distillation of an experiment"
@@ -75,7 +75,7 @@ def export_run(run_dir: str | Path, target: str | Path, *, half: bool = False) -
         target.parent.mkdir(parents=True, exist_ok=True)
         save_model(target, denoiser, card, half=half)
     else:
-        levels = levels_of(process, first_grid(schedule))
+        levels = levels_of(noise_schedule, first_grid(schedule))
         save_pipeline(denoiser, target, levels, schedule[-1], card, clamp=clamp)
 
 
@@ -131,7 +131,7 @@ def _scheduler(denoiser: Denoiser, levels: Level, clamp: bool) -> dict:
             f"of {list(names)}"
         )
     options = denoiser.config["options"]
-    own = levels_of(options["process"], options["num_steps"])
+    own = levels_of(options["noise_schedule"], options["num_steps"])
     if not (len(own) == len(levels) and torch.allclose(own.logsnr, levels.logsnr, rtol=1e-9)):
         raise ValueError(
             f"the network numbers the {options['num_steps']} levels of {options['process']}, and "
@@ -142,11 +142,11 @@ def _scheduler(denoiser: Denoiser, levels: Level, clamp: bool) -> dict:
             f"the network takes {options['num_classes']} classes, and DDIMPipeline gives none: "
             "give a file NAME.safetensors"
         )
-    schedules = {ours: theirs for theirs, ours in PROCESSES.items()}
+    schedules = {ours: theirs for theirs, ours in NOISE_SCHEDULES.items()}
     return {
         **LINEAR,
         "num_train_timesteps": options["num_steps"],
-        "beta_schedule": schedules[options["process"]],
+        "beta_schedule": schedules[options["noise_schedule"]],
         "prediction_type": names[denoiser.prediction],
         "timestep_spacing": "trailing",  # ours begin at the noisiest level
         "set_alpha_to_one": True,  # and end at clean data

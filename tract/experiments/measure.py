@@ -43,8 +43,8 @@ from tract.metrics.features import NAMES, Extractor, extractor, metric_name
 from tract.metrics.samples import sample_batches
 from tract.metrics.sources import open_source
 from tract.networks.weights import fingerprint, load_model, read_tensors, write_tensors
-from tract.phases import in_steps, written
-from tract.samplers import X0_ESTIMATES, X0Estimate, ddim_x0, step_indices
+from tract.phases import format_schedule, in_steps
+from tract.samplers import SOLVERS, Solver, ddim_x0, step_indices
 from tract.settings import Distillation, Training
 
 SAMPLES = "samples.safetensors"
@@ -142,7 +142,7 @@ def measure_real(experiment: Experiment, features: Sequence[str]) -> None:
     about = provenance()
     at = dict.fromkeys(COLUMNS, "") | {
         "data": experiment.data_name,
-        "process": experiment.process,
+        "noise_schedule": experiment.noise_schedule,
         "method": "real images",
         **dict.fromkeys(("nfe", "student_params", "images", "seed"), 0),
         "samples": len(images),
@@ -165,16 +165,16 @@ def measure_phases(experiment: Experiment, settings: Distillation, count: int = 
     """
     levels, eps, labels = experiment.grid(settings), *experiment.noise
     eps, labels = eps[:count], None if labels is None else labels[:count]
-    step = settings.teacher_step
+    step = settings.solver
     rollout = _rollout(experiment, levels, eps, labels, step)
     folder, rows = experiment.folder / run_name(settings), []
     for phase, nfe in enumerate(settings.step_schedule[1:], 1):
         name = f"phase-{phase}" if phase < settings.num_phases else "model"
         student = load_model(folder / f"{name}.safetensors", device())[0]
         x = _sampled(experiment, student, eps, levels, nfe, labels)
-        phases = written(settings.step_schedule[: phase + 1])
+        phases = format_schedule(settings.step_schedule[: phase + 1])
         at = {"phases": phases, "nfe": nfe, "samples": len(x)}
-        about = {"steps": levels.num_steps, "teacher_step": step}
+        about = {"steps": levels.num_steps, "solver": step}
         number = _number(PER_PHASE, rmse(x, rollout), **about)
         rows.append(run_row(folder, student) | at | number)
     append_results(experiment.folder / RESULTS, rows)
@@ -211,24 +211,24 @@ def _sampled(
     levels: Level,
     num_steps: int,
     labels: Tensor | None,
-    x0_estimate: X0Estimate = ddim_x0,
+    solver: Solver = ddim_x0,
 ) -> Tensor:
     """Samples of an experiment's denoiser, clamped and computed as the experiment says."""
     options = {"clamp": experiment.clamp, "compute": experiment.compute, "batch": BATCH[device()]}
-    options |= {"labels": labels, "x0_estimate": x0_estimate}
+    options |= {"labels": labels, "solver": solver}
     return sample_batches(denoiser, eps, levels, num_steps, **options)
 
 
 def _rollout(
     experiment: Experiment, levels: Level, eps: Tensor, labels: Tensor | None, step: str
 ) -> Tensor:
-    """The teacher's samples with all steps of a grid, made once. step: a name in X0_ESTIMATES."""
+    """The teacher's samples with all steps of a grid, made once. step: a name in SOLVERS."""
     folder = experiment.folder / TEACHER
     path = folder / f"rollout-{step}-{levels.num_steps}-{len(eps)}.safetensors"
     with FileLock(path.with_name(f".{path.name}.lock")):
         if not path.is_file():
             teacher, steps = load_model(folder, device())[0], levels.num_steps
-            x = _sampled(experiment, teacher, eps, levels, steps, labels, X0_ESTIMATES[step])
+            x = _sampled(experiment, teacher, eps, levels, steps, labels, SOLVERS[step])
             write_tensors(path, {"samples": x}, {})
         return read_tensors(path)[0]["samples"].to(eps)
 
@@ -241,9 +241,9 @@ def run_row(folder: str | Path, denoiser: Denoiser) -> dict:
     past = {"images_seen": 0, "seconds": 0.0} if "source" in card else history(folder).iloc[-1]
     return {
         "data": experiment["data_name"],
-        "process": experiment["process"],
+        "noise_schedule": experiment["noise_schedule"],
         "method": card["method"],
-        "phases": written(settings.get("step_schedule", [])),
+        "phases": format_schedule(settings.get("step_schedule", [])),
         "student_params": sum(p.numel() for p in denoiser.parameters()),
         "images": int(past["images_seen"]),
         "seed": settings.get("seed", 0),

@@ -11,11 +11,11 @@ from tract.base.files import write_atomically
 RESULTS = "results.csv"  # name of the table in a run directory
 
 # What tells two numbers apart; measured again, a number replaces its older value.
-KEY = ("data", "process", "teacher", "run", "phases", "nfe", "metric")
+KEY = ("data", "noise_schedule", "teacher", "run", "phases", "nfe", "metric")
 PER_PHASE = "rmse_to_rollout"  # the metric that a run has of every phase, and not of its end alone
 COLUMNS = (
     "data",
-    "process",  # name of the noise levels
+    "noise_schedule",  # name of the noise levels
     "method",
     "phases",  # schedule as far as it was followed, such as 1024>32>1; empty for a teacher
     "nfe",  # network evaluations per sample
@@ -80,7 +80,7 @@ def publish(run_dir: str | Path, path: str | Path) -> int:
     if not source.is_file():
         raise FileNotFoundError(f"no {source}: execute a notebook that measures, or correct it")
     found, known = read_results(source), read_results(path)
-    same = ["data", "process", "run"]
+    same = ["data", "noise_schedule", "run"]
     ours, theirs = (
         table[[*same, "teacher"]].drop_duplicates()
         for table in (found[found["phases"] != ""], known)

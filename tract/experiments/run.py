@@ -18,7 +18,7 @@ from tract.base.checks import check_whole, is_number
 from tract.base.compute import peak_memory
 from tract.base.files import TEMPORARY, only_writer
 from tract.base.interrupts import Stop, interrupt_between_steps
-from tract.base.parallel import anyone, check_same
+from tract.base.parallel import any_rank, check_same
 from tract.denoiser import Denoiser
 from tract.distill import DistillationState
 from tract.experiments.card import claim
@@ -42,7 +42,7 @@ def named_failures(folder: Path, settings: Training) -> Iterator[None]:
         ) from error
     except (torch.OutOfMemoryError, MemoryError) as error:
         raise RuntimeError(
-            f"out of memory with batch {settings.batch}: use a smaller batch; {intact}"
+            f"out of memory with batch {settings.batch_size}: use a smaller batch; {intact}"
         ) from error
     except OSError as error:
         reason = error.strerror or error
@@ -50,24 +50,24 @@ def named_failures(folder: Path, settings: Training) -> Iterator[None]:
 
 
 @dataclass(frozen=True)
-class Saving:
+class Checkpointing:
     """When a run saves its state, besides at the end of a phase and when it is stopped."""
 
     minutes: float = 1.0  # between checkpoints
     steps: int = 0  # between checkpoints as well; 0 for none
     keep: int = 2  # checkpoints
     metric: Callable[[Denoiser], float] | None = None  # of the average; the lowest is kept
-    metric_steps: int = 0  # between measurements; 0 for none
+    metric_every: int = 0  # between measurements; 0 for none
 
     def __post_init__(self):
         if not (is_number(self.minutes) and self.minutes > 0):
             raise ValueError(f"minutes is {self.minutes!r}: use a number above 0")
         check_whole("keep", self.keep, 1)
         check_whole("steps", self.steps, 0)
-        check_whole("metric_steps", self.metric_steps, 0)
-        if callable(self.metric) != (self.metric_steps > 0):
+        check_whole("metric_every", self.metric_every, 0)
+        if callable(self.metric) != (self.metric_every > 0):
             raise ValueError(
-                f"metric is {self.metric!r} and metric_steps {self.metric_steps}: give both, a "
+                f"metric is {self.metric!r} and metric_every {self.metric_every}: give both, a "
                 "function of a denoiser and the steps between calls, or neither"
             )
 
@@ -90,16 +90,16 @@ class Run:
     records: Iterator[Record]
     settings: Training
     card: dict
-    saving: Saving | None = None
+    saving: Checkpointing | None = None
     team: Callable[[str], AbstractContextManager[None]] = nullcontext
     note: dict | None = None
     stop: Stop = field(default_factory=Stop)
 
     def __post_init__(self):
-        last = getattr(self.state, "newcomer", None) or self.state.ema
+        last = getattr(self.state, "new_student", None) or self.state.ema
         if not hasattr(last, "config"):  # found out before the run, not after it
             raise ValueError("this denoiser cannot be saved: make it with presets.build_denoiser")
-        self.folder, self.saving = Path(self.folder), self.saving or Saving()
+        self.folder, self.saving = Path(self.folder), self.saving or Checkpointing()
         self.card = json.loads(json.dumps({"settings": asdict(self.settings), **self.card}))
 
     @property
@@ -146,11 +146,11 @@ class Run:
         ):
             for record in self.records:
                 history.record(record)
-                if saving.metric_steps and record.step % saving.metric_steps == 0:
+                if saving.metric_every and record.step % saving.metric_every == 0:
                     value = _measure(folder, state, self.card, saving.metric, best)
                     history.add(record.step, metric=value)
                     best = min(best, value)  # still the best if the value is nan
-                ending = anyone(self.stop.requested)
+                ending = any_rank(self.stop.requested)
                 phase_ends = record.step % settings.steps_per_phase == 0
                 if (
                     ending
@@ -196,7 +196,7 @@ def train_along(state, records: Iterator[Record]) -> None:
     _check_same(state)
     with interrupt_between_steps() as stop, closing(records):
         for _ in records:
-            if anyone(stop.requested):
+            if any_rank(stop.requested):
                 break
 
 

@@ -30,9 +30,9 @@ def prepare(task: dict) -> Callable[[], None]:
         raise ValueError(
             f"the data {experiment.data_name} are others here than in process 0: use the same files"
         )
-    if task["preset"]:
+    if task["network"]:
         settings = Training(**task["settings"])
-        state, records = experiment.teacher_run(task["preset"], settings)
+        state, records = experiment.teacher_run(task["network"], settings)
     else:
         settings = Distillation(**task["settings"])
         state, records, _ = experiment.student_run(settings)

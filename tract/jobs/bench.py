@@ -9,19 +9,19 @@ from pathlib import Path
 import pandas as pd
 import torch
 
-from tract.base.compute import Compute, computed, device, float32_products
+from tract.base.compute import Compute, device, matmul_precision, with_precision
 from tract.base.files import write_atomically
 from tract.distill import DistillationState
 from tract.jobs.cost import image_flops
 from tract.jobs.synthetic import begin, memory, random_data
 from tract.levels import levels_of
-from tract.networks.build import preset
+from tract.networks.build import named_network
 from tract.settings import Distillation
 
 ROUNDS = 5
 ROUND_SECONDS = 0.5  # a round makes as many steps as fit, at least one
 WIDTH = {"cpu": 1024, "cuda": 8192}  # of the matrices whose product is the ceiling
-KEY = ["preset", "device", "batch", "options"]  # of a row in the table
+KEY = ["network", "device", "batch", "options"]  # of a row in the table
 # A batch that is usual with these networks on a CPU; elsewhere 256.
 CPU_BATCH = {"digits": 128, "digits_small": 128, "fashion_mnist": 32}
 # Compared by default: float32 in full against each way to be faster, and all of them.
@@ -40,17 +40,19 @@ OPTIONS = {
 }
 
 
-def bench(preset_name: str, batch: int, computes: Iterable[Compute]) -> Iterator[dict]:
-    """A row for each way to compute a TRACT step of a preset network, on this device.
+def bench(network_name: str, batch: int, computes: Iterable[Compute]) -> Iterator[dict]:
+    """A row for each way to compute a TRACT step of a named network, on this device.
 
     batch: images per step; 0 for a usual number. images_per_second: of training. overhead_ratio:
     of a step's time to that of its bare network calls. utilisation: share of the ceiling that the
     FLOP of these calls reach. peak_memory_mb: as CUDA tells it; elsewhere weights, gradients,
     moments and what is kept for the backward pass, added up.
     """
-    config = preset(preset_name)
-    batch = batch or (CPU_BATCH.get(preset_name, 256) if device() == "cpu" else 256)
-    settings = Distillation(images=2 * 10**6 * batch, batch=batch, step_schedule=[1024, 32, 1])
+    config = named_network(network_name)
+    batch = batch or (CPU_BATCH.get(network_name, 256) if device() == "cpu" else 256)
+    settings = Distillation(
+        train_images=2 * 10**6 * batch, batch_size=batch, step_schedule=[1024, 32, 1]
+    )
     flop = image_flops(config, settings)[0] * batch
     for compute in computes:
         state, records = begin(config, settings, "cosine", 0, compute)
@@ -59,7 +61,7 @@ def bench(preset_name: str, batch: int, computes: Iterable[Compute]) -> Iterator
         seconds = statistics.median(step)
         ceiling = product_flops(compute)
         yield {
-            "preset": preset_name,
+            "network": network_name,
             "device": torch.cuda.get_device_name() if device() == "cuda" else "cpu",
             "batch": batch,
             "options": str(compute),
@@ -81,11 +83,11 @@ def _bare_calls(
     i_t = torch.randint(1, 1025, (batch,), device=device())
     noisy = torch.randn(batch, *data.shape, device=device())
     networks = state.teacher, state.self_teacher, state.student
-    *guides, student = (computed(network, compute) for network in networks)
+    *guides, student = (with_precision(network, compute) for network in networks)
 
     def calls() -> None:
         state.optimizer.zero_grad(set_to_none=True)
-        with float32_products(compute):
+        with matmul_precision(compute):
             for x, i, labels in compute.parts(noisy, i_t, data.labels):
                 with torch.no_grad():
                     for guide in guides:
@@ -100,7 +102,7 @@ def product_flops(compute: Compute) -> float:
     kind = torch.bfloat16 if compute.precision == "bf16" else torch.float32
     width = WIDTH[device()]
     a = torch.randn(width, width, device=device(), dtype=kind)
-    with float32_products(compute):
+    with matmul_precision(compute):
         times = [_seconds(partial(torch.matmul, a, a), 1) for _ in range(1 + ROUNDS)]
     return 2 * width**3 / statistics.median(times[1:])
 
@@ -129,7 +131,7 @@ def _seconds(call: Callable, calls: int) -> float:
 
 
 def write_throughput(path: str | Path, rows: Iterable[dict]) -> None:
-    """Put rows into the table at path, in place of those of the same preset, device, batch and way.
+    """Put rows into the table at path, replacing those of the same network, device, batch and way.
 
     ValueError if there is a table with other columns.
     """

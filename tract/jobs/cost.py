@@ -21,8 +21,8 @@ from tract.jobs.synthetic import begin, memory, random_data
 from tract.levels import Level, levels_of
 from tract.methods import METHODS
 from tract.metrics.samples import fixed_noise, sample_batches
-from tract.networks.build import build_denoiser, new_student, preset
-from tract.phases import equal_steps, halving_schedule, parse_schedule
+from tract.networks.build import build_denoiser, named_network, student_for
+from tract.phases import equal_steps, halving_schedule
 from tract.settings import Distillation, Training
 
 STEPS = 5  # that are timed
@@ -71,8 +71,8 @@ def passes(settings: Training) -> list[Passes]:
     if not isinstance(settings, Distillation):
         return [learning]
     result = []
-    for phase in parse_schedule(settings.step_schedule):
-        heun = settings.teacher_step == "heun" and not result  # of the first teacher alone
+    for phase in settings.phases:
+        heun = settings.solver == "heun" and not result  # of the first teacher alone
         first = Passes(2 if heun else 1, 0)
         second = METHODS[settings.method].second_hop(first, Passes(0, 1))
         hops = [first, *([] if phase.segment == 1 else [second])]
@@ -101,41 +101,42 @@ def _counted(description: str) -> int:
 def image_flops(config: dict, settings: Training) -> list[int]:
     """FLOP for each image in each phase of a run that trains, or distils, the described network."""
     teacher = student = network_flops(config)
-    takeover = None
+    swap_phase = None
     if isinstance(settings, Distillation):
-        takeover = equal_steps(parse_schedule(settings.step_schedule))
+        swap_phase = equal_steps(settings.phases)
     result = []
     for index, (taught, learned) in enumerate(passes(settings)):
-        if index == takeover:
+        if index == swap_phase:
             with torch.device("meta"):
-                newcomer = new_student(build_denoiser(config), settings.student, settings.seed)
-            student = network_flops(newcomer.config)
+                swapped = student_for(build_denoiser(config), settings)
+            student = network_flops(swapped.config)
         result.append(taught * teacher + learned * student)
         teacher = student
     return result
 
 
 def estimate(
-    config: dict, settings: Training, process: str = "cosine", compute: Compute = EAGER
+    config: dict, settings: Training, noise_schedule: str = "cosine", compute: Compute = EAGER
 ) -> Estimate:
     """The cost of training, or distilling, the described network; takes seconds to find out.
 
-    process: a name in levels.PROCESSES. Of each kind of phase a few steps are made, with random
-    weights on random images, as fast as the machine is with what else it does now: all of a step's
-    work is in them, but not saving and measuring. Where a step is slow a smaller batch is tried.
+    noise_schedule: a name in NOISE_SCHEDULES. Of each kind of phase a few steps are made, with
+    random weights on random images, as fast as the machine is now: all of a step's work is in
+    them, but not saving and measuring. Where a step is slow a smaller batch is tried.
     Memory is CUDA's own peak on a GPU; elsewhere weights, gradients, Adam's moments and what is
     kept for the backward pass, added up.
     """
     flops = image_flops(config, settings)
     kinds = {
-        flop: _try(config, settings, process, flops.index(flop), compute) for flop in set(flops)
+        flop: _try(config, settings, noise_schedule, flops.index(flop), compute)
+        for flop in set(flops)
     }
     distilled = isinstance(settings, Distillation)
     return Estimate(
-        f"{settings.method} {settings.phases}" if distilled else TEACHER,
-        settings.num_steps * settings.batch,
+        f"{settings.method} {settings.schedule}" if distilled else TEACHER,
+        settings.num_steps * settings.batch_size,
         settings.num_steps,
-        sum(flops) * settings.steps_per_phase * settings.batch,
+        sum(flops) * settings.steps_per_phase * settings.batch_size,
         sum(kinds[flop].seconds for flop in flops) * settings.steps_per_phase,
         max(kind.memory for kind in kinds.values()),
         min(kind.batch for kind in kinds.values()),
@@ -164,7 +165,10 @@ def estimate_quickstart() -> list[Estimate]:
     first, second, third = (
         declared_parameters(ROOT / "notebooks" / f"{name}.ipynb") for name in names
     )
-    config, levels = preset(first["preset"]), levels_of(first["process"], first["teacher_steps"])
+    config, levels = (
+        named_network(first["network"]),
+        levels_of(first["noise_schedule"], first["teacher_steps"]),
+    )
     halving = halving_schedule(first["teacher_steps"], second["last_steps"])
     runs = [
         _declared(Training, first),
@@ -176,7 +180,7 @@ def estimate_quickstart() -> list[Estimate]:
     threads = torch.get_num_threads()
     use_threads(first["threads"])
     try:
-        parts = [estimate(config, run, first["process"]) for run in runs]
+        parts = [estimate(config, run, first["noise_schedule"]) for run in runs]
         parts.append(estimate_sampling(config, levels, first["num_samples"], sampled))
     finally:
         use_threads(threads)
@@ -193,21 +197,23 @@ class _Trial(NamedTuple):
     batch: int  # that was tried
 
 
-def _try(config: dict, settings: Training, process: str, phase: int, compute: Compute) -> _Trial:
+def _try(
+    config: dict, settings: Training, noise_schedule: str, phase: int, compute: Compute
+) -> _Trial:
     """Make a few steps of a phase, of as many images as are done in STEP_SECONDS."""
     batch = 1
-    seconds, held, more = _timed(config, settings, process, phase, compute, batch, steps=1)
-    while batch < settings.batch and seconds <= STEP_SECONDS / 2:
-        batch = min(settings.batch, int(batch * STEP_SECONDS / seconds))
-        seconds, held, more = _timed(config, settings, process, phase, compute, batch, STEPS)
-    factor = settings.batch / batch
+    seconds, held, more = _timed(config, settings, noise_schedule, phase, compute, batch, steps=1)
+    while batch < settings.batch_size and seconds <= STEP_SECONDS / 2:
+        batch = min(settings.batch_size, int(batch * STEP_SECONDS / seconds))
+        seconds, held, more = _timed(config, settings, noise_schedule, phase, compute, batch, STEPS)
+    factor = settings.batch_size / batch
     return _Trial(seconds * factor, held + round(more * factor), batch)
 
 
 def _timed(
     config: dict,
     settings: Training,
-    process: str,
+    noise_schedule: str,
     phase: int,
     compute: Compute,
     batch: int,
@@ -217,7 +223,11 @@ def _timed(
     # As many phases as before, none of which ends.
     images = 10**6 * batch * len(passes(settings))
     state, records = begin(
-        config, replace(settings, images=images, batch=batch), process, phase, compute
+        config,
+        replace(settings, train_images=images, batch_size=batch),
+        noise_schedule,
+        phase,
+        compute,
     )
     start = time.perf_counter()
     held, more = memory(state, records)

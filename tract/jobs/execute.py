@@ -85,7 +85,7 @@ def execute(
             f"cannot write {output} ({error.strerror or error}): free space, correct permissions "
             "or use another folder",
         ) from error
-    keep_readable(output)
+    strip_for_commit(output)
 
 
 def _execute(notebook: Path, output: Path, parameters: dict, shown: bool) -> None:
@@ -115,7 +115,7 @@ def _execute(notebook: Path, output: Path, parameters: dict, shown: bool) -> Non
                 ) from error
 
 
-def keep_readable(notebook: str | Path) -> None:
+def strip_for_commit(notebook: str | Path) -> None:
     """Leave in a notebook's outputs what is the same, and can be read, without its kernel.
 
     Of a progress bar what was last to be seen, of a widget the picture that `widgets.show` gave it.

@@ -11,8 +11,24 @@ from pathlib import Path
 import nbformat
 import yaml
 
-from tract.phases import written
+from tract.phases import format_schedule
 from tract.settings import Distillation
+
+# Parameters that had other names before.
+RENAMED = {
+    "images": "train_images",
+    "batch": "batch_size",
+    "weight": "loss_weight",
+    "process": "noise_schedule",
+    "preset": "network",
+    "teacher_step": "solver",
+    "hops": "solver",
+    "student": "student_network",
+    "metric_steps": "metric_every",
+    "ablations": "comparisons",
+    "questions": "comparisons",
+    "groups": "comparisons",
+}
 
 
 def declared_parameters(notebook: str | Path) -> dict[str, object]:
@@ -32,6 +48,7 @@ def check_parameters(declared: Mapping[str, object], given: Mapping[str, object]
     for name, value in given.items():
         if name not in declared:
             close = difflib.get_close_matches(name, declared, n=1)
+            close = [RENAMED[name]] if RENAMED.get(name) in declared else close
             hint = f"did you mean {close[0]!r}?" if close else f"choose from {list(declared)}"
             raise ValueError(f"unknown parameter {name!r}: {hint}")
         if _kind(value) != _kind(declared[name]):
@@ -108,7 +125,7 @@ def read_parameters(file: Path) -> dict:
 
 
 # Written even if they are the defaults: what notebooks of distillations have parameters for.
-ALWAYS = ("method", "images", "batch", "learning_rate", "weight", "teacher_step")
+ALWAYS = ("method", "train_images", "batch_size", "learning_rate", "loss_weight", "solver")
 ALWAYS += ("self_ema", "ema_residual", "seed")
 
 
@@ -133,7 +150,7 @@ def presets_in(folder: Path) -> dict[str, dict]:
     for path in sorted(folder.glob("*.yaml")):
         parameters = read_parameters(path)
         for schedule in parameters.get("step_schedules", []):
-            presets[f"{path.stem}, {written(schedule)}"] = parameters | {
+            presets[f"{path.stem}, {format_schedule(schedule)}"] = parameters | {
                 "step_schedules": [schedule]
             }
     return presets

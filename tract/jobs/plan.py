@@ -6,7 +6,7 @@ import pandas as pd
 
 from tract.ema import decay_from_residual
 from tract.jobs.cost import image_flops, passes
-from tract.phases import Phase, parse_schedule
+from tract.phases import Phase
 from tract.settings import Distillation
 
 
@@ -17,11 +17,11 @@ def plan(config: dict, settings: Distillation, flop_rate: float | None = None) -
     result), evaluations (forward passes of all networks), GFLOP (backward passes as well), time
     (in words; blank without flop_rate, in FLOP per second).
     """
-    images = settings.steps_per_phase * settings.batch
+    images = settings.steps_per_phase * settings.batch_size
     mu_i = decay_from_residual(settings.ema_residual, settings.steps_per_phase)
     rows = []
     for phase, networks, flop in zip(
-        parse_schedule(settings.step_schedule),
+        settings.phases,
         passes(settings),
         image_flops(config, settings),
         strict=True,

@@ -9,7 +9,7 @@ from tract.base.compute import EAGER, Compute, device
 from tract.data import Data
 from tract.distill import DistillationState, distill, start_distillation
 from tract.levels import levels_of
-from tract.networks.build import build_denoiser, new_student
+from tract.networks.build import build_denoiser, student_for
 from tract.records import Record
 from tract.settings import Distillation, Training
 from tract.train import TeacherState, start_training, train_teacher
@@ -18,19 +18,21 @@ GRID_STEPS = 1024  # of a teacher in training, whose cost does not depend on it
 
 
 def begin(
-    config: dict, settings: Training, process: str, phase: int, compute: Compute = EAGER
+    config: dict, settings: Training, noise_schedule: str, phase: int, compute: Compute = EAGER
 ) -> tuple[TeacherState | DistillationState, Iterator[Record]]:
     """A run of random weights on random images at the begin of a phase."""
-    data, denoiser = random_data(config, settings.batch), build_denoiser(config).to(device())
+    data, denoiser = random_data(config, settings.batch_size), build_denoiser(config).to(device())
     if not isinstance(settings, Distillation):
         state = start_training(denoiser, settings)
-        return state, train_teacher(state, data, levels_of(process, GRID_STEPS), settings, compute)
-    state = start_distillation(
-        denoiser, settings, new_student(denoiser, settings.student, settings.seed)
-    )
+        return state, train_teacher(
+            state, data, levels_of(noise_schedule, GRID_STEPS), settings, compute
+        )
+    state = start_distillation(denoiser, settings, student_for(denoiser, settings))
     begun = {"phase": phase, "step": phase * settings.steps_per_phase}
     state.restore_counters(state.counters() | begun)
-    return state, distill(state, data, levels_of(process, settings.grid_steps), settings, compute)
+    return state, distill(
+        state, data, levels_of(noise_schedule, settings.grid_steps), settings, compute
+    )
 
 
 def memory(state: TeacherState | DistillationState, records: Iterator[Record]) -> tuple[int, int]:

@@ -10,7 +10,7 @@ from pathlib import Path
 import ipywidgets as w
 from IPython.display import display
 
-from tract.distill import check_teacher_step
+from tract.distill import check_solver
 from tract.experiments.experiment import TEACHER, Experiment
 from tract.jobs.cost import estimate
 from tract.jobs.parameters import line, parameters_of, presets_in, read_yaml, yaml_of
@@ -19,12 +19,12 @@ from tract.lab.live import clicks_arrive, happened
 from tract.lab.plots import png
 from tract.lab.schedule import schedule_picture
 from tract.lab.show import show
-from tract.levels import PROCESSES, levels_of
+from tract.levels import NOISE_SCHEDULES, levels_of
 from tract.losses import WEIGHTS
 from tract.methods import METHODS
 from tract.networks.weights import load_model
 from tract.phases import first_grid, halving_schedule, parse_schedule
-from tract.samplers import X0_ESTIMATES
+from tract.samplers import SOLVERS
 from tract.settings import Distillation
 
 PANELS = 4  # that are drawn at most: of more phases the first two and the last two
@@ -51,7 +51,7 @@ class Editor:
         self._flop_rates: dict[int, float] = {}  # by batch, as far as they were measured
         self._start_clicked = threading.Event()
         self._quiet = False  # while several widgets are set at once
-        self._presets = {f"this notebook, {r.phases}": parameters_of(r) for r in recipes}
+        self._presets = {f"this notebook, {r.schedule}": parameters_of(r) for r in recipes}
         self._presets |= presets_in(Path(presets))
         self.fields = _fields()
         self.preset = w.Dropdown(options=list(self._presets), description="Load preset")
@@ -69,7 +69,7 @@ class Editor:
     @property
     def settings(self) -> Distillation:
         """What the widgets say; ValueError, with the reason, where that is impossible."""
-        values = {name: x.value for name, x in self.fields.items() if name != "process"}
+        values = {name: x.value for name, x in self.fields.items() if name != "noise_schedule"}
         return replace(self._base, step_schedule=self._schedule(), **values)
 
     @property
@@ -89,9 +89,11 @@ class Editor:
         self._base = replace(self._recipe, step_schedule=schedule, **given)
         with self._quietly():
             for name, widget in self.fields.items():
-                if name != "process":
+                if name != "noise_schedule":
                     widget.value = getattr(self._base, name)
-            self.fields["process"].value = parameters.get("process", self.experiment.process)
+            self.fields["noise_schedule"].value = parameters.get(
+                "noise_schedule", self.experiment.noise_schedule
+            )
             self.schedule.value = line(schedule)
         self._update()
 
@@ -123,14 +125,14 @@ class Editor:
 
     def _check(self, settings: Distillation) -> None:
         """ValueError if these settings are not for this experiment's teacher."""
-        process = self.fields["process"].value
-        if process != self.experiment.process:
+        noise_schedule = self.fields["noise_schedule"].value
+        if noise_schedule != self.experiment.noise_schedule:
             raise ValueError(
-                f"process is {process!r}, and the teacher in {self.experiment.folder} knows "
-                f"{self.experiment.process!r} levels: go back to these, or use another run_dir "
-                "with a teacher of its own"
+                f"noise_schedule is {noise_schedule!r}, and the teacher in "
+                f"{self.experiment.folder} knows {self.experiment.noise_schedule!r} levels: go "
+                "back to these, or use another run_dir with a teacher of its own"
             )
-        check_teacher_step(settings.teacher_step, self.experiment.grid(settings))
+        check_solver(settings.solver, self.experiment.grid(settings))
 
     def _update(self, change=None) -> None:
         """Draw and count what the widgets say, and say why where it is impossible.
@@ -147,11 +149,15 @@ class Editor:
         with suppress(ValueError):
             settings = self.settings
             self.numbers.value = self._counted(settings)
-            process = {"process": self.fields["process"].value}
-            process = {} if process["process"] == self.experiment.process else process
-            self.yaml.value = yaml_of(parameters_of(settings) | process)
+            noise_schedule = {"noise_schedule": self.fields["noise_schedule"].value}
+            noise_schedule = (
+                {}
+                if noise_schedule["noise_schedule"] == self.experiment.noise_schedule
+                else noise_schedule
+            )
+            self.yaml.value = yaml_of(parameters_of(settings) | noise_schedule)
         self.start.disabled = self.measure.disabled = bool(reason)
-        self._say(reason or f"{settings.phases}: {settings.num_steps:,} steps", bad=bool(reason))
+        self._say(reason or f"{settings.schedule}: {settings.num_steps:,} steps", bad=bool(reason))
 
     def _say(self, text: str, bad: bool = False) -> None:
         colour, word = (RED, "Impossible: ") if bad else (GREEN, "Possible: ")
@@ -165,13 +171,13 @@ class Editor:
         parts = [part for phase in phases for part in phase.parts]
         if len(parts) > PANELS:
             parts = parts[: PANELS // 2] + parts[-PANELS // 2 :]
-        levels = levels_of(self.fields["process"].value, first_grid(schedule))
-        self_taught = self.fields["method"].value != "BTD"
+        levels = levels_of(self.fields["noise_schedule"].value, first_grid(schedule))
+        self_taught = METHODS[self.fields["method"].value].self_taught
         self.picture.value = png(schedule_picture(parts, levels, self_taught))
 
     def _counted(self, settings: Distillation) -> str:
         """The table of what the settings come to, as HTML."""
-        table = plan(self._network, settings, self._flop_rates.get(settings.batch))
+        table = plan(self._network, settings, self._flop_rates.get(settings.batch_size))
         whole = dict.fromkeys(("images", "steps", "evaluations", "GFLOP"), "{:,.0f}".format)
         formats = whole | {"mu_I": "{:.4f}".format}
         shown = table.to_html(index=False, border=0, na_rep="", formatters=formats, classes="plan")
@@ -231,9 +237,9 @@ class Editor:
         settings = self.settings
         self.measure.description, self.measure.disabled = "Measuring ...", True
         try:
-            how = self.experiment.process, self.experiment.compute
+            how = self.experiment.noise_schedule, self.experiment.compute
             found = estimate(self._network, settings, *how)
-            self._flop_rates[settings.batch] = found.flop / found.seconds
+            self._flop_rates[settings.batch_size] = found.flop / found.seconds
         finally:
             self.measure.description, self.measure.disabled = "Measure time", False
         self._update()
@@ -277,13 +283,13 @@ def _fields() -> dict[str, w.Widget]:
     """A widget for each setting, by name; labels are the names of papermill's parameters."""
     choices = {
         "method": (METHODS, "who makes the second hop"),
-        "process": (PROCESSES, "noise levels: cosine is VP, karras EDM's VE"),
-        "teacher_step": (X0_ESTIMATES, "the teacher's hop: ddim, or heun with two evaluations"),
-        "weight": (WEIGHTS, "of the loss, by noise level"),
+        "noise_schedule": (NOISE_SCHEDULES, "noise levels: cosine is VP, karras EDM's VE"),
+        "solver": (SOLVERS, "the teacher's hop: ddim, or heun with two evaluations"),
+        "loss_weight": (WEIGHTS, "of the loss, by noise level"),
     }
     numbers = {
-        "images": (w.IntText, "to train on, over all phases"),
-        "batch": (w.IntText, "images per optimizer step"),
+        "train_images": (w.IntText, "to train on, over all phases"),
+        "batch_size": (w.IntText, "images per optimizer step"),
         "learning_rate": (w.FloatText, "of Adam"),
         "self_ema": (w.FloatText, "mu_S, the decay of the self-teacher"),
         "ema_residual": (w.FloatText, "share of a phase's start left in its result, the average"),

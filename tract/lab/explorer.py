@@ -46,7 +46,7 @@ class ScheduleExplorer(ipw.VBox):
 
     def __init__(self, teacher: Denoise, levels: Level, eps: Tensor, data: Tensor):
         self.teacher, self.levels, self.eps, self.data = teacher, levels, eps, data
-        self.exact = _walk(teacher, eps, levels, levels.num_steps, x0_estimate=heun_x0)
+        self.exact = _walk(teacher, eps, levels, levels.num_steps, solver=heun_x0)
         divisors = [n for n in range(1, levels.num_steps) if levels.num_steps % n == 0]
         middle = min(divisors, key=lambda n: abs(n * n - levels.num_steps))
         self.method = ipw.ToggleButtons(options=["TRACT", "BTD"], style={"button_width": "80px"})

@@ -19,7 +19,7 @@ from torch import Tensor
 from tract.denoiser import Denoiser
 from tract.experiments.experiment import Experiment
 from tract.experiments.history import HISTORY, history
-from tract.experiments.run import Run, Saving, complete
+from tract.experiments.run import Checkpointing, Run, complete
 from tract.jobs.plan import duration
 from tract.lab.curves import Curves, image_strip
 from tract.lab.live import Breath, clicks_arrive, happened
@@ -38,7 +38,7 @@ WINDOW = 30.0  # seconds, of which the speed is told
 async def distill(
     experiment: Experiment,
     settings: Distillation,
-    saving: Saving | None = None,
+    saving: Checkpointing | None = None,
     processes: int = 1,
 ) -> Denoiser:
     """Distil as `Experiment.distill`, in a panel with the buttons Stop, Resume and Leave.
@@ -72,9 +72,9 @@ class Panel:
 
     def __init__(self, experiment: Experiment, settings: Distillation, run: Run):
         self.experiment, self.settings, self.folder = experiment, settings, Path(run.folder)
-        phase_images = settings.steps_per_phase * settings.batch
+        phase_images = settings.steps_per_phase * settings.batch_size
         ends = [phase_images * (i + 1) for i in range(settings.num_phases - 1)]
-        self._curves = Curves(settings.num_steps * settings.batch, ends, settings.grid_steps)
+        self._curves = Curves(settings.num_steps * settings.batch_size, ends, settings.grid_steps)
         self._teachers = teachers_samples(experiment, SAMPLES)
         self._speeds: deque[tuple[float, int]] = deque()  # seconds under way, and steps done
         self._errors: tuple[Tensor, Tensor] | None = None  # to targets, by level
@@ -209,7 +209,7 @@ class Panel:
         path, found = self.folder / "metric.jsonl", []
         if path.is_file():
             lines = map(json.loads, path.read_text().splitlines())
-            found = [(line["step"] * self.settings.batch, line["metric"]) for line in lines]
+            found = [(line["step"] * self.settings.batch_size, line["metric"]) for line in lines]
         return pd.DataFrame(found, columns=["images_seen", "metric"])
 
     def _tell(self, record: Record, run: Run) -> None:
@@ -224,7 +224,7 @@ class Panel:
         self.bar.value = record.step
         self.numbers.value = (
             f"step {record.step:,} of {record.num_steps:,} &nbsp; phase "
-            f"{html.escape(record.phase)} &nbsp; {speed * self.settings.batch:,.0f} images/s "
+            f"{html.escape(record.phase)} &nbsp; {speed * self.settings.batch_size:,.0f} images/s "
             f"&nbsp; {left} left &nbsp; learning rate {float(rate):.3g}"
         )
 

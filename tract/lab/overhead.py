@@ -29,7 +29,9 @@ def overhead(run_dir: str | Path, steps: int = 240) -> dict[str, float]:
         shutil.copytree(Path(run_dir) / TEACHER, Path(folder) / TEACHER)
         experiment = open_experiment(folder)
         batch = 128
-        settings = Distillation(step_schedule=[1024, 32, 1], images=steps * batch, batch=batch)
+        settings = Distillation(
+            step_schedule=[1024, 32, 1], train_images=steps * batch, batch_size=batch
+        )
         run = experiment.distillation(settings)
         panel = Panel(experiment, settings, run)
         panel.draw(run)

@@ -10,14 +10,12 @@ from torch import Tensor
 
 from tract.data import to_uint8
 from tract.denoiser import Denoiser, clamped
-from tract.distill import DistillationState
+from tract.distill import DistillationState, phase_target
 from tract.experiments.experiment import TEACHER, Experiment
 from tract.experiments.measure import Distance, saved_samples
 from tract.losses import squared_error
-from tract.methods import METHODS, closure_target
 from tract.metrics.distances import frechet_distance, moments_of
-from tract.phases import parse_schedule
-from tract.samplers import X0_ESTIMATES, ddim_x0, sample
+from tract.samplers import sample
 from tract.seeds import SAMPLES, generator_for
 from tract.settings import Distillation
 from tract.step import add_noise
@@ -36,32 +34,25 @@ def target_errors(
     The target is what the run trains it to: of one teacher's step, and the self-teacher's hop.
     """
     data, levels = experiment.data, experiment.grid(settings)
-    phase = parse_schedule(settings.step_schedule)[state.phase]
-    part = phase.parts[min(state.progress.part, len(phase.parts) - 1)]
+    done = state.step - state.phase * settings.steps_per_phase
+    phase = settings.phases[state.phase]
+    part = phase.part_at(min(done, settings.steps_per_phase - 1), settings.steps_per_phase)
     count = min(PLACES, part.teacher_steps)
     places = torch.arange(1, count + 1) * part.teacher_steps // count
     first = places.repeat_interleave(IMAGES).to(data.samples.device)
     generator = generator_for(first.device, settings.seed, SAMPLES, 0)
     x0, labels = data.batch(len(first), generator)
     eps = torch.randn(x0.shape, generator=generator, device=first.device)
-    t, u, s = (
-        levels.to(first.device)[i * part.stride]
-        for i in (first, first - 1, (first - 1) // part.segment * part.segment)
-    )
-    teacher, second = state.teacher, state.self_teacher
-    if settings.clamp:
-        teacher, second = clamped(teacher), clamped(second)
-    second = METHODS[settings.method].second_hop(teacher, second) if part.segment > 1 else None
-    estimate = X0_ESTIMATES[settings.teacher_step] if state.phase == 0 else ddim_x0
+    t, u, s = (levels.to(first.device)[i] for i in part.hops(first))
     x_t = add_noise(x0, eps, t)
-    target = closure_target(teacher, second, x_t, t, u, s, labels, estimate)
+    target = phase_target(state, settings)(x_t, t, u, s, labels)
     errors = squared_error(state.student, x_t, t, target, labels)
     return places * part.stride, errors.view(len(places), IMAGES).mean(1).cpu()
 
 
 def students_steps(settings: Distillation, phase: int) -> int:
     """Steps to sample the student of a phase in: its own, or as many of them as are quick."""
-    own = parse_schedule(settings.step_schedule)[phase].student_steps
+    own = settings.phases[phase].student_steps
     return max(n for n in range(1, min(own, MOST_STEPS) + 1) if own % n == 0)
 
 

@@ -100,7 +100,7 @@ def fit_classifier(
 
 
 def _train(classifier: Classifier, data: Data, settings: Fitting) -> None:
-    batch = min(settings.batch, len(data))
+    batch = min(settings.batch_size, len(data))
     num_steps = settings.epochs * len(data) // batch
     optimizer = torch.optim.Adam(classifier.parameters(), lr=settings.learning_rate)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, num_steps)

@@ -17,7 +17,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from tract.base.interrupts import interrupt_between_steps
-from tract.base.parallel import anyone, dealt_out, from_first, rank
+from tract.base.parallel import any_rank, broadcast_object, rank, scatter_work
 from tract.metrics.distances import Moments, moments_of
 from tract.metrics.features import Extractor
 from tract.metrics.sources import Source
@@ -68,12 +68,12 @@ def statistics(
                 if time.monotonic() - last > 60 * minutes:
                     _write(path, found, conditions)
                     saved, last = found.moments.count, time.monotonic()
-                if anyone(stop.requested):
+                if any_rank(stop.requested):
                     raise KeyboardInterrupt
         finally:
             if found and found.moments.count > saved:
                 _write(path, found, conditions)
-    return from_first(found)
+    return broadcast_object(found)
 
 
 def _more(
@@ -85,7 +85,7 @@ def _more(
     batch: int,
 ) -> Iterator[Statistics]:
     """Statistics of more and more images, under a progress bar; None in all processes but one."""
-    done = from_first(found.moments.count if found else 0)
+    done = broadcast_object(found.moments.count if found else 0)
     batches = [(start, min(start + batch, count)) for start in range(done, count, batch)]
 
     def features_of(images: tuple[int, int]) -> Tensor:
@@ -100,7 +100,9 @@ def _more(
         mininterval=1,
         disable=rank() > 0,
     ) as bar:
-        for (start, stop), features in zip(batches, dealt_out(batches, features_of), strict=True):
+        for (start, stop), features in zip(
+            batches, scatter_work(batches, features_of), strict=True
+        ):
             if features is not None:
                 moments, first = moments_of(features), features[: max(0, kept - start)]
                 if found:

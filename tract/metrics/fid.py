@@ -7,7 +7,7 @@ from statistics import mean, stdev
 
 from tract.base.checks import check_choice, check_whole
 from tract.base.compute import EAGER, Compute
-from tract.base.parallel import first_alone
+from tract.base.parallel import rank0_first
 from tract.base.provenance import provenance
 from tract.data import Data
 from tract.datasets.cache import cache_folder
@@ -55,7 +55,7 @@ def measure(
         reference = load_data(str(reference), data_dir)
     data = reference if isinstance(reference, Data) and features == "classifier" else None
     options = {"weights": weights, "mode": mode, "data": data, "device": device}
-    extract = first_alone(lambda: extractor(features, **options))  # may train a classifier
+    extract = rank0_first(lambda: extractor(features, **options))  # may train a classifier
     places = {"data_dir": data_dir, "device": device, "compute": compute}
     opened = open_source(source, **places)
     target = open_source(reference, **places)(None, REFERENCE_SEED)

@@ -25,7 +25,7 @@ from tqdm import tqdm
 from tract.base.checks import check_whole
 from tract.base.files import replacing
 from tract.base.interrupts import interrupt_between_steps
-from tract.base.parallel import anyone, dealt_out, from_first, rank
+from tract.base.parallel import any_rank, broadcast_object, rank, scatter_work
 from tract.metrics.sources import Source
 
 ENDINGS = (".npz", ".zip")
@@ -39,7 +39,7 @@ def write_samples(source: Source, count: int, path: str | Path, *, batch: int = 
     both. Processes that have joined make the batches in turn, and the first writes. Ctrl-C and
     SIGTERM end it between batches; the next call goes on there, to the same bytes. ValueError or
     FileExistsError for what cannot be, OSError if it cannot be written, RuntimeError if another
-    process is writing it.
+    noise_schedule is writing it.
     """
     path = Path(path)
     if path.suffix not in ENDINGS:
@@ -50,10 +50,10 @@ def write_samples(source: Source, count: int, path: str | Path, *, batch: int = 
     shape = (count, height, width, channels)
     card = json.dumps({"count": count, "batch": batch, "shape": shape, **source.about}).encode()
     with _only_writer(path):
-        finished = from_first(rank() == 0 and _is_finished(path, card))
+        finished = broadcast_object(rank() == 0 and _is_finished(path, card))
         if not finished:
             part = path.with_name(f".{path.name}.part")
-            done = from_first(_begin(part, card, shape, batch) if rank() == 0 else 0)
+            done = broadcast_object(_begin(part, card, shape, batch) if rank() == 0 else 0)
             _make(source, part, range(done, count, batch), count)
             if rank() == 0:
                 _finish(part, card, shape, path)
@@ -127,12 +127,12 @@ def _make(source: Source, part: Path, starts: range, count: int) -> None:
         disable=rank() > 0,
     )
     with interrupt_between_steps() as stop_asked, bar, _background(part) as write:
-        made = dealt_out(batches, lambda images: _rows(source, *images))
+        made = scatter_work(batches, lambda images: _rows(source, *images))
         for (start, stop), rows in zip(batches, made, strict=True):
             if rows is not None:
                 write(rows)
             bar.update(stop - start)
-            if anyone(stop_asked.requested):
+            if any_rank(stop_asked.requested):
                 raise KeyboardInterrupt
 
 

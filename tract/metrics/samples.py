@@ -6,11 +6,11 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from tract.base.compute import EAGER, Compute, arrange, computed, float32_products
+from tract.base.compute import EAGER, Compute, matmul_precision, prepare_network, with_precision
 from tract.data import Data
 from tract.denoiser import Denoise, Denoiser, clamped
 from tract.levels import Level
-from tract.samplers import X0Estimate, ddim_x0, step_indices, trajectory
+from tract.samplers import Solver, ddim_x0, step_indices, trajectory
 from tract.seeds import SAMPLES, generator_for
 
 BLOCK = 256  # samples whose noise is drawn at once: a generator each would take longer to seed
@@ -29,7 +29,7 @@ def noise(shape: tuple[int, ...], start: int, stop: int, seed: int) -> Tensor:
     return torch.cat(blocks)[start - first * BLOCK : stop - first * BLOCK]
 
 
-def labels_in_turn(num_classes: int, start: int, stop: int) -> Tensor | None:
+def cycling_labels(num_classes: int, start: int, stop: int) -> Tensor | None:
     """Labels (stop - start,) of those samples, each class as often as the others, or None."""
     return torch.arange(start, stop) % num_classes if num_classes else None
 
@@ -37,7 +37,7 @@ def labels_in_turn(num_classes: int, start: int, stop: int) -> Tensor | None:
 def fixed_noise(data: Data, count: int, seed: int) -> tuple[Tensor, Tensor | None]:
     """Noise (count, ...) shaped like the data, and labels in turn, the same for every model."""
     device = data.samples.device
-    labels = labels_in_turn(data.num_classes, 0, count)
+    labels = cycling_labels(data.num_classes, 0, count)
     return (
         noise(data.shape, 0, count, seed).to(device),
         None if labels is None else labels.to(device),
@@ -53,19 +53,19 @@ def sample_batches(
     labels: Tensor | None = None,
     clamp: bool = True,
     batch: int = 256,
-    x0_estimate: X0Estimate = ddim_x0,
+    solver: Solver = ddim_x0,
     compute: Compute = EAGER,
 ) -> Tensor:
     """Samples (N, ...) for noise of any N, a batch at a time, under a progress bar."""
     step_indices(levels.num_steps, num_steps)
     if isinstance(denoise, Denoiser):
-        arrange(denoise, compute)
-    denoise = computed(denoise, compute)
+        prepare_network(denoise, compute)
+    denoise = with_precision(denoise, compute)
     limited = clamped(denoise) if clamp else denoise
     starts = range(0, len(eps), batch)
     done = []
     with (
-        float32_products(compute),
+        matmul_precision(compute),
         tqdm(
             desc=f"sampling at {num_steps} steps",
             total=len(starts) * num_steps,
@@ -78,7 +78,7 @@ def sample_batches(
         for start in starts:
             part = slice(start, start + batch)
             mine = None if labels is None else labels[part]
-            options = {"labels": mine, "x0_estimate": x0_estimate}
+            options = {"labels": mine, "solver": solver}
             for index, x in trajectory(limited, eps[part], levels, num_steps, **options):
                 bar.update(index < levels.num_steps)  # the first is the noise, not a step
             done.append(x)

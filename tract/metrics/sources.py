@@ -12,14 +12,14 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from tract.base.compute import EAGER, Compute, arrange, computed, float32_products
+from tract.base.compute import EAGER, Compute, matmul_precision, prepare_network, with_precision
 from tract.data import Data, to_uint8
 from tract.datasets.images import Images, image_batches
 from tract.datasets.load import LOADERS, load_data
 from tract.denoiser import clamped
 from tract.levels import levels_of
 from tract.metrics.features import file_sha256
-from tract.metrics.samples import labels_in_turn, noise
+from tract.metrics.samples import cycling_labels, noise
 from tract.networks.weights import fingerprint, load_model, read_tensors
 from tract.phases import first_grid
 from tract.samplers import sample, step_indices
@@ -213,15 +213,15 @@ def open_run(path: Path, device: str, role: str = "", compute: Compute = EAGER) 
     """
     denoiser, card = load_model(path, device, role)
     try:
-        process, teacher_steps, clamp = (
-            card["experiment"][name] for name in ("process", "teacher_steps", "clamp")
+        noise_schedule, teacher_steps, clamp = (
+            card["experiment"][name] for name in ("noise_schedule", "teacher_steps", "clamp")
         )
     except (KeyError, TypeError) as error:
         raise ValueError(
             f"{path} does not say for which levels it was trained: give a model of a run"
         ) from error
     grid_steps = first_grid(card.get("settings", {}).get("step_schedule", [teacher_steps]))
-    teacher = Teacher(denoiser, process, grid_steps, "a run")
+    teacher = Teacher(denoiser, noise_schedule, grid_steps, "a run")
     return _model(path, teacher, device, compute, clamp=clamp)
 
 
@@ -231,13 +231,13 @@ def _model(path: Path, teacher: Teacher, device: str, compute: Compute, *, clamp
     if "image_size" not in options:
         raise ValueError(f"{path} makes no images, but points: give a model of images")
     shape = (options["image_channels"], options["image_size"], options["image_size"])
-    levels = levels_of(teacher.process, teacher.teacher_steps)
-    arrange(teacher.denoiser, compute)
-    denoise = computed(teacher.denoiser, compute)
+    levels = levels_of(teacher.noise_schedule, teacher.teacher_steps)
+    prepare_network(teacher.denoiser, compute)
+    denoise = with_precision(teacher.denoiser, compute)
     denoise = clamped(denoise) if clamp else denoise
     about = {
         "sha256": fingerprint(teacher.denoiser),
-        "process": teacher.process,
+        "noise_schedule": teacher.noise_schedule,
         "grid_steps": levels.num_steps,
         "sampler": "ddim",
         "clamp": clamp,
@@ -252,9 +252,9 @@ def _model(path: Path, teacher: Teacher, device: str, compute: Compute, *, clamp
 
         def read(start: int, stop: int) -> Tensor:
             eps = noise(shape, start, stop, seed).to(device)
-            labels = labels_in_turn(teacher.num_classes, start, stop)
+            labels = cycling_labels(teacher.num_classes, start, stop)
             labels = None if labels is None else labels.to(device)
-            with float32_products(compute):
+            with matmul_precision(compute):
                 x = sample(denoise, eps, levels, num_steps, labels=labels)
             return _rounded(x, str(path))
 

@@ -7,6 +7,7 @@ from tract.denoiser import Denoiser
 from tract.networks.diffusers_unet import DiffusersUNet
 from tract.networks.edm_unet import ADMUNet, SongUNet
 from tract.networks.mlp import MLP
+from tract.settings import Distillation
 from tract.unet import UNet
 
 _PAPER = {"channel_mult": [1, 1, 1], "num_blocks": 3, "attention": [16, 8], "emb_channels": 1024}
@@ -37,7 +38,7 @@ _GREY32 = {
 
 # Each: the kind of network if it is not UNet, what it predicts, the standard deviation of its data
 # if it is not 0.5, and the network's options.
-PRESETS = {
+NETWORKS = {
     # Trains on the 8x8 digits in one to two minutes on one core.
     "digits": {
         "prediction": "edm",
@@ -129,14 +130,10 @@ PRESETS = {
 }
 
 
-OWN_NETWORK = ("v", "x0")  # a student that is its teacher's network with another output
-STUDENTS = ("", *OWN_NETWORK, *PRESETS)  # "" keeps the teacher's network as it is
-
-
-def preset(name: str) -> dict:
+def named_network(name: str) -> dict:
     """Description of a named network, for `build_denoiser`. ValueError for an unknown name."""
-    check_choice("preset", name, PRESETS)
-    options = dict(PRESETS[name])
+    check_choice("network", name, NETWORKS)
+    options = dict(NETWORKS[name])
     return {
         "net": options.pop("net", "unet"),
         "prediction": options.pop("prediction"),
@@ -167,32 +164,35 @@ def build_denoiser(config: dict, seed: int = 0) -> Denoiser:
     return denoiser
 
 
-def new_student(teacher: Denoiser, name: str, seed: int) -> Denoiser | None:
-    """A student of another network than its teacher's, by a name in STUDENTS; None for "".
+def student_for(teacher: Denoiser, settings: Distillation) -> Denoiser | None:
+    """The student of a distillation that changes its teacher's network or prediction, else None.
 
-    A preset starts from random weights, "v" and "x0" from the teacher's own, whose output is then
-    to mean something else. Of an eps network v is the nearer: v = (alpha eps - sigma x0) / n is
-    eps where there is little noise. ValueError for a teacher that this cannot be done with.
+    A named network starts from random weights. Another prediction, "v" or "x0", starts from the
+    teacher's own weights, whose output is then to mean something else. Of an eps network v is the
+    nearer: v = (alpha eps - sigma x0) / n is eps where there is little noise. ValueError for a
+    teacher that this cannot be done with.
     """
-    check_choice("student", name, STUDENTS)
-    if not name:
+    name, prediction = settings.student_network, settings.student_prediction
+    if not (name or prediction):
         return None
     if not hasattr(teacher, "config"):
         raise ValueError(
-            f"student is {name!r}, which is made from its teacher's description, and this teacher "
-            "has none: give start_distillation a network"
+            f"student_network is {name!r} and student_prediction {prediction!r}, which change the "
+            "teacher's description, and this teacher has none: give start_distillation a network"
         )
-    if name not in OWN_NETWORK:
-        config = preset(name)
+    if name:
+        config = named_network(name)
         config["options"]["num_classes"] = teacher.config["options"].get("num_classes", 0)
-        student = build_denoiser(config, seed)
     elif teacher.prediction == "x0_eps":
         raise ValueError(
-            f"student is {name!r}, and its teacher predicts both x0 and eps: give no student, few "
-            "steps are no harm to that form"
+            f"student_prediction is {prediction!r}, and its teacher predicts both x0 and eps: "
+            "leave it empty, few steps are no harm to that form"
         )
     else:
-        student = build_denoiser(teacher.config | {"prediction": name})
+        config = teacher.config
+    config = config | ({"prediction": prediction} if prediction else {})
+    student = build_denoiser(config, settings.seed)
+    if not name:
         student.load_state_dict(teacher.state_dict())
     return student.to(next(teacher.parameters()).device)
 

@@ -23,7 +23,7 @@ class DiffusersUNet(nn.Module):
         image_size: int,
         image_channels: int,
         *,
-        process: str,
+        noise_schedule: str,
         num_steps: int,
         num_classes: int = 0,
         unet: dict,
@@ -39,7 +39,7 @@ class DiffusersUNet(nn.Module):
             num_class_embeds=num_classes or None,
             **unet,
         )
-        logsnr = levels_of(process, num_steps)[1:].logsnr
+        logsnr = levels_of(noise_schedule, num_steps)[1:].logsnr
         self.register_buffer("logsnr", logsnr, persistent=False)
 
     @property

@@ -9,7 +9,6 @@ import pandas as pd
 from tract.base.checks import check_choice
 from tract.experiments.experiment import run_name
 from tract.experiments.results import KEY, PER_PHASE
-from tract.growth import GROWTHS
 from tract.phases import doubling, halving_schedule
 from tract.settings import Distillation
 
@@ -31,10 +30,12 @@ CHANGES: dict[str, dict[str, dict]] = {
         name: {"ema_residual": float(name)} for name in ("1e-8", "1e-4", "1e-3", "1e-2", "0.15")
     },
     "restart_ema": {"in each phase": {}, "never": {"restart_ema": False}},
-    "weight": {name: {"weight": name} for name in ("truncated_snr", "snr_plus_one", "uniform")},
-    "student": {
+    "loss_weight": {
+        name: {"loss_weight": name} for name in ("truncated_snr", "snr_plus_one", "uniform")
+    },
+    "student_network": {
         "as its teacher": {},
-        "smaller": {"step_schedule": [1024, 32, 32, 1], "student": "digits_small"},
+        "smaller": {"step_schedule": [1024, 32, 32, 1], "student_network": "digits_small"},
     },
     "steps": {f"{n}": {"step_schedule": [1024, 32, n]} for n in (1, 2, 4, 8)},
     "images": {
@@ -64,7 +65,6 @@ BEYOND: dict[str, dict[str, dict]] = {
         **{f"fixed {n}": {"step_schedule": [n, 1]} for n in (*_SHORT, 1024)},
         **{f"growing to {n}": {"step_schedule": [doubling(4, n), 1]} for n in (*_SHORT, 1024)},
     },
-    "growth": {name: _SIXTY_FOUR | {"growth": name} for name in GROWTHS},
     "growing_self_ema": {f"{mu:g}": _SIXTY_FOUR | {"self_ema": mu} for mu in (0, 0.5, 0.9)},
     "cooldown": {
         f"{label}, {name}": changes | {"cooldown": share}
@@ -89,7 +89,7 @@ BEYOND: dict[str, dict[str, dict]] = {
 # The same with EDM's levels, on which Heun's step can be the teacher's.
 HEUN = {
     "heun_grid": {
-        f"{step}, {n}>1": {"step_schedule": [n, 1], "teacher_step": step}
+        f"{step}, {n}>1": {"step_schedule": [n, 1], "solver": step}
         for step in ("ddim", "heun")
         for n in (8, 16, 32, 64)
     },
@@ -121,7 +121,7 @@ CLAIM: dict[str, dict[str, dict]] = {
 # The paper's schedules on EDM's levels, with Heun's step for the teacher's and with DDIM's.
 EDM = {
     "edm": {
-        f"{step}, {label}": {"step_schedule": schedule, "teacher_step": step}
+        f"{step}, {label}": {"step_schedule": schedule, "solver": step}
         for step in ("heun", "ddim")
         for label, schedule in (("40>1", [40, 1]), ("40>2", [40, 2]), ("40>8>1", [40, 8, 1]))
     },
@@ -148,17 +148,17 @@ _BASELINES = {
 }
 
 
-def baselines_of(group: str) -> dict[str, str]:
+def baselines_of(comparison: str) -> dict[str, str]:
     """By recipe of an ablation, the one that it is compared with: itself, if there is none."""
-    first, *_ = ALL[group]
-    return _BASELINES.get(group) or dict.fromkeys(ALL[group], first)
+    first, *_ = ALL[comparison]
+    return _BASELINES.get(comparison) or dict.fromkeys(ALL[comparison], first)
 
 
 class Claim(NamedTuple):
     """An ordering that the paper reports: the first recipe is worse than the second."""
 
     finding: str
-    group: str
+    comparison: str
     worse: str
     better: str
 
@@ -186,7 +186,7 @@ CLAIMS = (
     Claim("mu_S = 0.99 is worse than 0.9", "self_ema", "0.99", "0.9"),
     Claim("averaging too short is worse", "ema_residual", "1e-8", "1e-4"),
     Claim("averaging too long is worse", "ema_residual", "0.15", "1e-4"),
-    Claim("a smaller student is worse", "student", "smaller", "as its teacher"),
+    Claim("a smaller student is worse", "student_network", "smaller", "as its teacher"),
 )
 
 
@@ -194,15 +194,15 @@ CLAIMS = (
 class Study:
     """Ablations on one data set: what all its recipes have in common, and what is measured.
 
-    Attributes data and process choose rows of results; base are settings of `Distillation`.
+    Attributes data and noise_schedule choose rows of results; base are settings of `Distillation`.
     """
 
     data: str
     seeds: Sequence[int]
-    images: int
-    process: str = "cosine"
+    train_images: int
+    noise_schedule: str = "cosine"
     metric: str = "fd_pixels"
-    smaller: str = "digits_small"  # preset of the smaller student
+    smaller: str = "digits_small"  # network of the smaller student
     base: Mapping[str, object] = field(default_factory=dict)
 
     @property
@@ -210,39 +210,41 @@ class Study:
         """What a column of its numbers is headed."""
         return f"{self.metric}, measured ({self.data})"
 
-    def recipes(self, group: str, seed: int) -> dict[str, Distillation]:
+    def recipes(self, comparison: str, seed: int) -> dict[str, Distillation]:
         """Settings of every recipe of an ablation, by label. ValueError for an unknown one."""
-        check_choice("ablation", group, ALL)
+        check_choice("comparison", comparison, ALL)
         settings = {}
-        for label, changes in ALL[group].items():
+        for label, changes in ALL[comparison].items():
             made = {"step_schedule": [1024, 32, 1], "seed": seed} | dict(self.base) | changes
-            made["images"] = int(self.images * made.pop("factor", 1))
-            if "student" in made:
-                made["student"] = self.smaller
+            made["train_images"] = int(self.train_images * made.pop("factor", 1))
+            if "student_network" in made:
+                made["student_network"] = self.smaller
             settings[label] = Distillation(**made)
         return settings
 
-    def plan(self, groups: Sequence[str]) -> dict[str, Distillation]:
+    def plan(self, comparisons: Sequence[str]) -> dict[str, Distillation]:
         """Settings of all recipes of some ablations with all seeds, by the name of their run."""
         return {
             run_name(settings): settings
-            for group in groups
+            for comparison in comparisons
             for seed in self.seeds
-            for settings in self.recipes(group, seed).values()
+            for settings in self.recipes(comparison, seed).values()
         }
 
     def missing(
-        self, results: pd.DataFrame, groups: Sequence[str], metrics: Sequence[str] = ()
+        self, results: pd.DataFrame, comparisons: Sequence[str], metrics: Sequence[str] = ()
     ) -> dict[str, Distillation]:
         """Of the plan of some ablations, the runs that lack a metric in results; () the study's."""
         rows = [self._measured(results, metric) for metric in metrics or [self.metric]]
         done = set.intersection(*({*zip(r["run"], r["nfe"], strict=True)} for r in rows))
-        plan = self.plan(groups).items()
+        plan = self.plan(comparisons).items()
         return {n: made for n, made in plan if (n, made.step_schedule[-1]) not in done}
 
     def mine(self, results: pd.DataFrame) -> pd.DataFrame:
         """Rows of results on this data set and process."""
-        return results[(results["data"] == self.data) & (results["process"] == self.process)]
+        return results[
+            (results["data"] == self.data) & (results["noise_schedule"] == self.noise_schedule)
+        ]
 
     def teachers(
         self, results: pd.DataFrame, students: pd.DataFrame, metric: str = ""
@@ -251,7 +253,7 @@ class Study:
         mine = self._measured(results, metric)
         return mine[(mine["method"] == "teacher") & mine["teacher"].isin(students["teacher"])]
 
-    def rows(self, results: pd.DataFrame, group: str, metric: str = "") -> pd.DataFrame:
+    def rows(self, results: pd.DataFrame, comparison: str, metric: str = "") -> pd.DataFrame:
         """Rows of an ablation with the column `recipe`, in its order; metric "" for the study's.
 
         Of students in the last number of steps of their schedule; of `rmse_to_rollout`, which is
@@ -259,10 +261,10 @@ class Study:
         """
         metric = metric or self.metric
         mine = self._measured(results, metric)
-        order = list(ALL[group]).index
+        order = list(ALL[comparison]).index
         parts = []
         for seed in self.seeds:
-            for label, settings in self.recipes(group, seed).items():
+            for label, settings in self.recipes(comparison, seed).items():
                 part = mine[mine["run"] == run_name(settings)]
                 if metric != PER_PHASE:
                     part = part[part["nfe"] == settings.step_schedule[-1]]
@@ -270,7 +272,7 @@ class Study:
         rows = pd.concat(parts)
         if rows["teacher"].nunique() > 1:
             raise ValueError(
-                f"the students of {group} are of several teachers, "
+                f"the students of {comparison} are of several teachers, "
                 f"{', '.join(sorted(rows['teacher'].unique()))}: take the rows of all but one out "
                 "of the table of results, or give each its own"
             )
@@ -280,7 +282,7 @@ class Study:
         mine = self.mine(results)
         return mine[mine["metric"] == (metric or self.metric)]
 
-    def rows_of_all(self, results: pd.DataFrame, groups: Sequence[str]) -> pd.DataFrame:
+    def rows_of_all(self, results: pd.DataFrame, comparisons: Sequence[str]) -> pd.DataFrame:
         """Rows of several ablations, those that they share once, under their first recipe."""
-        rows = pd.concat([self.rows(results, group) for group in groups])
+        rows = pd.concat([self.rows(results, comparison) for comparison in comparisons])
         return rows.drop_duplicates(list(KEY))

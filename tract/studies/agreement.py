@@ -12,7 +12,7 @@ from tract.base.compute import Compute
 from tract.experiments.experiment import TEACHER, open_experiment, run_name
 from tract.experiments.measure import measure, teacher_name
 from tract.experiments.results import RESULTS, append_results, read_results
-from tract.experiments.run import Saving
+from tract.experiments.run import Checkpointing
 from tract.networks.weights import load_model
 from tract.settings import Distillation
 from tract.studies.tables import over_seeds
@@ -26,7 +26,7 @@ def run_agreement(
     settings: Distillation,
     seeds: Sequence[int],
     computes: Sequence[Compute],
-    saving: Saving | None = None,
+    saving: Checkpointing | None = None,
 ) -> None:
     """Distil and measure, in each way and with each seed, what results has no row of.
 

@@ -22,12 +22,12 @@ PUBLISHED = "published, CIFAR-10 (FID)"
 
 
 def ablation_chart(
-    published: pd.DataFrame, results: pd.DataFrame, group: str, *studies: Study
+    published: pd.DataFrame, results: pd.DataFrame, comparison: str, *studies: Study
 ) -> Figure:
     """An ablation's recipes from top to bottom: published numbers, if any, and beside them ours."""
-    theirs = published[published["table"] == group]
-    ours = {study.title: study.rows(results, group) for study in studies}
-    recipes = recipes_of(group, theirs["recipe"])
+    theirs = published[published["table"] == comparison]
+    ours = {study.title: study.rows(results, comparison) for study in studies}
+    recipes = recipes_of(comparison, theirs["recipe"])
     panels = ({PUBLISHED: theirs} if len(theirs) else {}) | ours
     size = (min(4.5, 11 / len(panels)) * len(panels), 0.26 * len(recipes) + 0.9)
     figure, axes = new_figure(1, len(panels), size, sharey=True)

@@ -22,7 +22,7 @@ from tract.experiments.measure import (
     teacher_name,
 )
 from tract.experiments.results import RESULTS, append_results, publish, read_results, wide
-from tract.experiments.run import Saving
+from tract.experiments.run import Checkpointing
 from tract.metrics.features import file_sha256, metric_name
 from tract.networks.weights import load_model, save_model
 from tract.phases import in_steps
@@ -32,12 +32,12 @@ from tract.studies.ablations import Study
 
 def begin_study(
     experiment: Experiment,
-    preset: str,
+    network: str,
     settings: Training,
     steps: Sequence[int],
     features: Sequence[str],
     results: str | Path,
-    saving: Saving,
+    saving: Checkpointing,
     *,
     teacher: str = "",
     classifier: str = "",
@@ -66,7 +66,7 @@ def begin_study(
     if teacher:
         denoiser = experiment.import_teacher(teacher)
     else:
-        experiment.train_teacher(preset, settings, saving, processes)
+        experiment.train_teacher(network, settings, saving, processes)
         denoiser = _rounded_teacher(experiment)
     rows, name = read_results(own), teacher_name(denoiser)
     rows = rows[(rows["run"] == TEACHER) & (rows["teacher"] == name)]
@@ -96,10 +96,10 @@ def _rounded_teacher(experiment: Experiment) -> Denoiser:
 
 def run_missing(
     study: Study,
-    groups: Sequence[str],
+    comparisons: Sequence[str],
     run_dir: str | Path,
     results: str | Path,
-    saving: Saving,
+    saving: Checkpointing,
     features: Sequence[str] = ("pixels",),
     compute: Compute = EAGER,
     processes: int = 1,
@@ -112,15 +112,16 @@ def run_missing(
     or another than that of the plan's runs in results; nothing is run then.
     """
     known, metrics = read_results(results), [metric_name("fd", name) for name in features]
-    plan, wanted = study.plan(groups), study.missing(known, groups, metrics)
+    plan, wanted = study.plan(comparisons), study.missing(known, comparisons, metrics)
     print(f"{len(plan)} runs, {len(plan) - len(wanted)} of them measured before")
     if not wanted:
         return
     experiment = open_experiment(run_dir, compute)
-    if (experiment.data_name, experiment.process) != (study.data, study.process):
+    if (experiment.data_name, experiment.noise_schedule) != (study.data, study.noise_schedule):
         raise ValueError(
-            f"{run_dir} has a teacher of {experiment.data_name} with {experiment.process} levels, "
-            f"not of {study.data} with {study.process}: correct run_dir, data or process"
+            f"{run_dir} has a teacher of {experiment.data_name} with "
+            f"{experiment.noise_schedule} levels, "
+            f"not of {study.data} with {study.noise_schedule}: correct run_dir, data or process"
         )
     teacher = teacher_name(load_model(experiment.folder / TEACHER)[0])
     mine = study.mine(known)
@@ -139,17 +140,17 @@ def run_missing(
 
 
 def rows_of_samples(
-    study: Study, groups: Sequence[str], run_dir: str | Path, count: int
+    study: Study, comparisons: Sequence[str], run_dir: str | Path, count: int
 ) -> dict[str, Tensor]:
     """Rows of images by label, from the same noise: data, the teacher, students of one seed."""
-    students = replace(study, seeds=study.seeds[:1]).plan(groups)
+    students = replace(study, seeds=study.seeds[:1]).plan(comparisons)
     table = wide(read_results(Path(run_dir) / RESULTS))
     table = table[table["run"].isin([TEACHER, *students]) & table[study.metric].notna()]
     return comparison(open_experiment(run_dir), table, count)
 
 
 def export_best(
-    study: Study, groups: Sequence[str], run_dir: str | Path, stem: str | Path, steps: Sequence[int]
+    study: Study, comparisons: Sequence[str], run_dir: str | Path, stem: str | Path, steps: Sequence[int]
 ) -> None:
     """Write the teacher, and the best student of each number of steps, in half precision.
 
@@ -157,7 +158,7 @@ def export_best(
     file that is there is left alone. The best has the smallest value of the study's metric.
     """
     table = read_results(Path(run_dir) / RESULTS)
-    students = study.rows_of_all(table, groups)
+    students = study.rows_of_all(table, comparisons)
     chosen = {"teacher": TEACHER}
     for n in steps:
         of_n = students[students["nfe"] == n]

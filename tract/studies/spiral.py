@@ -25,7 +25,7 @@ from tract.metrics.distances import rmse
 from tract.metrics.samples import fixed_noise
 from tract.networks.build import build_denoiser
 from tract.oracle import Mixture
-from tract.samplers import X0_ESTIMATES, ddim_x0, heun_x0, sample
+from tract.samplers import SOLVERS, ddim_x0, heun_x0, sample
 from tract.settings import Distillation, Training
 from tract.studies.ablations import Study
 from tract.train import start_training, train_teacher
@@ -55,31 +55,31 @@ def spiral(std: float = 0.05) -> tuple[Mixture, Data]:
 
 
 @cache
-def beginning(process: str, images: int = 96_000, batch: int = 128) -> Denoiser:
+def beginning(noise_schedule: str, images: int = 96_000, batch: int = 128) -> Denoiser:
     """A small network trained as an ordinary denoiser of the spiral, which students start from."""
-    settings = Training(images=images, batch=batch)
+    settings = Training(train_images=images, batch_size=batch)
     state = start_training(build_denoiser(NETWORK), settings)
-    records = train_teacher(state, spiral()[1], levels_of(process, FLOW_STEPS), settings)
+    records = train_teacher(state, spiral()[1], levels_of(noise_schedule, FLOW_STEPS), settings)
     for _ in tqdm(records, "start", settings.num_steps, file=sys.stdout, mininterval=1):
         pass
     return state.ema
 
 
 @cache
-def exact_flow(process: str) -> Tensor:
+def exact_flow(noise_schedule: str) -> Tensor:
     """Where the exact flow takes the noise that students are measured on."""
     teacher, data = spiral()
     eps, _ = fixed_noise(data, NUM_POINTS, seed=0)
-    return sample(teacher, eps, levels_of(process, FLOW_STEPS), FLOW_STEPS, x0_estimate=heun_x0)
+    return sample(teacher, eps, levels_of(noise_schedule, FLOW_STEPS), FLOW_STEPS, solver=heun_x0)
 
 
-def run_missing_on_plane(study: Study, groups: Sequence[str], results: str | Path) -> None:
+def run_missing_on_plane(study: Study, comparisons: Sequence[str], results: str | Path) -> None:
     """Distil and measure what results has no row of, and add the rows there at once.
 
     Measured are a student's samples against the exact flow, and against where its teacher leads
     with all the steps of its grid; and that teacher itself.
     """
-    plan, wanted = study.plan(groups), study.missing(read_results(results), groups)
+    plan, wanted = study.plan(comparisons), study.missing(read_results(results), comparisons)
     print(f"{len(plan)} runs on the plane, {len(plan) - len(wanted)} of them measured before")
     total = sum(settings.num_steps for settings in wanted.values())
     with tqdm(total=total, unit="step", file=sys.stdout, mininterval=1, disable=not wanted) as bar:
@@ -91,21 +91,21 @@ def run_missing_on_plane(study: Study, groups: Sequence[str], results: str | Pat
 def _rows(study: Study, settings: Distillation, bar: tqdm) -> list[dict]:
     """Distil one student from the exact teacher; rows of what it and that teacher came to."""
     teacher, data = spiral()
-    levels = levels_of(study.process, settings.grid_steps)
-    state = start_distillation(teacher, settings, beginning(study.process))
+    levels = levels_of(study.noise_schedule, settings.grid_steps)
+    state = start_distillation(teacher, settings, beginning(study.noise_schedule))
     begun = time.monotonic()
     for _ in distill(state, data, levels, settings):
         bar.update()
     seconds = time.monotonic() - begun
     eps, _ = fixed_noise(data, NUM_POINTS, seed=0)
-    exact = exact_flow(study.process)
-    estimate = X0_ESTIMATES[settings.teacher_step]
-    rollout = sample(teacher, eps, levels, levels.num_steps, x0_estimate=estimate)
+    exact = exact_flow(study.noise_schedule)
+    estimate = SOLVERS[settings.solver]
+    rollout = sample(teacher, eps, levels, levels.num_steps, solver=estimate)
     found = sample(state.ema, eps, levels, settings.step_schedule[-1])
     about = provenance()
     at = {
         "data": study.data,
-        "process": study.process,
+        "noise_schedule": study.noise_schedule,
         "samples": NUM_POINTS,
         "device": "cpu",  # where all of this is computed, whatever else there is
         "commit": about["commit"],
@@ -114,10 +114,10 @@ def _rows(study: Study, settings: Distillation, bar: tqdm) -> list[dict]:
     }
     student = at | {
         "method": settings.method,
-        "phases": settings.phases,
+        "phases": settings.schedule,
         "nfe": settings.step_schedule[-1],
         "student_params": sum(p.numel() for p in state.ema.parameters()),
-        "images": settings.num_steps * settings.batch,
+        "images": settings.num_steps * settings.batch_size,
         "seed": settings.seed,
         "seconds": round(seconds, 1),
         "run": run_name(settings),

@@ -11,7 +11,7 @@ from tract.studies.ablations import ALL, CLAIMS, Study, baselines_of
 
 PUBLISHED = "FID, published (CIFAR-10)"
 # What a measured number must share with a published one to stand beside it, besides the images.
-SAME = ["data", "process", "method", "phases", "nfe", "metric"]
+SAME = ["data", "noise_schedule", "method", "phases", "nfe", "metric"]
 FID_SAMPLES = 50_000  # of every published FID, which depends on their number
 # Verdicts of "the baseline is worse than this", said of this.
 BETTER = {"": "", "holds": "better", "is contradicted": "worse", "is undecided": "undecided"}
@@ -54,20 +54,20 @@ def paper_table(published: pd.DataFrame, results: pd.DataFrame, name: str) -> pd
     )
 
 
-def recipes_of(group: str, published: Iterable[str]) -> list[str]:
+def recipes_of(comparison: str, published: Iterable[str]) -> list[str]:
     """An ablation's recipes in order, those first that only a publication has."""
-    return list(dict.fromkeys([*(r for r in published if r not in ALL[group]), *ALL[group]]))
+    return list(dict.fromkeys([*(r for r in published if r not in ALL[comparison]), *ALL[comparison]]))
 
 
 def ablation_table(
-    published: pd.DataFrame, results: pd.DataFrame, group: str, studies: Sequence[Study]
+    published: pd.DataFrame, results: pd.DataFrame, comparison: str, studies: Sequence[Study]
 ) -> pd.DataFrame:
     """An ablation: a row a recipe, the published FID, and a column for each of our studies."""
-    theirs = published[published["table"] == group].set_index("recipe")["value"]
-    labels = recipes_of(group, theirs.index)
-    columns = {group: labels, PUBLISHED: _spread(theirs.reindex(labels))}
+    theirs = published[published["table"] == comparison].set_index("recipe")["value"]
+    labels = recipes_of(comparison, theirs.index)
+    columns = {comparison: labels, PUBLISHED: _spread(theirs.reindex(labels))}
     for study in studies:
-        ours = over_seeds(study.rows(results, group), ["recipe"]).set_index("recipe")
+        ours = over_seeds(study.rows(results, comparison), ["recipe"]).set_index("recipe")
         ours = ours.reindex(labels)
         columns[study.title] = _spread(ours["mean"], ours["std"], ours["count"])
     return pd.DataFrame(columns)
@@ -84,10 +84,10 @@ def claims_table(
     rows = []
     for claim in CLAIMS:
         pair = [claim.worse, claim.better]
-        theirs = published[published["table"] == claim.group].set_index("recipe")["value"]
+        theirs = published[published["table"] == claim.comparison].set_index("recipe")["value"]
         row = {"finding": claim.finding, PUBLISHED: " against ".join(_spread(theirs.reindex(pair)))}
         for study in studies:
-            ours = over_seeds(study.rows(results, claim.group), ["recipe"]).set_index("recipe")
+            ours = over_seeds(study.rows(results, claim.comparison), ["recipe"]).set_index("recipe")
             ours = ours.reindex(pair)
             (worse, better), spread = ours["mean"], (ours["std"] ** 2).sum(skipna=False) ** 0.5
             texts = _spread(ours["mean"], ours["std"], ours["count"])
@@ -97,19 +97,19 @@ def claims_table(
     return pd.DataFrame(rows)
 
 
-def versus_table(results: pd.DataFrame, group: str, studies: Sequence[Study]) -> pd.DataFrame:
+def versus_table(results: pd.DataFrame, comparison: str, studies: Sequence[Study]) -> pd.DataFrame:
     """Recipes of a group in each of our studies, and what they are compared with their baseline.
 
     "better" and "worse" by more than two standard deviations of the difference between single
     runs, else "undecided". Equal recipes of two seeds each get a verdict once in ten times, of
     three seeds once in forty, of five once in five hundred (Student's t).
     """
-    baselines = baselines_of(group)
+    baselines = baselines_of(comparison)
     against = ["" if recipe == baseline else baseline for recipe, baseline in baselines.items()]
-    columns = {group: list(baselines), "against": against}
+    columns = {comparison: list(baselines), "against": against}
     for study in studies:
-        ours = over_seeds(study.rows(results, group), ["recipe"]).set_index("recipe")
-        ours = ours.reindex(columns[group])
+        ours = over_seeds(study.rows(results, comparison), ["recipe"]).set_index("recipe")
+        ours = ours.reindex(columns[comparison])
         columns[study.title] = _spread(ours["mean"], ours["std"], ours["count"])
         known = ours.loc[list(baselines.values())]
         differences = known["mean"].to_numpy() - ours["mean"]
@@ -122,8 +122,8 @@ def versus_table(results: pd.DataFrame, group: str, studies: Sequence[Study]) ->
     return pd.DataFrame(columns)
 
 
-def standing_table(
-    results: pd.DataFrame, groups: Sequence[str], studies: Sequence[Study]
+def distance_table(
+    results: pd.DataFrame, comparisons: Sequence[str], studies: Sequence[Study]
 ) -> pd.DataFrame:
     """Real images, the teacher at its steps and the students of some groups: how far from real.
 
@@ -132,7 +132,7 @@ def standing_table(
     """
     columns = []
     for study in studies:
-        students = study.rows_of_all(results, groups)
+        students = study.rows_of_all(results, comparisons)
         mine = study.mine(results)
         real = mine[(mine["method"] == "real images") & (mine["metric"] == study.metric)]
         teachers = study.teachers(results, students).sort_values("nfe", ascending=False)
@@ -154,9 +154,9 @@ def standing_table(
     return pd.concat(columns, axis=1).reset_index(names="what")
 
 
-def cost_table(results: pd.DataFrame, groups: Sequence[str], study: Study) -> pd.DataFrame:
+def cost_table(results: pd.DataFrame, comparisons: Sequence[str], study: Study) -> pd.DataFrame:
     """What the teacher and the students of some groups cost to train, the mean over seeds."""
-    students = study.rows_of_all(results, groups)
+    students = study.rows_of_all(results, comparisons)
     teachers = study.teachers(results, students).drop_duplicates("teacher").assign(recipe="teacher")
     rows = pd.concat([teachers, students]).astype({"seconds": float, "images": float})
     peaks = study.mine(results).query("metric == 'peak_memory_mb'").set_index(["teacher", "run"])

@@ -22,7 +22,7 @@ SCHEDULER = ("scheduler/scheduler_config.json",)
 WEIGHTS = tuple(f"unet/diffusion_pytorch_model.{suffix}" for suffix in ("safetensors", "bin"))
 
 PREDICTIONS = {"epsilon": "eps", "sample": "x0", "v_prediction": "v"}
-PROCESSES = {"linear": "ddpm_linear", "squaredcos_cap_v2": "ddpm_cosine"}  # by beta_schedule
+NOISE_SCHEDULES = {"linear": "ddpm_linear", "squaredcos_cap_v2": "ddpm_cosine"}  # by beta_schedule
 LINEAR = {"beta_start": 1e-4, "beta_end": 0.02}
 USUAL = {  # of UNet2DModel; others are made for other levels or conditions
     "_class_name": "UNet2DModel",
@@ -89,8 +89,10 @@ def _read_levels(path: Path) -> dict:
     """Prediction, process and number of steps of a scheduler's file."""
     scheduler = _read_json(path)
     schedule = scheduler.get("beta_schedule")
-    if schedule not in list(PROCESSES):  # what is there may not be hashable
-        raise ValueError(f"{path} has beta_schedule {schedule!r}: use one of {list(PROCESSES)}")
+    if schedule not in list(NOISE_SCHEDULES):  # what is there may not be hashable
+        raise ValueError(
+            f"{path} has beta_schedule {schedule!r}: use one of {list(NOISE_SCHEDULES)}"
+        )
     unsupported = [
         name for name in ("trained_betas", "rescale_betas_zero_snr") if scheduler.get(name)
     ]
@@ -113,7 +115,7 @@ def _read_levels(path: Path) -> dict:
         )
     return {
         "prediction": PREDICTIONS[prediction],
-        "process": PROCESSES[schedule],
+        "noise_schedule": NOISE_SCHEDULES[schedule],
         "num_steps": num_steps,
     }
 

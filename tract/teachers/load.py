@@ -25,7 +25,7 @@ class Teacher:
     """A denoiser to distil, in evaluation mode, and the levels that it was trained for."""
 
     denoiser: Denoiser
-    process: str  # a name in levels.PROCESSES
+    noise_schedule: str  # a name in levels.NOISE_SCHEDULES
     teacher_steps: int  # of that process; T of its grid
     origin: str  # whose it is
 
@@ -41,7 +41,7 @@ class Teacher:
         count = sum(parameter.numel() for parameter in self.denoiser.parameters())
         return (
             f"{self.origin}: network {config['net']} of {count:,} parameters, predicts "
-            f"{config['prediction']}, {self.teacher_steps} steps of {self.process} levels, "
+            f"{config['prediction']}, {self.teacher_steps} steps of {self.noise_schedule} levels, "
             f"{self.num_classes or 'no'} classes"
         )
 
@@ -95,16 +95,20 @@ def _read_file(path: Path) -> Teacher:
 def _pipeline(folder: Path) -> Teacher:
     denoiser = read_pipeline(folder)
     options = denoiser.config["options"]
-    return Teacher(denoiser, options["process"], options["num_steps"], "a pipeline of diffusers")
+    return Teacher(
+        denoiser, options["noise_schedule"], options["num_steps"], "a pipeline of diffusers"
+    )
 
 
 def _ours(path: Path) -> Teacher:
     """A model of a run that `experiment` made."""
     denoiser, card = load_model(path)
     try:
-        process, steps = (card["experiment"][name] for name in ("process", "teacher_steps"))
+        noise_schedule, steps = (
+            card["experiment"][name] for name in ("noise_schedule", "teacher_steps")
+        )
     except (KeyError, TypeError) as error:
         raise ValueError(
             f"{path} does not say for which levels it was trained: read it by state.load_model"
         ) from error
-    return Teacher(denoiser, process, steps, f"a {card.get('method')} network of tract")
+    return Teacher(denoiser, noise_schedule, steps, f"a {card.get('method')} network of tract")
