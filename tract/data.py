@@ -83,7 +83,8 @@ class Data:
         """ValueError if a batch of this size would repeat the data."""
         if size > len(self):
             raise ValueError(
-                f"batch is {size} but {self.name} has {len(self)} samples: use {len(self)} or less"
+                f"batch_size is {size} but {self.name} has {len(self)} samples: use {len(self)} "
+                "or less"
             )
 
 

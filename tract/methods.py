@@ -12,7 +12,7 @@ from torch import Tensor
 
 from tract.denoiser import Denoise
 from tract.levels import Level, broadcast
-from tract.phases import Phase
+from tract.phases import Phase, halving_schedule
 from tract.samplers import Solver, ddim_x0
 from tract.step import closure_weight, ddim_step
 
@@ -31,13 +31,18 @@ def draw_group_start(phase: Phase, batch: int, generator: torch.Generator) -> Te
 
 
 class Method(NamedTuple):
-    """Who makes the second hop, and where the student must be taught for that."""
+    """Who makes the second hop, and where the student must be taught for that.
+
+    self_taught: whether the second hop is the self-teacher's, for pictures. check: raises
+    ValueError for phases that the method cannot have. schedule: its own schedule from [T, ..., n].
+    """
 
     name: str
-    self_taught: bool  # whether the second hop is the self-teacher's, of any length
+    self_taught: bool
     second_hop: Callable[[Denoise, Denoise], Denoise]  # of (teacher, self_teacher)
     draw: Callable[[Phase, int, torch.Generator], Tensor]
     check: Callable[[Sequence[Phase]], None]
+    schedule: Callable[[list[int]], list[int]]
 
 
 def _any_phases(phases: Sequence[Phase]) -> None:
@@ -62,13 +67,27 @@ def _one_phase(phases: Sequence[Phase]) -> None:
 
 
 # Salimans & Ho 2022, algorithm 2: the student matches two steps of the teacher.
-BTD = Method("BTD", False, lambda teacher, self_teacher: teacher, draw_group_start, _halving_phases)
+BTD = Method(
+    "BTD",
+    False,
+    lambda teacher, self_teacher: teacher,
+    draw_group_start,
+    _halving_phases,
+    lambda steps: halving_schedule(steps[0], steps[-1]),
+)
 # Paper, algorithm 1: the student's own running average finishes the group, however long.
 TRACT = Method(
-    "TRACT", True, lambda teacher, self_teacher: self_teacher, draw_any_level, _any_phases
+    "TRACT",
+    True,
+    lambda teacher, self_teacher: self_teacher,
+    draw_any_level,
+    _any_phases,
+    lambda steps: steps,
 )
 # Song et al. 2023, algorithm 2: that same thing in its corner, one group T > 1.
-CONSISTENCY = TRACT._replace(name="consistency", check=_one_phase)
+CONSISTENCY = TRACT._replace(
+    name="consistency", check=_one_phase, schedule=lambda steps: [steps[0], 1]
+)
 
 METHODS = {method.name: method for method in (BTD, TRACT, CONSISTENCY)}
 

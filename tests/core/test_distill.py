@@ -14,7 +14,7 @@ from tract.denoiser import Denoiser
 from tract.distill import distill, start_distillation, start_next_phase
 from tract.levels import cosine, ddpm_linear, karras
 from tract.methods import METHODS, closure_target, draw_any_level, draw_group_start
-from tract.networks.build import build_denoiser, named_network, new_student
+from tract.networks.build import build_denoiser, named_network, student_for
 from tract.networks.mlp import MLP
 from tract.networks.weights import load_state, save_state
 from tract.oracle import Gaussian
@@ -573,8 +573,8 @@ def described(prediction, channels=8, seed=0):
 @pytest.mark.parametrize("name", ["v", "x0"])
 def test_the_teachers_own_network_can_be_a_student_with_another_output(name):
     teacher = described("eps", seed=3)
-    settings = settings_for(step_schedule=(8, 8, 1), student=name)
-    state = start_distillation(teacher, settings)
+    settings = settings_for(step_schedule=(8, 8, 1), student_prediction=name)
+    state = start_distillation(teacher, settings, student_for(teacher, settings))
     assert state.teacher.prediction == "eps"
     for network in (state.student, state.self_teacher, state.ema):
         assert network.prediction == network.config["prediction"] == name
@@ -584,11 +584,12 @@ def test_the_teachers_own_network_can_be_a_student_with_another_output(name):
 
 def test_a_v_student_of_an_eps_teacher_is_right_at_once_where_there_is_little_noise(generator):
     teacher, levels = described("eps", seed=3), cosine(1024)
+    settings = settings_for(step_schedule=(8, 8, 1), student_prediction="v")
     x_t = torch.randn(1, 2, generator=generator)
     for index, sigma in [(1, 0.0016), (8, 0.012), (64, 0.098)]:
         level = levels[index]
         assert level.sigma.item() == pytest.approx(sigma, rel=0.05)
-        gap = new_student(teacher, "v", 0)(x_t, level) - teacher(x_t, level)
+        gap = student_for(teacher, settings)(x_t, level) - teacher(x_t, level)
         # alpha x - sigma F of v, less (x - sigma F) / alpha of eps; F is below 1 here.
         assert gap.abs().max() < sigma**2 * (x_t.abs().max() + 1)
 
@@ -596,7 +597,7 @@ def test_a_v_student_of_an_eps_teacher_is_right_at_once_where_there_is_little_no
 def test_a_named_student_is_the_preset_from_weights_of_the_seed():
     teacher = build_denoiser(named_network("digits") | {"prediction": "v"})
     settings = settings_for(step_schedule=(8, 4, 4, 1), student_network="digits_small", seed=5)
-    state = start_distillation(teacher, settings)
+    state = start_distillation(teacher, settings, student_for(teacher, settings))
     expected = named_network("digits_small")
     expected["options"]["num_classes"] = 0
     assert state.new_student.config == expected
@@ -607,7 +608,8 @@ def test_a_named_student_is_the_preset_from_weights_of_the_seed():
 def test_a_named_student_of_a_teacher_with_classes_has_them_too():
     config = named_network("digits")
     config["options"]["num_classes"] = 10
-    student = new_student(build_denoiser(config), "digits_small", 0)
+    settings = settings_for(step_schedule=(8, 4, 4, 1), student_network="digits_small")
+    student = student_for(build_denoiser(config), settings)
     assert student.config["options"]["num_classes"] == 10
 
 
@@ -657,8 +659,8 @@ def test_a_student_learns_its_teachers_flow_in_one_step(method, schedule, steps)
         ({"ema_residual": 2.0}, "ema_residual is 2.0: use a share between 0 and 1"),
         ({"seed": -1}, "seed is -1: use 0 or more"),
         (
-            {"images": 31},
-            "train_images is 31, less than .* 16 for each of 2 phases: use 32 or more",
+            {"train_images": 31},
+            "train_images is 31, less than .* 16 for each of 2 phases: use 32",
         ),
         ({"step_schedule": (8, 3, 1)}, "3 does not divide 8.*near divisors of 8 are 2 and 4"),
         ({"step_schedule": ()}, r"step_schedule is \[\]: give two entries or more"),
@@ -676,10 +678,9 @@ def test_a_student_learns_its_teachers_flow_in_one_step(method, schedule, steps)
         ({"step_schedule": (8, 8), "method": "consistency"}, r"use step_schedule \[8, 1\]"),
         ({"step_schedule": (8, 8, 1), "method": "BTD"}, "BTD halves .*8>1 does not"),
         ({"step_schedule": (8, 2, 1), "method": "BTD"}, "BTD halves .*8>2 does not"),
-        ({"student": "small"}, "student is 'small': choose one of .*'v', .*'digits_small'"),
         (
             {"student_network": "digits_small", "step_schedule": (8, 4, 1)},
-            r"student is 'digits_small', .*: repeat an entry .*, such as \[8, 4, 4, 1\]",
+            r"student_network is 'digits_small', .*: repeat an entry .*, such as \[8, 4, 4, 1\]",
         ),
         ({"student_prediction": "v", "step_schedule": (8, 1)}, r"such as \[8, 8, 1\]"),
     ],
@@ -726,8 +727,9 @@ def test_an_eps_newcomer_is_refused_as_well_unless_it_shortens_nothing():
 
 def test_a_newcomer_that_does_not_fit_the_data_is_refused_before_the_first_step():
     settings = settings_for(step_schedule=(8, 4, 4, 1), student_network="digits_small")
-    state = start_distillation(described("v"), settings)
-    with pytest.raises(ValueError, match="points has samples of shape .*choose another preset"):
+    teacher = described("v")
+    state = start_distillation(teacher, settings, student_for(teacher, settings))
+    with pytest.raises(ValueError, match="points has samples of shape .*choose another network"):
         distill(state, POINTS, cosine(8), settings)
 
 
@@ -739,21 +741,24 @@ def test_equal_steps_are_no_shortening_that_a_method_could_refuse(method, schedu
 
 def test_equal_steps_need_a_network_to_take_over():
     settings = settings_for(step_schedule=(8, 4, 4, 1))
-    with pytest.raises(ValueError, match="4>4 shortens nothing, .*: give a student, or leave out"):
+    with pytest.raises(ValueError, match="4>4 shortens nothing, .*: give a student, or omit"):
         start_distillation(mlp(), settings)
 
 
 def test_a_student_of_two_outputs_teachers_stays_like_them():
     teacher = described("eps")
     teacher.prediction = "x0_eps"
-    with pytest.raises(ValueError, match="student is 'v', and its teacher predicts both"):
-        new_student(teacher, "v", 0)
+    settings = settings_for(step_schedule=(8, 8, 1), student_prediction="v")
+    with pytest.raises(
+        ValueError, match="student_prediction is 'v', and its teacher predicts both"
+    ):
+        student_for(teacher, settings)
 
 
 def test_a_named_student_needs_a_teacher_with_a_description():
     settings = settings_for(step_schedule=(8, 8, 1), student_prediction="v")
-    with pytest.raises(ValueError, match="student is 'v', .* has none: give start_distillation"):
-        start_distillation(mlp(), settings)
+    with pytest.raises(ValueError, match="student_prediction 'v', .* has none: give start_dist"):
+        student_for(mlp(), settings)
 
 
 def test_a_teacher_that_is_no_network_cannot_come_before_the_newcomer():

@@ -190,7 +190,8 @@ def distilled(tmp_path_factory):
     write_pipeline(folder / "teacher_of_others", sample_size=8, in_channels=1, out_channels=1,
                    num_class_embeds=None)  # fmt: skip
     experiment = Experiment(
-        folder / "run", "digits", noise_schedule="ddpm_linear", teacher_steps=1000, reference_steps=2,
+        folder / "run", "digits", noise_schedule="ddpm_linear", teacher_steps=1000,
+        reference_steps=2,
         num_samples=4,
     )  # fmt: skip
     teacher = experiment.import_teacher(str(folder / "teacher_of_others"))

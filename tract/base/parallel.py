@@ -73,7 +73,7 @@ def check_share(batch: int, processes: int) -> None:
     """ValueError unless every process has as many rows of a batch as the others."""
     if batch % processes:
         raise ValueError(
-            f"batch is {batch}, which {processes} processes cannot share: use a multiple of "
+            f"batch_size is {batch}, which {processes} processes cannot share: use a multiple of "
             f"{processes}"
         )
 

@@ -13,11 +13,10 @@ ROOT = Path(__file__).resolve().parents[2]
 def quickstart(run_dir: Path = ROOT / "runs" / "quickstart") -> pd.DataFrame:
     """Execute the three notebooks into run_dir, which they share, and return their table.
 
-    Leaves run_dir/results.csv, and figures/quickstart as PNG, PDF and pixels. What was finished
-    before is not repeated. FileNotFoundError where the notebooks are not beside the package.
+    Leaves run_dir/results.csv and run_dir/quickstart.png. What was finished before is not
+    repeated. FileNotFoundError where the notebooks are not beside the package.
     """
-    figure = ROOT / "figures" / "quickstart"
-    for name, more in [("01_teacher", {}), ("02_btd", {}), ("03_tract", {"figure": str(figure)})]:
+    for name, more in [("01_teacher", {}), ("02_btd", {}), ("03_tract", {"figure": str(run_dir / "quickstart")})]:
         print(f"\n== {name} ==", flush=True)
         execute(
             ROOT / "notebooks" / f"{name}.ipynb",

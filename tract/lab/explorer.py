@@ -23,9 +23,10 @@ from tract.lab.plots import captioned_rows, paths, png
 from tract.lab.schedule import schedule_picture
 from tract.lab.show import show
 from tract.levels import Level, broadcast
+from tract.methods import METHODS
 from tract.metrics.distances import rmse
 from tract.networks.weights import load_model
-from tract.phases import Phase, halving_schedule, in_steps, parse_schedule
+from tract.phases import Phase, in_steps, parse_schedule
 from tract.samplers import heun_x0, trajectory
 
 NOISES = 8  # to choose from
@@ -49,7 +50,7 @@ class ScheduleExplorer(ipw.VBox):
         self.exact = _walk(teacher, eps, levels, levels.num_steps, solver=heun_x0)
         divisors = [n for n in range(1, levels.num_steps) if levels.num_steps % n == 0]
         middle = min(divisors, key=lambda n: abs(n * n - levels.num_steps))
-        self.method = ipw.ToggleButtons(options=["TRACT", "BTD"], style={"button_width": "80px"})
+        self.method = ipw.ToggleButtons(options=list(METHODS), value="TRACT")
         self.between = _slider("Between", ["none", *divisors[:0:-1]], middle)
         self.end = _slider("Steps", divisors[:4], 1)
         self.rounds = _slider("Rounds", [0, *divisors, levels.num_steps], 2 * middle)
@@ -69,9 +70,8 @@ class ScheduleExplorer(ipw.VBox):
     def step_schedule(self) -> list[int]:
         """The schedule that the sliders are at; ValueError where halving does not lead there."""
         first, end = self.levels.num_steps, self.end.value
-        if self.method.value == "BTD":
-            return halving_schedule(first, end)
-        return [first, end] if self.between.value == "none" else [first, self.between.value, end]
+        between = [] if self.between.value == "none" else [self.between.value]
+        return METHODS[self.method.value].schedule([first, *between, end])
 
     def draw(self) -> None:
         """Draw the schedule and what comes of it, or say why there can be none."""
@@ -83,7 +83,7 @@ class ScheduleExplorer(ipw.VBox):
         rounds = shared_rounds(self.rounds.value, len(phases))
         self.said.value = _told(phases, rounds)
         self.map.value = self._map(tuple(phases), tuple(rounds))
-        self.groups.value = self._groups(tuple(phases[-3:]), self.method.value == "TRACT")
+        self.groups.value = self._groups(tuple(phases[-3:]), METHODS[self.method.value].self_taught)
 
     def _draw_map(self, phases: tuple[Phase, ...], rounds: tuple[int, ...]) -> bytes:
         walk = PerfectStudent(self.teacher, self.levels, phases, rounds).walk(self.eps)

@@ -150,7 +150,11 @@ def rows_of_samples(
 
 
 def export_best(
-    study: Study, comparisons: Sequence[str], run_dir: str | Path, stem: str | Path, steps: Sequence[int]
+    study: Study,
+    comparisons: Sequence[str],
+    run_dir: str | Path,
+    stem: str | Path,
+    steps: Sequence[int],
 ) -> None:
     """Write the teacher, and the best student of each number of steps, in half precision.
 

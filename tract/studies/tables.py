@@ -56,7 +56,9 @@ def paper_table(published: pd.DataFrame, results: pd.DataFrame, name: str) -> pd
 
 def recipes_of(comparison: str, published: Iterable[str]) -> list[str]:
     """An ablation's recipes in order, those first that only a publication has."""
-    return list(dict.fromkeys([*(r for r in published if r not in ALL[comparison]), *ALL[comparison]]))
+    return list(
+        dict.fromkeys([*(r for r in published if r not in ALL[comparison]), *ALL[comparison]])
+    )
 
 
 def ablation_table(
