@@ -29,13 +29,21 @@ figures: $(READY) ## Draw all figures and tables again from figures/*.csv; nothi
 		-p figures ../figures
 	rm -rf .test
 
-test: $(READY) lint ## Unit tests, then all notebooks in a copy that leaves runs/ and figures/ alone
+check: $(READY) lint ## Style and the fast tests, before every commit
+	.venv/bin/python -m pytest tests/core tests/base tests/networks tests/test_house.py $(TWO)
+
+test: $(READY) lint ## All tests but the storms, and all notebooks in a copy of notebooks/ and figures/
 	rm -rf .test
 	mkdir .test
 	cp -r notebooks figures .test
-	.venv/bin/python -m pytest tests --durations=8 -n logical --maxprocesses 4 --dist loadfile
+	.venv/bin/python -m pytest tests -m "not slow" --durations=8 $(TWO)
 	$(MAKE) --no-print-directory -j2 test-chain test-others
 	rm -rf .test
+
+test-slow: $(READY) ## The storms: kills, mutations of files, fuzzed options
+	.venv/bin/python -m pytest tests -m slow --durations=8 $(TWO)
+
+TWO := -n logical --maxprocesses 4 --dist loadfile
 
 # Two notebooks at a time, of one thread each. 02 and 03 read what 01 leaves.
 NBVAL := .venv/bin/python -m pytest --nbval-lax --durations=4 -p no:cacheprovider

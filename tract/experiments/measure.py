@@ -39,7 +39,7 @@ from tract.experiments.results import (
 from tract.levels import Level
 from tract.metrics.distances import Moments, frechet_distance, moments_of, rmse
 from tract.metrics.feature_statistics import statistics
-from tract.metrics.features import NAMES, Extractor, extractor, metric_name
+from tract.metrics.features import FEATURES, Extractor, extractor, metric_name
 from tract.metrics.samples import sample_batches
 from tract.metrics.sources import open_source
 from tract.networks.weights import fingerprint, load_model, read_tensors, write_tensors
@@ -83,7 +83,7 @@ def check_measuring(levels: Level, steps: Sequence[int], features: Sequence[str]
     for n in steps:
         step_indices(levels.num_steps, n)
     for name in features:
-        check_choice("features", name, NAMES)
+        check_choice("features", name, FEATURES)
 
 
 def measure(

@@ -16,7 +16,11 @@ def quickstart(run_dir: Path = ROOT / "runs" / "quickstart") -> pd.DataFrame:
     Leaves run_dir/results.csv and run_dir/quickstart.png. What was finished before is not
     repeated. FileNotFoundError where the notebooks are not beside the package.
     """
-    for name, more in [("01_teacher", {}), ("02_btd", {}), ("03_tract", {"figure": str(run_dir / "quickstart")})]:
+    for name, more in [
+        ("01_teacher", {}),
+        ("02_btd", {}),
+        ("03_tract", {"figure": str(run_dir / "quickstart")}),
+    ]:
         print(f"\n== {name} ==", flush=True)
         execute(
             ROOT / "notebooks" / f"{name}.ipynb",

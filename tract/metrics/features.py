@@ -84,25 +84,20 @@ def extractor(
     data: Data | None = None,
     device: torch.device | str = "cpu",
 ) -> Extractor:
-    """An extractor by name: "inception", "efficientnet_lite0", "classifier" or "pixels".
+    """An extractor by name, one of FEATURES.
 
     weights: file of Inception's weights, or of the classifier, which is trained on data and
     written there if there is no such file. mode: of Inception, a name in MODES. ValueError or
     FileNotFoundError, with what to do, for what cannot be.
     """
-    check_choice("features", name, NAMES)
-    if name == "inception":
-        return inception(weights, mode, device)
-    if mode != "clean":
+    check_choice("features", name, FEATURES)
+    make, takes = FEATURES[name]
+    if mode != "clean" and "mode" not in takes:
         raise ValueError(f"mode is {mode!r}, and {name} has none: leave it out")
-    if name == "classifier":
-        return classifier(weights, data, device)
-    if weights is not None:
+    if weights is not None and "weights" not in takes:
         raise ValueError(f"weights are given, and {name} takes none: leave them out")
-    return efficientnet_lite0(device) if name == "efficientnet_lite0" else PIXELS
-
-
-NAMES = ("inception", "efficientnet_lite0", "classifier", "pixels")
+    options = {"weights": weights, "mode": mode, "data": data}
+    return make(device=device, **{option: options[option] for option in takes})
 
 
 def pixels(images: Tensor) -> Tensor:
@@ -114,29 +109,29 @@ PIXELS = Extractor("pixels", {"range": [-1, 1]}, pixels, resizes=False)
 
 
 def classifier(
-    path: str | Path | None, data: Data | None = None, device: torch.device | str = "cpu"
+    weights: str | Path | None, data: Data | None = None, device: torch.device | str = "cpu"
 ) -> Extractor:
     """Features before the last layer of a classifier, read, or trained on data where none is.
 
     ValueError if the file was made for other data than these.
     """
-    if path is None:
+    if weights is None:
         raise ValueError("features 'classifier' needs weights: the file it is or will be kept in")
-    if Path(path).is_file():
-        network, card = read_classifier(path, device)
+    if Path(weights).is_file():
+        network, card = read_classifier(weights, device)
     elif data is not None:
-        network, card = fit_classifier(data.to(device), path)
+        network, card = fit_classifier(data.to(device), weights)
     else:
         raise FileNotFoundError(
-            f"no classifier {path}: correct the path, or give labelled data as the reference, on "
-            "which one is trained"
+            f"no classifier {weights}: correct the path, or give labelled data as the reference, "
+            "on which one is trained"
         )
     if data is not None and card["data_sha256"] != data.sha256:
         raise ValueError(
-            f"{path} is a classifier of other data than {data.name}: give weights another name, "
+            f"{weights} is a classifier of other data than {data.name}: give weights another name, "
             "under which one is trained"
         )
-    about = {"weights_sha256": file_sha256(path)}
+    about = {"weights_sha256": file_sha256(weights)}
     about |= {key: card[key] for key in ("data", "data_sha256", "accuracy", "held_out")}
     shape = tuple(card["classifier"]["shape"])
 
@@ -179,17 +174,17 @@ def efficientnet_lite0(device: torch.device | str = "cpu") -> Extractor:
 
 
 def inception(
-    path: str | Path | None = None, mode: str = "clean", device: torch.device | str = "cpu"
+    weights: str | Path | None = None, mode: str = "clean", device: torch.device | str = "cpu"
 ) -> Extractor:
     """Features (B, 2048) of the Inception of FID and KID, as clean-fid resizes and asks it.
 
-    path: of its published weights, which are fetched once where none is given. ValueError if they
+    weights: the published ones, which are fetched once where none are given. ValueError if they
     are others, FileNotFoundError if there are none and they cannot be fetched.
     """
     from cleanfid.resize import build_resizer
 
     check_choice("mode", mode, MODES)
-    path = _fetched(MODES[mode]) if path is None else Path(path)
+    path = _fetched(MODES[mode]) if weights is None else Path(weights)
     if not path.is_file():
         raise FileNotFoundError(f"no weights {path}: correct the path, or leave them out")
     sha256 = file_sha256(path)
@@ -283,3 +278,12 @@ def file_sha256(path: str | Path) -> str:
     """SHA-256 of a file's bytes."""
     with Path(path).open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+# Features by name: what makes their extractor, and which options of `extractor` that takes.
+FEATURES: dict[str, tuple[Callable[..., Extractor], tuple[str, ...]]] = {
+    "inception": (inception, ("weights", "mode")),
+    "efficientnet_lite0": (efficientnet_lite0, ()),
+    "classifier": (classifier, ("weights", "data")),
+    "pixels": (lambda device: PIXELS, ()),
+}

@@ -1,6 +1,7 @@
 """Load a published teacher from a file, folder or hub name; its format is detected by content."""
 
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -80,16 +81,23 @@ def _read_file(path: Path) -> Teacher:
     """A teacher from a file whose first bytes tell its format."""
     with path.open("rb") as file:
         start = file.read(9)
-    if start[8:] == b"{":  # after eight bytes of length
-        return _ours(path)
-    if start.startswith((b"PK\x03\x04", b"\x80\x02\x8a\x0a")):  # torch's zip; before 1.6
-        return Teacher(read_apple(path), "cosine", PAPER_STEPS, "a network of TRACT's authors")
-    if start.startswith(b"\x80"):  # PROTO, which pickles of protocol 2 and later begin with
-        return Teacher(read_edm(path), "karras", EDM_STEPS, "a network of EDM")
-    if start and (0x81 <= start[0] <= 0x8F or start[0] in (0xDE, 0xDF)):  # a map
-        denoiser, steps = read_google(path)
-        return Teacher(denoiser, "cosine", steps, "a network of progressive distillation")
+    for starts_as, read in FILE_FORMATS:
+        if starts_as(start):
+            return read(path)
     raise ValueError(f"{path} begins with {start!r}, which is none of {FORMATS}: give another file")
+
+
+def _apple(path: Path) -> Teacher:
+    return Teacher(read_apple(path), "cosine", PAPER_STEPS, "a network of TRACT's authors")
+
+
+def _edm(path: Path) -> Teacher:
+    return Teacher(read_edm(path), "karras", EDM_STEPS, "a network of EDM")
+
+
+def _google(path: Path) -> Teacher:
+    denoiser, steps = read_google(path)
+    return Teacher(denoiser, "cosine", steps, "a network of progressive distillation")
 
 
 def _pipeline(folder: Path) -> Teacher:
@@ -112,3 +120,16 @@ def _ours(path: Path) -> Teacher:
             f"{path} does not say for which levels it was trained: read it by state.load_model"
         ) from error
     return Teacher(denoiser, noise_schedule, steps, f"a {card.get('method')} network of tract")
+
+
+def _is_msgpack_map(start: bytes) -> bool:
+    return bool(start) and (0x81 <= start[0] <= 0x8F or start[0] in (0xDE, 0xDF))
+
+
+# Formats of files: whether nine first bytes are of it, and what reads it.
+FILE_FORMATS: list[tuple[Callable[[bytes], bool], Callable[[Path], Teacher]]] = [
+    (lambda start: start[8:] == b"{", _ours),  # safetensors: JSON after eight bytes of length
+    (lambda start: start.startswith((b"PK\x03\x04", b"\x80\x02\x8a\x0a")), _apple),  # torch.save
+    (lambda start: start.startswith(b"\x80"), _edm),  # a pickle of protocol 2 or later
+    (_is_msgpack_map, _google),
+]
