@@ -235,7 +235,7 @@ ROWS = [
     ("a self_ema in words", distillation(self_ema="0"), "self_ema is '0': use 0 or more"),
     ("a clamp in words", distillation(clamp="no"), "clamp is 'no': use True or False"),
     ("a clamp of 1", distillation(clamp=1), "clamp is 1: use True or False"),
-    ("too few images", distillation(train_images=7), "train_images is 7, less than one batch"),
+    ("few for phases", distillation(train_images=7), "train_images is 7, less than one batch"),
     # ---- Schedules
     ("a number for a schedule", distillation(step_schedule=8), "step_schedule is 8: use a list"),
     ("a text", distillation(step_schedule="16,1"), "step_schedule is '16,1': use a list"),
