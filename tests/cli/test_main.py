@@ -81,14 +81,14 @@ def test_no_rows_print_nothing(capsys):
 def test_what_is_said_on_the_way_leaves_stdout_to_the_rows(monkeypatch, capsys):
     def quickstart():
         print("a bar")
-        return pd.DataFrame({"method": ["teacher", "BTD"], "phases": [None, "8>1"], "nfe": [1, 2]})
+        return pd.DataFrame({"method": ["teacher", "BTD"], "schedule": [None, "8>1"], "nfe": [1, 2]})
 
     monkeypatch.setattr("tract.jobs.quickstart.quickstart", quickstart)
     assert main(["quickstart", "--json"]) == 0
     output, errors = capsys.readouterr()
     assert [json.loads(line) for line in output.splitlines()] == [
-        {"method": "teacher", "phases": None, "nfe": 1},
-        {"method": "BTD", "phases": "8>1", "nfe": 2},
+        {"method": "teacher", "schedule": None, "nfe": 1},
+        {"method": "BTD", "schedule": "8>1", "nfe": 2},
     ]
     assert errors == "a bar\n"
 
