@@ -37,7 +37,9 @@ def test_a_number_measured_again_is_the_same_whatever_else_differs(tmp_path, col
 
 def test_what_looks_like_a_number_is_still_the_same_key_after_reading(tmp_path):
     for value in (0.1, 0.2):
-        table = append_results(tmp_path / "r.csv", [row(schedule="8", value=value, teacher="007e1")])
+        table = append_results(
+            tmp_path / "r.csv", [row(schedule="8", value=value, teacher="007e1")]
+        )
     assert list(table["value"]) == [0.2]
     assert list(read_results(tmp_path / "r.csv")["teacher"]) == ["007e1"]
 

@@ -322,7 +322,9 @@ def test_lines_go_through_the_means_of_the_seeds(paper):
 def test_a_valley_is_drawn_from_the_grids_that_do_not_grow(paper):
     labels = {"fixed 16": [1.0, 3.0], "fixed 64": [4.0], "growing to 32": [9.0]}
     truth = results(labels, comparison="finest_grid", metric="fd_pixels", teacher="a")
-    own = truth.iloc[:3].assign(method="teacher", schedule="", nfe=[16, 64, 256], value=[0.5, 0.2, 0])
+    own = truth.iloc[:3].assign(
+        method="teacher", schedule="", nfe=[16, 64, 256], value=[0.5, 0.2, 0]
+    )
     stranger = own.assign(teacher="b")
     rollout = truth.assign(metric="rmse_to_rollout", value=truth["value"] / 2)
     table = pd.concat([truth, own, stranger, rollout])
