@@ -104,7 +104,7 @@ def test_every_row_of_the_papers_tables_has_a_preset_that_quotes_its_fid(row):
             row["data"],
             row["noise_schedule"],
             row["method"],
-        ) and row["phases"] in schedules
+        ) and row["schedule"] in schedules
 
     (text,) = (path.read_text() for path in FROM_PUBLISHED if fits(path))
     assert row["value"] in re.findall(r"\d+\.\d+", text)

@@ -81,14 +81,16 @@ def test_no_rows_print_nothing(capsys):
 def test_what_is_said_on_the_way_leaves_stdout_to_the_rows(monkeypatch, capsys):
     def quickstart():
         print("a bar")
-        return pd.DataFrame({"method": ["teacher", "BTD"], "phases": [None, "8>1"], "nfe": [1, 2]})
+        return pd.DataFrame(
+            {"method": ["teacher", "BTD"], "schedule": [None, "8>1"], "nfe": [1, 2]}
+        )
 
     monkeypatch.setattr("tract.jobs.quickstart.quickstart", quickstart)
     assert main(["quickstart", "--json"]) == 0
     output, errors = capsys.readouterr()
     assert [json.loads(line) for line in output.splitlines()] == [
-        {"method": "teacher", "phases": None, "nfe": 1},
-        {"method": "BTD", "phases": "8>1", "nfe": 2},
+        {"method": "BTD", "schedule": None, "nfe": 1},
+        {"method": "BTD", "schedule": "8>1", "nfe": 2},
     ]
     assert errors == "a bar\n"
 
@@ -115,12 +117,13 @@ def test_cost_is_by_default_of_the_papers_main_run(estimated, capsys):
     (row,) = map(json.loads, capsys.readouterr().out.splitlines())
     assert row.pop("device") in ("cpu", "cuda")
     numbers = {"images": 100, "steps": 10, "flop": 1.2e10, "seconds": 3.5, "memory_gb": 4.0}
-    assert row == {"part": "TRACT 8>1", **numbers, "tried_batch": 8}
+    assert row == {"run": "TRACT 8>1", **numbers, "tried_batch": 8}
 
 
 def test_cost_is_of_what_is_asked_for(estimated):
-    common = ["--preset", "digits", "--images", "640", "--batch", "8", "--process", "karras"]
-    distilled = ["--method", "BTD", "--step-schedule", "[4, 2, 1]", "--teacher-step", "heun"]
+    common = ["--network", "digits", "--train-images", "640", "--batch-size", "8"]
+    common += ["--noise-schedule", "karras"]
+    distilled = ["--method", "BTD", "--step-schedule", "[4, 2, 1]", "--solver", "heun"]
     distilled += ["--compute", "bf16+channels_last"]
     assert main(["cost", *common, *distilled]) == 0
     assert main(["cost", *common, "--method", "teacher"]) == 0

@@ -47,7 +47,7 @@ def test_the_folder_tells_the_next_notebook_everything(done):
 
 def test_every_measured_number_is_a_row(done):
     table = read_results(done.folder / "results.csv")
-    about = ["method", "phases", "nfe", "images", "seed", "student_params", "samples", "run"]
+    about = ["method", "schedule", "nfe", "images", "seed", "student_params", "samples", "run"]
     name = "TRACT-8-2-1-8images-batch4-seed3"
     for metric in ("fd_pixels", "rmse_to_teacher"):
         rows = table.loc[table["metric"] == metric, about].values.tolist()
@@ -130,7 +130,7 @@ def test_every_phase_is_compared_with_the_first_teachers_rollout(done, tmp_path,
     measure_phases(copy, settings, count=3)
     table = read_results(folder / "results.csv")
     rows = table[table["metric"] == "rmse_to_rollout"]
-    assert rows[["phases", "nfe", "samples"]].values.tolist() == [["8>2", 2, 3], ["8>2>1", 1, 3]]
+    assert rows[["schedule", "nfe", "samples"]].values.tolist() == [["8>2", 2, 3], ["8>2>1", 1, 3]]
     teacher, _ = load_model(folder / TEACHER)
     for value, steps, file in zip(rows["value"], (2, 1), ("phase-1", "model"), strict=True):
         student, _ = load_model(folder / run_name(settings) / f"{file}.safetensors")

@@ -37,7 +37,9 @@ def test_a_number_measured_again_is_the_same_whatever_else_differs(tmp_path, col
 
 def test_what_looks_like_a_number_is_still_the_same_key_after_reading(tmp_path):
     for value in (0.1, 0.2):
-        table = append_results(tmp_path / "r.csv", [row(phases="8", value=value, teacher="007e1")])
+        table = append_results(
+            tmp_path / "r.csv", [row(schedule="8", value=value, teacher="007e1")]
+        )
     assert list(table["value"]) == [0.2]
     assert list(read_results(tmp_path / "r.csv")["teacher"]) == ["007e1"]
 
@@ -91,13 +93,13 @@ def test_a_folder_without_results_is_refused_with_what_to_do(tmp_path):
 def test_runs_that_are_there_with_another_teacher_are_not_published(tmp_path):
     table, run_dir = tmp_path / "all.csv", tmp_path / "run"
     run_dir.mkdir()
-    mine = row(phases="8>1", teacher="mine")
+    mine = row(schedule="8>1", teacher="mine")
     append_results(run_dir / "results.csv", [mine, row("teacher", teacher="mine")])
     append_results(
-        table, [row("teacher", teacher="other"), row("B", phases="4>1", teacher="other")]
+        table, [row("teacher", teacher="other"), row("B", schedule="4>1", teacher="other")]
     )
     assert publish(run_dir, table) == 2  # other runs may be of other teachers
-    append_results(run_dir / "results.csv", [row("B", phases="4>1", teacher="mine")])
+    append_results(run_dir / "results.csv", [row("B", schedule="4>1", teacher="mine")])
     before = table.read_bytes()
     with pytest.raises(
         ValueError, match="has B of the teacher other, and .* of mine: give another"

@@ -1,15 +1,12 @@
 """Costs told beforehand: FLOP against counts by hand and published ones, steps, time and memory."""
 
 import pytest
-import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from tract.base.compute import EAGER
 from tract.jobs import cost
 from tract.jobs.cost import estimate, image_flops, network_flops, passes
-from tract.jobs.parameters import declared_parameters
-from tract.jobs.quickstart import ROOT
 from tract.networks.build import named_network
 from tract.phases import halving_schedule
 from tract.settings import Distillation, Training
@@ -154,7 +151,7 @@ def test_time_and_memory_are_scaled_from_the_batch_that_was_tried(trials):
     assert result.seconds == pytest.approx(10 * 100 * 0.1)
     assert result.memory == 1000 + 10 * 100
     assert result.flop == 1000 * 5 * network_flops(NETWORK)
-    assert result.part == "TRACT 16>4>1"
+    assert result.run == "TRACT 16>4>1"
 
 
 def test_images_that_fill_no_batch_are_not_counted(trials):
@@ -229,23 +226,6 @@ def test_an_estimate_is_near_the_time_that_a_run_takes(monkeypatch):
         start = process_time()
         assert sum(1 for _ in records) == 30
         ratios.append((process_time() - start) / told)
-
-
-def test_the_quickstart_is_told_from_what_its_notebooks_declare(trials, monkeypatch):
-    monkeypatch.setattr(cost, "_notebook_seconds", lambda: 5.0)
-    monkeypatch.setattr(cost, "sample_batches", lambda *_, **__: torch.zeros(1))
-    threads = torch.get_num_threads()
-    *parts, total = cost.estimate_quickstart()
-    assert torch.get_num_threads() == threads
-    assert [part.part.split()[0] for part in parts[:3]] == ["teacher", "BTD", "TRACT"]
-    assert [part.steps for part in parts[:3]] == [400, 240, 240]
-    sampling, starting = parts[-2:]
-    teacher = declared_parameters(ROOT / "notebooks" / "01_teacher.ipynb")
-    steps = [teacher["reference_steps"], *teacher["sample_steps"], 1, 1, 1]  # and three students
-    assert (sampling.images, sampling.steps) == (384, sum(steps))
-    assert starting.seconds == 15.0
-    assert total.seconds == pytest.approx(sum(part.seconds for part in parts))
-    assert total.flop == sum(part.flop for part in parts)
 
 
 @pytest.mark.parametrize(

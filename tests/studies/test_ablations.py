@@ -43,7 +43,7 @@ def results(values, study=STUDY, comparison="phases", **more):
                 "data": study.data,
                 "noise_schedule": study.noise_schedule,
                 "method": settings.method,
-                "phases": settings.phases,
+                "schedule": settings.schedule,
                 "nfe": settings.step_schedule[-1],
                 "images": settings.train_images,
                 "seed": seed,
@@ -55,7 +55,7 @@ def results(values, study=STUDY, comparison="phases", **more):
     return pd.DataFrame(rows, columns=COLUMNS)
 
 
-@pytest.mark.parametrize("group", CHANGES)
+@pytest.mark.parametrize("comparison", CHANGES)
 def test_every_ablation_contains_the_papers_recipe_or_compares_what_it_names(comparison):
     base = Distillation(step_schedule=[1024, 32, 1], train_images=30720)
     recipes = STUDY.recipes(comparison, 0)
@@ -70,7 +70,7 @@ def test_a_claim_names_recipes_that_the_paper_orders_so(claim, paper):
     assert numbers[claim.worse] > numbers[claim.better]
 
 
-@pytest.mark.parametrize("group", ALL)
+@pytest.mark.parametrize("comparison", ALL)
 def test_recipes_of_a_group_are_possible_and_no_two_of_them_the_same_run(comparison):
     study = Study("digits", [0], 10**7)
     recipes = study.recipes(comparison, 0)
@@ -247,7 +247,7 @@ def test_students_of_so_many_steps_are_compared_with_those_of_as_many():
     assert verdicts[list(values)].to_list() == ["", "better", "", "undecided"]
 
 
-@pytest.mark.parametrize("group", ALL)
+@pytest.mark.parametrize("comparison", ALL)
 def test_what_a_recipe_is_compared_with_is_one_of_its_group_and_makes_as_few_steps(comparison):
     recipes, baselines = STUDY.recipes(comparison, 0), baselines_of(comparison)
     assert list(baselines) == list(recipes)
@@ -262,7 +262,7 @@ def standing(values, comparison="methods"):
     students = results(values, comparison=comparison, teacher="a", seconds=30.0, device="gpu")
     students = students.assign(student_params=2_000_000)
     teacher = students.iloc[:2].assign(method="teacher", run="teacher", images=10_000, seconds=5.0)
-    teacher = teacher.assign(nfe=[1, 8], value=[9.0, 2.0], phases="")
+    teacher = teacher.assign(nfe=[1, 8], value=[9.0, 2.0], schedule="")
     stranger = teacher.assign(teacher="b", value=0.01)
     real = teacher.iloc[:1].assign(method="real images", run="test", teacher="", nfe=0, value=0.5)
     return pd.concat([students, teacher, stranger, real])
@@ -322,7 +322,9 @@ def test_lines_go_through_the_means_of_the_seeds(paper):
 def test_a_valley_is_drawn_from_the_grids_that_do_not_grow(paper):
     labels = {"fixed 16": [1.0, 3.0], "fixed 64": [4.0], "growing to 32": [9.0]}
     truth = results(labels, comparison="finest_grid", metric="fd_pixels", teacher="a")
-    own = truth.iloc[:3].assign(method="teacher", phases="", nfe=[16, 64, 256], value=[0.5, 0.2, 0])
+    own = truth.iloc[:3].assign(
+        method="teacher", schedule="", nfe=[16, 64, 256], value=[0.5, 0.2, 0]
+    )
     stranger = own.assign(teacher="b")
     rollout = truth.assign(metric="rmse_to_rollout", value=truth["value"] / 2)
     table = pd.concat([truth, own, stranger, rollout])

@@ -49,7 +49,7 @@ def test_only_what_was_not_measured_is_run_and_rows_say_what_they_are(
     table = read_results(path)
     students = table[table["method"] == "TRACT"]
     assert len(students) == 2 * 2 * 2
-    assert set(students["phases"]) == {"4>1", format_schedule([[2, 4], 1])}
+    assert set(students["schedule"]) == {"4>1", format_schedule([[2, 4], 1])}
     assert set(students["metric"]) == {METRIC, "rmse_to_rollout"}
     assert set(students["images"]) == {512}
     assert set(table["teacher"]) == {"exact"}

@@ -3,6 +3,6 @@
 In reading order:
 
     main    commands, errors as one line
-    speed   cost, bench and agreement
+    speed   cost and bench
     output  tables and JSON lines
 """

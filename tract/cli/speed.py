@@ -1,9 +1,9 @@
-"""Commands about cost and speed: cost, bench, agreement."""
+"""Commands about cost and speed."""
 
 import argparse
 from pathlib import Path
 
-from tract.cli.output import add_json, messages, print_rows
+from tract.cli.output import add_json, print_rows
 from tract.jobs.parameters import read_yaml
 
 COMPUTE = "how, such as bf16+channels_last+compile, see `compute`"
@@ -15,7 +15,6 @@ def add_speed_commands(commands: argparse._SubParsersAction) -> None:
         help="FLOP, time and memory of a run before it is started, from a few of its steps",
         description="By default of the paper's TRACT-96M on CIFAR-10.",
     )
-    command.add_argument("job", nargs="?", choices=["quickstart"], help="instead of a single run")
     command.add_argument("--network", default="cifar10", help="network, one of `tract models`")
     command.add_argument("--method", default="TRACT", help="BTD, TRACT, consistency or teacher")
     command.add_argument("--step-schedule", default="[1024, 32, 1]", help="as YAML")
@@ -53,51 +52,30 @@ def add_speed_commands(commands: argparse._SubParsersAction) -> None:
     add_json(command)
     command.set_defaults(command=_overhead)
 
-    command = commands.add_parser(
-        "agreement",
-        help="whether students are alike however they are computed",
-        description="TRACT 1024>32>1 of a run directory's teacher, each way with several seeds.",
-    )
-    command.add_argument("run_dir", type=Path, help="a folder with a teacher, as of the quickstart")
-    command.add_argument("--options", nargs="+", default=["fp32", "bf16+channels_last"])
-    command.add_argument("--images", type=int, default=30_720, help="of each run")
-    command.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    command.add_argument("--threads", type=int, default=0, help="CPU threads; 0: torch decides")
-    command.add_argument("--results", type=Path, default=Path("figures/results.csv"))
-    command.add_argument("--table", type=Path, help="name of a .csv and .md to write as well")
-    add_json(command)
-    command.set_defaults(command=_agreement)
-
 
 def _cost(options: argparse.Namespace) -> None:
     from tract.base.compute import compute_of, use_threads
     from tract.experiments.experiment import TEACHER
-    from tract.jobs.cost import estimate, estimate_quickstart
+    from tract.jobs.cost import estimate
     from tract.networks.build import named_network
     from tract.settings import Distillation, Training
 
     use_threads(options.threads)
-    if options.job:
-        with messages(options.json):
-            parts = estimate_quickstart()
+    size = {"train_images": options.train_images, "batch_size": options.batch_size}
+    if options.method == TEACHER:
+        settings = Training(**size)
     else:
-        size = {"train_images": options.train_images, "batch_size": options.batch_size}
-        if options.method == TEACHER:
-            settings = Training(**size)
-        else:
-            settings = Distillation(
-                method=options.method,
-                step_schedule=read_yaml(options.step_schedule, "step-schedule"),
-                solver=options.solver,
-                student_network=options.student_network,
-                student_prediction=options.student_prediction,
-                **size,
-            )
-        compute = compute_of(options.compute)
-        parts = [
-            estimate(named_network(options.network), settings, options.noise_schedule, compute)
-        ]
-    print_rows([part.row() for part in parts], options.json)
+        settings = Distillation(
+            method=options.method,
+            step_schedule=read_yaml(options.step_schedule, "step-schedule"),
+            solver=options.solver,
+            student_network=options.student_network,
+            student_prediction=options.student_prediction,
+            **size,
+        )
+    network, compute = named_network(options.network), compute_of(options.compute)
+    found = estimate(network, settings, options.noise_schedule, compute)
+    print_rows([found.row()], options.json)
 
 
 def _bench(options: argparse.Namespace) -> None:
@@ -123,21 +101,3 @@ def _overhead(options: argparse.Namespace) -> None:
 
     use_threads(options.threads)
     print_rows([overhead(options.run_dir, options.steps)], options.json)
-
-
-def _agreement(options: argparse.Namespace) -> None:
-    from tract.base.compute import compute_of, use_threads
-    from tract.settings import Distillation
-    from tract.studies.agreement import agreement_table, results_of, run_agreement
-    from tract.studies.tables import save_table
-
-    use_threads(options.threads)
-    settings = Distillation(step_schedule=[1024, 32, 1], train_images=options.images)
-    computes = [compute_of(text) for text in options.options]
-    with messages(options.json):
-        run_agreement(options.run_dir, options.results, settings, options.seeds, computes)
-    found = results_of(options.run_dir, options.results)
-    table = agreement_table(found, settings, options.seeds, computes)
-    if options.table:
-        save_table(table, options.table)
-    print_rows(table.astype(object).where(table.notna(), None).to_dict("records"), options.json)

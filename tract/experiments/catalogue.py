@@ -55,7 +55,7 @@ class Run:
         return self.card.get("settings", {})
 
     @property
-    def phases(self) -> str:
+    def schedule(self) -> str:
         return format_schedule(self.settings.get("step_schedule", []))
 
     @property
@@ -152,11 +152,11 @@ def _entries(card: dict, name: str = "") -> Iterator[tuple[str, str]]:
 
 
 def labels_of(runs: Sequence[Run]) -> dict[str, str]:
-    """Short labels by the runs' names: method and phases, then the settings that tell them apart.
+    """Short labels by the runs' names: method and schedule, then the settings that tell them apart.
 
     And where no setting does, the name.
     """
-    labels = {run.name: f"{run.method} {shortened(run.phases)}".strip() for run in runs}
+    labels = {run.name: f"{run.method} {shortened(run.schedule)}".strip() for run in runs}
     for label, count in Counter(labels.values()).items():
         alike = [run for run in runs if labels[run.name] == label]
         if count > 1:

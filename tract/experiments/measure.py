@@ -172,8 +172,8 @@ def measure_phases(experiment: Experiment, settings: Distillation, count: int = 
         name = f"phase-{phase}" if phase < settings.num_phases else "model"
         student = load_model(folder / f"{name}.safetensors", device())[0]
         x = _sampled(experiment, student, eps, levels, nfe, labels)
-        phases = format_schedule(settings.step_schedule[: phase + 1])
-        at = {"phases": phases, "nfe": nfe, "samples": len(x)}
+        schedule = format_schedule(settings.step_schedule[: phase + 1])
+        at = {"schedule": schedule, "nfe": nfe, "samples": len(x)}
         about = {"steps": levels.num_steps, "solver": step}
         number = _number(PER_PHASE, rmse(x, rollout), **about)
         rows.append(run_row(folder, student) | at | number)
@@ -196,7 +196,7 @@ def comparison(experiment: Experiment, table: pd.DataFrame, count: int) -> dict[
     """
     rows = {"data": to_unit(experiment.data.samples[:count]).cpu()}
     for row in table.itertuples():
-        label = f"{row.method} {shortened(row.phases)}".strip()
+        label = f"{row.method} {shortened(row.schedule)}".strip()
         label += f", {in_steps(row.nfe)}"
         label = label if label not in rows else f"{label}, {row.run}"
         with suppress(FileNotFoundError, KeyError):  # no samples of the run, or at these steps
@@ -243,7 +243,7 @@ def run_row(folder: str | Path, denoiser: Denoiser) -> dict:
         "data": experiment["data_name"],
         "noise_schedule": experiment["noise_schedule"],
         "method": card["method"],
-        "phases": format_schedule(settings.get("step_schedule", [])),
+        "schedule": format_schedule(settings.get("step_schedule", [])),
         "student_params": sum(p.numel() for p in denoiser.parameters()),
         "images": int(past["images_seen"]),
         "seed": settings.get("seed", 0),
@@ -277,7 +277,7 @@ def _number(metric: str, value: float, /, **conditions) -> dict:
     return {"metric": metric, "value": round(value, 6), "conditions": json.dumps(conditions)}
 
 
-def shortened(phases: str) -> str:
+def shortened(schedule: str) -> str:
     """1024>512>256>...>1 as 1024>512>...>1, for labels."""
-    steps = phases.split(">")
-    return ">".join([*steps[:2], "...", steps[-1]]) if len(steps) > 4 else phases
+    steps = schedule.split(">")
+    return ">".join([*steps[:2], "...", steps[-1]]) if len(steps) > 4 else schedule

@@ -11,13 +11,13 @@ from tract.base.files import write_atomically
 RESULTS = "results.csv"  # name of the table in a run directory
 
 # What tells two numbers apart; measured again, a number replaces its older value.
-KEY = ("data", "noise_schedule", "teacher", "run", "phases", "nfe", "metric")
+KEY = ("data", "noise_schedule", "teacher", "run", "schedule", "nfe", "metric")
 PER_PHASE = "rmse_to_rollout"  # the metric that a run has of every phase, and not of its end alone
 COLUMNS = (
     "data",
     "noise_schedule",  # name of the noise levels
     "method",
-    "phases",  # schedule as far as it was followed, such as 1024>32>1; empty for a teacher
+    "schedule",  # schedule as far as it was followed, such as 1024>32>1; empty for a teacher
     "nfe",  # network evaluations per sample
     "student_params",  # weights of the network that is sampled
     "images",  # trained on, over all phases
@@ -33,7 +33,7 @@ COLUMNS = (
     "conditions",  # of the metric, as JSON
 )
 # Columns of the wide form that are no metrics.
-ABOUT = ("method", "phases", "nfe", "student_params", "images", "seed", "seconds", "run")
+ABOUT = ("method", "schedule", "nfe", "student_params", "images", "seed", "seconds", "run")
 
 
 def read_results(path: str | Path) -> pd.DataFrame:
@@ -83,7 +83,7 @@ def publish(run_dir: str | Path, path: str | Path) -> int:
     same = ["data", "noise_schedule", "run"]
     ours, theirs = (
         table[[*same, "teacher"]].drop_duplicates()
-        for table in (found[found["phases"] != ""], known)
+        for table in (found[found["schedule"] != ""], known)
     )
     pairs = ours.merge(theirs, "inner", same)
     odd = pairs[pairs["teacher_x"] != pairs["teacher_y"]]

@@ -8,25 +8,21 @@ import functools
 import json
 import statistics
 import time
-from dataclasses import dataclass, fields, replace
-from pathlib import Path
-from tempfile import TemporaryDirectory
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import torch
 
-from tract.base.compute import EAGER, Compute, device, use_threads
+from tract.base.compute import EAGER, Compute, device
 from tract.experiments.experiment import TEACHER
 from tract.jobs.synthetic import begin, memory, random_data
-from tract.levels import Level, levels_of
+from tract.levels import Level
 from tract.methods import METHODS
-from tract.metrics.samples import fixed_noise, sample_batches
-from tract.networks.build import build_denoiser, named_network, student_for
-from tract.phases import equal_steps, halving_schedule
+from tract.networks.build import build_denoiser, student_for
+from tract.phases import equal_steps
 from tract.settings import Distillation, Training
 
 STEPS = 5  # that are timed
-SAMPLINGS = 3  # that are timed
 STEP_SECONDS = 1.5  # a step that is tried takes no longer, if a smaller batch can help it
 SLOW_SECONDS = 4.0  # from here on a first step is timed and no other made
 
@@ -40,26 +36,25 @@ class Passes(NamedTuple):
 
 @dataclass(frozen=True)
 class Estimate:
-    """The cost of one part of a job."""
+    """The cost of a run."""
 
-    part: str
+    run: str  # method and schedule
     images: int
-    steps: int  # of the optimizer, or of a sampler
+    steps: int  # of the optimizer
     flop: int
     seconds: float
-    memory: int | None = None  # bytes at the peak
-    tried: int | None = None  # batch that was tried, from which time and memory are scaled
+    memory: int  # bytes at the peak
+    tried: int  # batch that was tried, from which time and memory are scaled
 
     def row(self) -> dict:
         """The same for a table, memory in GB (1e9 bytes)."""
-        memory = None if self.memory is None else self.memory / 1e9
         return {
-            "part": self.part,
+            "run": self.run,
             "images": self.images,
             "steps": self.steps,
             "flop": float(self.flop),
             "seconds": self.seconds,
-            "memory_gb": memory,
+            "memory_gb": self.memory / 1e9,
             "tried_batch": self.tried,
             "device": device(),
         }
@@ -143,52 +138,6 @@ def estimate(
     )
 
 
-def estimate_sampling(config: dict, levels: Level, count: int, num_steps: int) -> Estimate:
-    """The cost of count samples in num_steps steps each."""
-    denoiser = build_denoiser(config).to(device()).eval()
-    eps, labels = fixed_noise(random_data(config, 1), count, seed=0)
-    times = []
-    for _ in range(1 + SAMPLINGS):
-        start = time.perf_counter()
-        sample_batches(denoiser, eps, levels, 1, labels=labels).cpu()
-        times.append(time.perf_counter() - start)
-    flop = count * num_steps * network_flops(config)
-    return Estimate("sampling", count, num_steps, flop, statistics.median(times[1:]) * num_steps)
-
-
-def estimate_quickstart() -> list[Estimate]:
-    """The cost of `make run`, part by part, with the parameters that its notebooks declare."""
-    from tract.jobs.parameters import declared_parameters
-    from tract.jobs.quickstart import ROOT
-
-    names = ("01_teacher", "02_btd", "03_tract")
-    first, second, third = (
-        declared_parameters(ROOT / "notebooks" / f"{name}.ipynb") for name in names
-    )
-    config, levels = (
-        named_network(first["network"]),
-        levels_of(first["noise_schedule"], first["teacher_steps"]),
-    )
-    halving = halving_schedule(first["teacher_steps"], second["last_steps"])
-    runs = [
-        _declared(Training, first),
-        _declared(Distillation, second, method="BTD", step_schedule=halving),
-        *(_declared(Distillation, third, step_schedule=s) for s in third["step_schedules"]),
-    ]
-    sampled = first["reference_steps"] + sum(first["sample_steps"])
-    sampled += sum(run.step_schedule[-1] for run in runs[1:])
-    threads = torch.get_num_threads()
-    use_threads(first["threads"])
-    try:
-        parts = [estimate(config, run, first["noise_schedule"]) for run in runs]
-        parts.append(estimate_sampling(config, levels, first["num_samples"], sampled))
-    finally:
-        use_threads(threads)
-    parts.append(Estimate("starting notebooks", 0, 0, 0, len(names) * _notebook_seconds()))
-    total = (sum(getattr(part, name) for part in parts) for name in ("flop", "seconds"))
-    return [*parts, Estimate("all", 0, 0, *total)]
-
-
 class _Trial(NamedTuple):
     """What trying a step showed, at the batch that is wanted."""
 
@@ -239,26 +188,3 @@ def _timed(
             _ = next(records).loss  # waits for the GPU
             times.append(time.perf_counter() - start)
     return statistics.median(times), held, more
-
-
-def _declared(kind: type[Training], parameters: dict, **more) -> Training:
-    """Settings that a notebook's parameters make, as far as they have the names of fields."""
-    names = {field.name for field in fields(kind)} & parameters.keys()
-    return kind(**{name: parameters[name] for name in names} | more)
-
-
-def _notebook_seconds() -> float:
-    """Time of a notebook that only starts, imports what the others do, and ends."""
-    import nbformat
-    from nbformat import v4
-
-    from tract.jobs.execute import execute
-
-    cells = [v4.new_code_cell("", metadata={"tags": ["parameters"]})]
-    cells += [v4.new_code_cell("from tract import experiment, plots")]
-    with TemporaryDirectory() as folder:
-        path = Path(folder) / "empty.ipynb"
-        nbformat.write(v4.new_notebook(cells=cells), path)
-        start = time.perf_counter()
-        execute(path, path, shown=False)
-        return time.perf_counter() - start

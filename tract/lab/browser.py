@@ -178,7 +178,7 @@ class RunBrowser(ipw.VBox):
 
     def _draw_results(self, runs: Sequence[Run]) -> None:
         tables = [table for table in self._read_each(runs, results_of).values() if len(table)]
-        shown = ["run", "phases", "nfe", "metric", "value", "samples", "seed", "device", "commit"]
+        shown = ["run", "schedule", "nfe", "metric", "value", "samples", "seed", "device", "commit"]
         rows = pd.concat(tables)[shown].to_html(index=False) if tables else "<p>No results.</p>"
         self.results.value = rows
 

@@ -7,5 +7,4 @@ In reading order:
     spiral     ablations on points, with an exact teacher
     tables     tables of results
     charts     charts of results
-    agreement  precision and compilation against seeds
 """

@@ -100,8 +100,8 @@ def trade_off(results: pd.DataFrame, studies: Mapping[str, Study]) -> Figure:
 
 def _fixed(rows: pd.DataFrame) -> pd.DataFrame:
     """Rows of one phase n>1 from a grid that does not grow, with their n."""
-    rows = rows[rows["phases"].str.fullmatch(r"\d+>1")]
-    return rows.assign(n=rows["phases"].str.split(">").str[0].astype(int))
+    rows = rows[rows["schedule"].str.fullmatch(r"\d+>1")]
+    return rows.assign(n=rows["schedule"].str.split(">").str[0].astype(int))
 
 
 def _by(table: pd.DataFrame, column: str) -> pd.DataFrame:

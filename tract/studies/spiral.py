@@ -114,7 +114,7 @@ def _rows(study: Study, settings: Distillation, bar: tqdm) -> list[dict]:
     }
     student = at | {
         "method": settings.method,
-        "phases": settings.schedule,
+        "schedule": settings.schedule,
         "nfe": settings.step_schedule[-1],
         "student_params": sum(p.numel() for p in state.ema.parameters()),
         "images": settings.num_steps * settings.batch_size,
@@ -122,7 +122,7 @@ def _rows(study: Study, settings: Distillation, bar: tqdm) -> list[dict]:
         "seconds": round(seconds, 1),
         "run": run_name(settings),
     }
-    untrained = {"phases": "", "student_params": 0, "images": 0, "seed": 0, "seconds": 0.0}
+    untrained = {"schedule": "", "student_params": 0, "images": 0, "seed": 0, "seconds": 0.0}
     own = at | untrained | {"method": TEACHER, "run": TEACHER, "nfe": levels.num_steps}
     numbers = [
         (student, METRIC, rmse(found, exact)),

@@ -11,7 +11,7 @@ from tract.studies.ablations import ALL, CLAIMS, Study, baselines_of
 
 PUBLISHED = "FID, published (CIFAR-10)"
 # What a measured number must share with a published one to stand beside it, besides the images.
-SAME = ["data", "noise_schedule", "method", "phases", "nfe", "metric"]
+SAME = ["data", "noise_schedule", "method", "schedule", "nfe", "metric"]
 FID_SAMPLES = 50_000  # of every published FID, which depends on their number
 # Verdicts of "the baseline is worse than this", said of this.
 BETTER = {"": "", "holds": "better", "is contradicted": "worse", "is undecided": "undecided"}
@@ -42,7 +42,7 @@ def paper_table(published: pd.DataFrame, results: pd.DataFrame, name: str) -> pd
     return pd.DataFrame(
         {
             "method": both["recipe"],
-            "schedule": both["phases"],
+            "schedule": both["schedule"],
             "NFE": both["nfe"],
             "parameters": [f"{n / 1e6:.1f}M" for n in both["student_params"]],
             "images": ["" if pd.isna(n) else f"{n / 1e6:.0f}M" for n in both["images"]],
