@@ -2,6 +2,7 @@
 
 In reading order:
 
+    style            colours, markers and words of all figures
     plots            figures of data, schedules, samples and losses
     schedule         the picture of a phase schedule
     curves           fast-updating training curves

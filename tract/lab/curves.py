@@ -10,14 +10,15 @@ from PIL import Image
 from torch import Tensor
 
 from tract.data import to_uint8
-from tract.lab.plots import DATA, SELF_TEACHER, STUDENT, TEACHER, new_figure, plain_ticks
+from tract.lab.plots import new_figure, plain_ticks
+from tract.lab.style import DATA, STUDENT
 
-POINTS = 200  # of a curve: of more records means are drawn
+POINTS = 200  # of a curve: more records are averaged
 TITLES = ("weighted loss", "squared error of x0", "error to the target, by level", "distance")
 
 
 class Curves:
-    """Four panels: two losses over the images seen, errors by noise level, distances to the data.
+    """Four panels of a student, on log scales: two losses, error by noise level, distance to data.
 
     images: of the whole run, where the axes end. ends: images after which phases end.
     """
@@ -26,10 +27,8 @@ class Curves:
         self._figure, axes = new_figure(1, len(TITLES), (10, 2.3))
         self._axes = axes[0]
         self._lines = [
-            ax.plot([], [], color=colour, marker=".", markersize=3, linewidth=1.2)[0]
-            for ax, colour in zip(
-                self._axes, (STUDENT, STUDENT, SELF_TEACHER, TEACHER), strict=True
-            )
+            ax.plot([], [], color=STUDENT, marker=".", markersize=3, linewidth=1.2)[0]
+            for ax in self._axes
         ]
         for ax, title in zip(self._axes, TITLES, strict=True):
             ax.set_yscale("log")
@@ -65,7 +64,7 @@ class Curves:
 
 
 def image_strip(rows: Sequence[Tensor], height: int = 48) -> bytes:
-    """Rows of images (N, C, H, W) in [-1, 1] below each other as PNG, each so many pixels high."""
+    """Rows of images (N, C, H, W) in [-1, 1] below each other as PNG, each `height` pixels high."""
     shown = []
     for images in rows:
         pixels = to_uint8(images).permute(0, 2, 3, 1).cpu().numpy()

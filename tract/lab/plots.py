@@ -12,18 +12,18 @@ import torch
 from matplotlib.axes import Axes
 from matplotlib.axis import Axis
 from matplotlib.collections import LineCollection
-from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 from PIL import Image
 from torch import Tensor
 
 from tract.data import Data, to_uint8, to_unit
+from tract.lab.style import DATA, TEACHER, in_words, line_styles, method_style
 from tract.levels import Level, broadcast
 from tract.seeds import SAMPLES, generator_for
 from tract.step import add_noise
 
-# Colour-blind safe, and the same meaning in every figure.
-TEACHER, SELF_TEACHER, STUDENT, DATA = "#0072b2", "#d55e00", "#009e73", "#888888"
 CYCLE = sns.husl_palette(256, s=0.9, l=0.62, as_cmap=True)  # for angles: ends where it starts
+THOUSANDS = FuncFormatter(lambda value, _: f"{value:,.0f}")
 _style = threading.Lock()  # matplotlib has one style for all threads, and so one may set it
 
 
@@ -42,7 +42,7 @@ def png(figure: mpl.figure.Figure, dpi: float = 100) -> bytes:
 
 
 def stacked(pictures: Sequence[bytes]) -> bytes:
-    """PNGs below each other, on white; what is empty is left out."""
+    """PNGs below each other, on white; empty ones are omitted."""
     images = [Image.open(io.BytesIO(picture)) for picture in pictures if picture]
     size = max(image.width for image in images), sum(image.height for image in images)
     whole, top = Image.new("RGB", size, "white"), 0
@@ -54,13 +54,13 @@ def stacked(pictures: Sequence[bytes]) -> bytes:
     return content.getvalue()
 
 
-def image_rows(rows: Mapping[str, Tensor], scale: float = 0.62) -> Figure:
-    """One labelled row of images (N, C, H, W) in [-1, 1] for each entry, all of the same N."""
-    count = min(len(images) for images in rows.values())
+def image_rows(rows: Mapping[str, Tensor], scale: float = 0.66, most: int = 10) -> Figure:
+    """One labelled row of images (N, C, H, W) in [-1, 1] for each entry, the first `most` of N."""
+    count = min(most, *(len(images) for images in rows.values()))
     figure, axes = new_figure(len(rows), 1, (count * scale + 2.4, len(rows) * scale))
     for ax, (label, images) in zip(axes[:, 0], rows.items(), strict=True):
         _image_row(ax, images[:count])
-        ax.set_ylabel(label, rotation=0, ha="right", va="center")
+        ax.set_ylabel(label, rotation=0, ha="right", va="center", fontsize=11)
     return figure
 
 
@@ -114,13 +114,16 @@ def noise_levels(data: Data, levels: Level, count: int) -> Figure:
 def loss_curves(histories: Mapping[str, pd.DataFrame]) -> Figure:
     """Weighted loss and unweighted error of runs over images seen, smoothed over 1 % of a run."""
     figure, axes = new_figure(1, 2, (9, 3))
+    styles = line_styles(list(histories))
     for label, table in histories.items():
         window = max(1, len(table) // 100)
         smooth = table[["loss", "mse"]].rolling(window, min_periods=1).mean()
         for ax, column in zip(axes[0], smooth, strict=True):
-            ax.plot(table["images_seen"], smooth[column], label=label, linewidth=1)
+            x = table["images_seen"]
+            ax.plot(x, smooth[column], label=in_words(label), linewidth=1.2, **styles[label])
     for ax, title in zip(axes[0], ("weighted loss", "squared error of x0"), strict=True):
-        ax.set(yscale="log", xlabel="images seen", title=title)
+        ax.set(yscale="log", xlabel="images seen", ylabel="log scale", title=title)
+        ax.xaxis.set_major_formatter(THOUSANDS)
     handles = axes[0, 1].get_legend_handles_labels()[0]
     figure.legend(handles=handles, loc="outside lower center", ncols=3, frameon=False, fontsize=9)
     return figure
@@ -145,7 +148,7 @@ def paths(panels: Mapping[str, Sequence[Tensor]], data: Tensor, limit: float = 2
 def point_maps(
     panels: Mapping[str, Tensor], origin: Tensor, columns: int = 3, limit: float = 2.6
 ) -> Figure:
-    """The same 2-D points (B, 2) under several maps, one panel each, rows of so many columns.
+    """The same 2-D points (B, 2) under several maps, one panel each, in rows of `columns` panels.
 
     origin (B, 2): a point keeps the colour of the direction in which it lies here.
     """
@@ -181,24 +184,35 @@ def errors(table: pd.DataFrame, value: str, label: str, references: Mapping[str,
     figure, axes = new_figure(1, 1, (9, 0.45 * len(recipes) + 1.1))
     ax = axes[0, 0]
     for row, recipe in enumerate(recipes):
-        values = table.loc[table["recipe"] == recipe, value]
-        ax.plot(values, [row] * len(values), "o", color=STUDENT, markersize=5, alpha=0.7)
-        ax.plot([values.mean()] * 2, [row - 0.3, row + 0.3], color=STUDENT, linewidth=2)
+        dots(ax, row, table.loc[table["recipe"] == recipe, value], recipe)
     for name, number in references.items():
         ax.axvline(number, color=TEACHER, linewidth=1, linestyle=":")
         ax.text(number, -0.65, name, color=TEACHER, ha="center", va="bottom")
-    ax.set(xscale="log", xlabel=label, yticks=range(len(recipes)), yticklabels=recipes)
-    ax.set_ylim(len(recipes) - 0.4, -0.6)
-    plain_ticks(ax.xaxis)
-    ax.tick_params("y", length=0)
+    recipe_axis(ax, recipes)
+    ax.set_xlabel(f"{label} (log scale, lower is better)")
     return figure
+
+
+def dots(ax: Axes, row: int, values: pd.Series, method: str) -> None:
+    """Draw a recipe's values, one of each seed, and a bar through their mean."""
+    color, marker = method_style(method)
+    ax.plot(values, [row] * len(values), marker, color=color, markersize=5, alpha=0.7)
+    if len(values) > 1:
+        ax.plot([values.mean()] * 2, [row - 0.3, row + 0.3], color=color, linewidth=2)
+
+
+def recipe_axis(ax: Axes, recipes: Sequence[str]) -> None:
+    """Name rows of values on a logarithmic axis after their recipes, from top to bottom."""
+    ax.set(xscale="log", yticks=range(len(recipes)), yticklabels=map(in_words, recipes))
+    ax.set_ylim(len(recipes) - 0.4, -0.6)
+    ax.tick_params("y", length=0)
+    plain_ticks(ax.xaxis)
 
 
 def plain_ticks(axis: Axis, whole: bool = False) -> None:
     """Mark 1, 2, 5, 10, ... on a logarithmic axis of what is drawn so far, as plain numbers.
 
-    Where that would be less than three marks they are equally far apart in value. whole: of a
-    number that is always whole, and so are its marks.
+    With fewer than three such marks they are equally spaced instead. whole: only whole numbers.
     """
     marks, span = LogLocator(subs=(1, 2, 5)), axis.get_view_interval()
     seen = [mark for mark in marks.tick_values(*span) if min(span) <= mark <= max(span)]

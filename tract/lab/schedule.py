@@ -9,7 +9,8 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import FancyArrowPatch, Rectangle
 from matplotlib.path import Path as BezierPath
 
-from tract.lab.plots import DATA, SELF_TEACHER, STUDENT, TEACHER, Figure, new_figure
+from tract.lab.plots import Figure, new_figure
+from tract.lab.style import DATA, SELF_TEACHER, STUDENT, TEACHER
 from tract.levels import Level
 from tract.phases import Phase
 

@@ -3,60 +3,147 @@
 Published and measured numbers never share an axis: they are of other data and other metrics.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import pandas as pd
 import torch
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
 
 from tract.data import to_uint8, to_unit
 from tract.experiments.results import KEY, PER_PHASE
-from tract.lab.plots import STUDENT, image_rows, new_figure, plain_ticks
+from tract.lab.plots import dots, image_rows, new_figure, plain_ticks, recipe_axis
+from tract.lab.style import (
+    DATA,
+    SELF_TEACHER,
+    STUDENT,
+    TEACHER,
+    in_words,
+    line_styles,
+    method_style,
+)
 from tract.networks.weights import read_tensors, write_tensors
 from tract.studies.ablations import Study
 from tract.studies.tables import recipes_of
 
-PUBLISHED = "published, CIFAR-10 (FID)"
+PUBLISHED = "published: CIFAR-10"
+LOWER = "(log scale, lower is better)"
+FLOOR = "real images"
+ROWS = {  # what the rows of a comparison are, where that is not a schedule
+    "self_ema": "self-teacher's\ndecay",
+    "growing_self_ema": "self-teacher's\ndecay",
+    "ema_residual": "share of the start\nleft in the average",
+    "loss_weight": "loss weight",
+    "student_network": "student",
+    "steps": "student's steps",
+}
+TRADE_OFF = {
+    "discretisation error: the teacher's n steps": {"color": TEACHER},
+    "distillation error: the student, from those": {"color": SELF_TEACHER},
+    "both: the student, from the truth": {"color": STUDENT, "linestyle": "--"},
+}
+OVER_GRIDS = ("finest_grid", "heun_grid")  # comparisons drawn as lines over the grid's steps
 
 
 def ablation_chart(
     published: pd.DataFrame, results: pd.DataFrame, comparison: str, *studies: Study
 ) -> Figure:
-    """An ablation's recipes from top to bottom: published numbers, if any, and beside them ours."""
+    """An ablation's recipes from top to bottom: published numbers, if any, and beside them ours.
+
+    Dotted lines: the best that our students' teacher does in any number of steps, and what real
+    images score. Comparisons of grids are lines over the number of their steps instead.
+    """
+    ours = [(study, study.rows(results, comparison)) for study in studies]
+    if comparison in OVER_GRIDS:
+        return _over_grids(results, ours)
     theirs = published[published["table"] == comparison]
-    ours = {study.title: study.rows(results, comparison) for study in studies}
     recipes = recipes_of(comparison, theirs["recipe"])
-    panels = ({PUBLISHED: theirs} if len(theirs) else {}) | ours
-    size = (min(4.5, 11 / len(panels)) * len(panels), 0.26 * len(recipes) + 0.9)
+    panels = [(PUBLISHED, "fid", theirs)] if len(theirs) else []
+    panels += [(_title(study, rows), study.metric, rows) for study, rows in ours]
+    size = (min(4.5, 11 / len(panels)) * len(panels), 0.26 * len(recipes) + 1.3)
     figure, axes = new_figure(1, len(panels), size, sharey=True)
-    for ax, (title, table) in zip(axes[0], panels.items(), strict=True):
+    for ax, (title, metric, table) in zip(axes[0], panels, strict=True):
         for row, recipe in enumerate(recipes):
-            values = table.loc[table["recipe"] == recipe, "value"].astype(float)
-            ax.plot(values, [row] * len(values), "o", color=STUDENT, markersize=5, alpha=0.7)
-            if len(values) > 1:
-                ax.plot([values.mean()] * 2, [row - 0.3, row + 0.3], color=STUDENT, linewidth=2)
-        ax.set(xscale="log", yticks=range(len(recipes)), yticklabels=recipes)
-        ax.set_ylim(len(recipes) - 0.4, -0.6)
-        ax.set_title(title, fontsize=9)
-        ax.tick_params("y", length=0)
+            rows = table[table["recipe"] == recipe]
+            method = rows["method"].iloc[0] if len(rows) else recipe
+            dots(ax, row, rows["value"].astype(float), method)
+        ax.set_title(title, fontsize=10)
         ax.grid(axis="y", color="#eeeeee")
-        plain_ticks(ax.xaxis)
+    for ax, (study, rows) in zip(axes[0, -len(ours) :], ours, strict=True):
+        _levels(ax.axvline, study, results, rows)
+    for ax, (_, metric, _) in zip(axes[0], panels, strict=True):
+        recipe_axis(ax, recipes)
+        ax.set_xlabel(f"{in_words(metric)}\n{LOWER}")
+    axes[0, 0].set_ylabel(ROWS.get(comparison))
+    _legend(figure, axes[0])
     return figure
+
+
+def _title(study: Study, rows: pd.DataFrame) -> str:
+    seeds = rows["seed"].nunique()
+    return f"measured: {in_words(study.data)}" + (f", {seeds} seeds" if seeds > 1 else "")
+
+
+def _levels(line, study: Study, results: pd.DataFrame, rows: pd.DataFrame) -> None:
+    """Draw the teacher's best number and the floor of real images, where they were measured."""
+    teachers = study.teachers(results, rows)["value"].astype(float)
+    if (teachers > 0).any():  # not to itself
+        best = teachers[teachers > 0].min()
+        line(best, color=TEACHER, linestyle=":", label="the teacher's best")
+    mine = study.mine(results)
+    real = mine[(mine["method"] == FLOOR) & (mine["metric"] == study.metric)]["value"]
+    if len(real):
+        line(real.astype(float).mean(), color=DATA, linestyle=":", label=FLOOR)
+
+
+def _legend(figure: Figure, axes: list[Axes]) -> None:
+    """One legend below all panels: what stands in several of them once."""
+    found = {}
+    for ax in axes:
+        handles, texts = ax.get_legend_handles_labels()
+        found |= dict(zip(texts, handles, strict=True))
+    if found:
+        where = {"loc": "outside lower center", "ncols": 4, "frameon": False}
+        figure.legend(handles=list(found.values()), labels=list(found), fontsize=8, **where)
+
+
+def _over_grids(results: pd.DataFrame, ours: Sequence[tuple[Study, pd.DataFrame]]) -> Figure:
+    """One phase n>1 against n, a line for each way to get there: "fixed", "growing", a solver."""
+    panels = []
+    for study, rows in ours:
+        steps = rows["phases"].str.extract(r"(\d+)>\d+$", expand=False)
+        kind = rows["recipe"].str.replace(r"(, | to | )\d+(>1)?$", "", regex=True)
+        panels.append((_title(study, rows), study.metric, rows.assign(n=steps, line=kind)))
+    figure = _lines(panels, "n", "steps of the teacher's finest grid")
+    for ax, (study, rows) in zip(figure.axes, ours, strict=True):
+        _add_levels(ax, study, results, rows)
+    return figure
+
+
+def _add_levels(ax: Axes, study: Study, results: pd.DataFrame, rows: pd.DataFrame) -> None:
+    """Draw `_levels` across lines that are drawn, and name them in the legend."""
+    _levels(ax.axhline, study, results, rows)
+    plain_ticks(ax.yaxis)
+    if ax.lines:
+        ax.legend(frameon=False, fontsize=8)
 
 
 def quality_by_steps(published: pd.DataFrame, results: pd.DataFrame, study: Study) -> Figure:
     """Distance against network evaluations: published on both data sets, and ours."""
-    panels = {
-        f"published, {name} (FID)": _by(published[published["table"] == table], "recipe")
+    panels = [
+        (f"published: {name}", "fid", _by(published[published["table"] == table], "recipe"))
         for table, name in (("cifar10", "CIFAR-10"), ("imagenet64", "ImageNet-64"))
-    }
+    ]
     baseline = study.rows(results, "phases").query("method == 'BTD'")
     students = pd.concat([study.rows_of_all(results, ["steps", "method_steps"]), baseline])
     students = students.drop_duplicates(list(KEY))
     measured = pd.concat([study.teachers(results, students), students])
-    return _lines(panels | {study.title: _by(measured, "method")}, "nfe", "network evaluations")
+    panels.append((_title(study, students), study.metric, _by(measured, "method")))
+    figure = _lines(panels, "nfe", "network evaluations")
+    _add_levels(figure.axes[-1], study, results, students.iloc[:0])  # the teacher has its line
+    return figure
 
 
 def quality_by_images(published: pd.DataFrame, results: pd.DataFrame, study: Study) -> Figure:
@@ -65,37 +152,39 @@ def quality_by_images(published: pd.DataFrame, results: pd.DataFrame, study: Stu
     theirs = theirs.assign(network=theirs["recipe"].str.rsplit("-", n=1).str[0])
     ours = study.rows_of_all(results, ["images", "budget"])
     ours = ours.assign(name=ours["recipe"].str.split(",").str[0])
-    panels = {PUBLISHED: _by(theirs, "network"), study.title: _by(ours, "name")}
-    return _lines(panels, "images", "images seen in distillation")
+    panels = [
+        (PUBLISHED, "fid", _by(theirs, "network")),
+        (_title(study, ours), study.metric, _by(ours, "name")),
+    ]
+    figure = _lines(panels, "images", "images seen in distillation")
+    _add_levels(figure.axes[-1], study, results, ours)
+    return figure
 
 
 def drift(results: pd.DataFrame, study: Study) -> Figure:
-    """How far each phase's student is from the first teacher's rollout, against its steps."""
+    """How far each phase's student is from the first teacher's samples, against its steps."""
     rows = study.rows(results, "phases", PER_PHASE)
-    panels = {f"rmse to the first teacher's rollout ({study.data})": _by(rows, "recipe")}
-    return _lines(panels, "nfe", "steps of the phase's student, from the first phase to the last")
+    panels = [(_title(study, rows), PER_PHASE, _by(rows, "recipe"))]
+    return _lines(panels, "nfe", "steps of a phase's student, from the first phase to the last")
 
 
 def trade_off(results: pd.DataFrame, studies: Mapping[str, Study]) -> Figure:
     """Why a phase wants neither a short nor a long grid: errors in one phase n>1 against n.
 
-    studies: by the name of the error to the truth in results, such as "rmse_to_teacher". Beside
-    that the teacher's own with n steps, and the student's distance to where those lead.
+    studies: by the name of the error to the truth in results, such as "rmse_to_teacher". The
+    teacher's own error with n steps falls, the student's distance to those n steps grows; dashed
+    is the error that both lead to.
     """
-    panels = {}
+    panels = []
     for metric, study in studies.items():
         learned = _fixed(study.rows(results, "finest_grid", PER_PHASE))
         whole = _fixed(study.rows(results, "finest_grid", metric))
         own = study.teachers(results, whole, metric)
         own = own[own["value"] > 0]  # not itself, the truth
-        lines = {
-            "the teacher's n steps, from the truth": own.assign(n=own["nfe"]),
-            "the student's one, from the teacher's n": learned,
-            "the student's one, from the truth": whole,
-        }
-        tables = [table.assign(line=name) for name, table in lines.items()]
-        panels[f"{metric} ({study.data})"] = pd.concat(tables)
-    return _lines(panels, "n", "n, steps of the teacher's grid and hops in the longest chain")
+        tables = zip(TRADE_OFF, (own.assign(n=own["nfe"]), learned, whole), strict=True)
+        named = pd.concat([table.assign(line=name) for name, table in tables])
+        panels.append((_title(study, whole), metric, named))
+    return _lines(panels, "n", "n, steps of the teacher's grid", TRADE_OFF)
 
 
 def _fixed(rows: pd.DataFrame) -> pd.DataFrame:
@@ -109,24 +198,50 @@ def _by(table: pd.DataFrame, column: str) -> pd.DataFrame:
     return table.assign(line=table[column])
 
 
-def _lines(panels: Mapping[str, pd.DataFrame], x: str, label: str) -> Figure:
-    """Panels of lines through means, with every value a point, on logarithmic axes."""
-    figure, axes = new_figure(1, len(panels), (9, 3.4))
-    for ax, (title, table) in zip(axes[0], panels.items(), strict=True):
+def _lines(
+    panels: Sequence[tuple[str, str, pd.DataFrame]],
+    x: str,
+    label: str,
+    looks: Mapping[str, dict] | None = None,
+) -> Figure:
+    """Panels of lines through means, with every value a point, on logarithmic axes.
+
+    panels: title, metric, and a table with the columns line, x and value. looks: options of lines
+    by name, where they are not those of their methods.
+    """
+    figure, axes = new_figure(1, len(panels), (max(9, 3.6 * len(panels)), 3.6))
+    for ax, (title, metric, table) in zip(axes[0], panels, strict=True):
+        styles = looks or line_styles(list(table["line"].unique()))
         for name, rows in table.astype({x: float, "value": float}).groupby("line", sort=False):
             means = rows.groupby(x)["value"].mean()
-            (line,) = ax.plot(means, linewidth=1.2, label=name)
-            ax.plot(rows[x], rows["value"], "o", color=line.get_color(), markersize=4, alpha=0.7)
-        ax.set(xscale="log", yscale="log", xlabel=label)
-        ax.set_title(title, fontsize=9)
+            color, marker = styles[name]["color"], "o" if looks else method_style(name).marker
+            ax.plot(means, linewidth=1.4, label=in_words(name), **styles[name])
+            ax.plot(rows[x], rows["value"], marker, color=color, markersize=4, alpha=0.7)
+        ax.set(xscale="log", yscale="log", xlabel=f"{label} (log scale)")
+        ax.set_title(title, fontsize=10)
+        ax.set_ylabel(f"{in_words(metric)}\n{LOWER}")
         plain_ticks(ax.yaxis)
-        if ax.lines:
-            ax.legend(frameon=False, fontsize=7)
-        if x != "images":  # whose numbers have too many zeros
-            plain_ticks(ax.xaxis, whole=True)
-        if x == "nfe":
-            ax.invert_xaxis()  # fewer steps to the right: the way that distillation goes
+        _mark_steps(ax, x)
+        if ax.lines and not looks:
+            ax.legend(frameon=False, fontsize=8)
+    if looks:
+        _legend(figure, axes[0, :1])
     return figure
+
+
+def _mark_steps(ax: Axes, x: str) -> None:
+    """Mark the places of an axis at which something is drawn; fewer steps to the right."""
+    places = sorted({place for line in ax.lines for place in line.get_xdata()})
+    if not places:
+        return
+    if x == "images":
+        plain_ticks(ax.xaxis)
+        ax.xaxis.set_major_formatter(lambda n, _: f"{n / 1e6:g}M" if n >= 1e6 else f"{n:,.0f}")
+        return
+    ax.set_xticks(places, [f"{place:g}" for place in places], minor=False)
+    ax.set_xticks([], minor=True)
+    if x == "nfe":
+        ax.invert_xaxis()  # the way that distillation goes
 
 
 def save_figure(figure: Figure, stem: str | Path) -> None:
