@@ -24,7 +24,7 @@ from tract.settings import Distillation
 
 ROOT = Path(__file__).resolve().parent.parent
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
-NETWORKS = sorted((ROOT / "notebooks" / "presets").glob("*.yaml"))
+PRESETS = sorted((ROOT / "notebooks" / "presets").glob("*.yaml"))
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
@@ -54,7 +54,7 @@ def notebook_of(preset_path):
     return ROOT / "notebooks" / f"{name}.ipynb"
 
 
-@pytest.mark.parametrize("path", NETWORKS, ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", PRESETS, ids=lambda path: path.stem)
 def test_a_preset_names_parameters_of_its_notebook(path):
     parameters = yaml.safe_load(path.read_text())
     declared = declared_parameters(notebook_of(path))
@@ -74,16 +74,16 @@ def test_a_preset_names_parameters_of_its_notebook(path):
 def test_presets_of_fashion_mnist_are_about_the_same_teacher():
     study, teacher = (
         declared_parameters(notebook_of(path)) | yaml.safe_load(path.read_text())
-        for path in NETWORKS
+        for path in PRESETS
         if path.stem in ("fashion_mnist_study", "fashion_mnist_teacher")
     )
-    for name in ("run_dir", "data", "preset", "batch", "reference_steps", "num_samples"):
+    for name in ("run_dir", "data", "network", "batch_size", "reference_steps", "num_samples"):
         assert teacher[name] == study[name]
-    assert teacher["images"] == study["teacher_images"]
+    assert teacher["train_images"] == study["teacher_images"]
     assert teacher["learning_rate"] == study["teacher_learning_rate"]
 
 
-FROM_PUBLISHED = [path for path in NETWORKS if notebook_of(path).stem == "04_edm_ve"]
+FROM_PUBLISHED = [path for path in PRESETS if notebook_of(path).stem == "04_edm_ve"]
 
 
 def published_rows():
@@ -109,7 +109,7 @@ def test_every_row_of_the_papers_tables_has_a_preset_that_quotes_its_fid(row):
     (text,) = (path.read_text() for path in FROM_PUBLISHED if fits(path))
     assert row["value"] in re.findall(r"\d+\.\d+", text)
     images = row["images"] or "96000000"
-    assert f"images: {images}\n" in text or f"`-p images {images}`" in text
+    assert f"train_images: {images}\n" in text or f"`-p train_images {images}`" in text
     assert "Not run by us." in text
 
 

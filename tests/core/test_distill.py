@@ -652,7 +652,7 @@ def test_a_student_learns_its_teachers_flow_in_one_step(method, schedule, steps)
     ("setting", "message"),
     [
         ({"method": "tract"}, "method is 'tract': choose one of .*'TRACT'"),
-        ({"weight": "snr"}, "loss_weight is 'snr': choose one of .*'truncated_snr'"),
+        ({"loss_weight": "snr"}, "loss_weight is 'snr': choose one of .*'truncated_snr'"),
         ({"solver": "rk4"}, "solver is 'rk4': choose one of .*'heun'"),
         ({"self_ema": 1.0}, "self_ema is 1.0: use 0 or more and less than 1"),
         ({"self_ema": -0.1}, "self_ema is -0.1: use 0 or more and less than 1"),

@@ -308,10 +308,10 @@ def test_a_batch_larger_than_the_data_is_refused_before_the_first_step():
 @pytest.mark.parametrize(
     ("setting", "message"),
     [
-        ({"batch": 0}, "batch_size is 0: use 1 or more"),
-        ({"images": 127}, "train_images is 127, less than one batch of 128"),
-        ({"images": -1}, "train_images is -1: use 1 or more"),
-        ({"weight": "snr"}, "loss_weight is 'snr': choose one of .*'truncated_snr'"),
+        ({"batch_size": 0}, "batch_size is 0: use 1 or more"),
+        ({"train_images": 127}, "train_images is 127, less than one batch of 128"),
+        ({"train_images": -1}, "train_images is -1: use 1 or more"),
+        ({"loss_weight": "snr"}, "loss_weight is 'snr': choose one of .*'truncated_snr'"),
         ({"learning_rate": 0.0}, "learning_rate is 0.0: use a number above 0"),
         ({"learning_rate": -1e-3}, "learning_rate is -0.001: use a number above 0"),
         ({"learning_rate": math.nan}, "learning_rate is nan: use a number above 0"),
@@ -325,4 +325,4 @@ def test_a_batch_larger_than_the_data_is_refused_before_the_first_step():
 )
 def test_a_setting_that_cannot_be_is_refused_with_its_value_and_what_can(setting, message):
     with pytest.raises(ValueError, match=message):
-        Training(**{"images": 1280} | setting)
+        Training(**{"train_images": 1280} | setting)

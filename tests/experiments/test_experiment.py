@@ -156,7 +156,7 @@ def test_levels_that_only_their_own_number_of_steps_has_are_not_replaced(tmp_pat
 
 def test_the_teacher_of_a_student_is_on_its_card(done):
     card = json.loads((done.folder / run_name(STUDENT) / "card.json").read_text())
-    assert card["teacher"]["images"] == TRAINING.train_images
+    assert card["teacher"]["train_images"] == TRAINING.train_images
     assert card["experiment"]["data_sha256"] == done.data.sha256
     assert card["settings"]["step_schedule"] == [8, 2, 1]
 
@@ -208,7 +208,7 @@ def test_an_experiment_that_cannot_be_is_refused_when_it_is_made(tmp_path, optio
 
 
 def test_a_network_that_does_not_fit_the_data_is_refused_before_anything_is_written(tmp_path):
-    with pytest.raises(ValueError, match="choose another preset or other data"):
+    with pytest.raises(ValueError, match="choose another network or other data"):
         experiment(tmp_path / "never").train_teacher("cifar10", TRAINING)
     assert not (tmp_path / "never").exists()
 

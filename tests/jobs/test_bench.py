@@ -11,7 +11,7 @@ from tract.cli.main import main
 from tract.jobs import bench as benching
 from tract.jobs.bench import bench, write_throughput
 
-KEYS = ["preset", "device", "batch", "options", "images_per_second", "overhead_ratio"]
+KEYS = ["network", "device", "batch", "options", "images_per_second", "overhead_ratio"]
 KEYS += ["utilisation", "peak_memory_mb"]
 
 
@@ -62,7 +62,7 @@ def test_the_overhead_is_the_time_of_a_step_beyond_its_network_calls(monkeypatch
 def test_the_command_prints_an_object_a_line_and_fills_a_table(small, tmp_path, capsys):
     table = tmp_path / "throughput.csv"
     ways = ["fp32", "fp32+channels_last+micro_batch=2"]
-    arguments = ["bench", "--preset", "digits_small", "--batch", "4", "--table", str(table)]
+    arguments = ["bench", "--network", "digits_small", "--batch", "4", "--table", str(table)]
     assert main([*arguments, "--json", "--options", *ways]) == 0
     rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert [row["options"] for row in rows] == ways
@@ -75,7 +75,12 @@ def test_the_command_prints_an_object_a_line_and_fills_a_table(small, tmp_path, 
 
 
 def test_a_row_that_is_measured_again_replaces_its_older_one(tmp_path):
-    row = dict.fromkeys(KEYS, 1.0) | {"preset": "a", "device": "cpu", "options": "fp32", "batch": 2}
+    row = dict.fromkeys(KEYS, 1.0) | {
+        "network": "a",
+        "device": "cpu",
+        "options": "fp32",
+        "batch": 2,
+    }
     write_throughput(tmp_path / "t.csv", [row, row | {"options": "bf16"}])
     write_throughput(tmp_path / "t.csv", [row | {"images_per_second": 3.0}])
     table = pd.read_csv(tmp_path / "t.csv")
@@ -89,7 +94,7 @@ def test_a_row_that_is_measured_again_replaces_its_older_one(tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--preset", "digit"], "preset is 'digit': choose one of"),
+        (["--network", "digit"], "network is 'digit': choose one of"),
         (["--batch", "-1"], "batch_size is -1: use 1 or more"),
         (["--options", "fp33"], "compute is 'fp33': choose one of"),
     ],

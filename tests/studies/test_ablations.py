@@ -87,22 +87,24 @@ def test_residuals_are_those_of_the_papers_decays():
 
 
 def test_recipes_have_the_studys_settings_and_its_smaller_student():
-    study = Study("digits", [7], 5120, smaller="cifar10_small", base={"batch": 64, "clip_norm": 2})
+    study = Study(
+        "digits", [7], 5120, smaller="cifar10_small", base={"batch_size": 64, "clip_norm": 2}
+    )
     recipes = study.recipes("student_network", 7)
     assert {(s.batch_size, s.clip_norm, s.seed, s.train_images) for s in recipes.values()} == {
         (64, 2, 7, 5120)
     }
-    assert [s.student for s in recipes.values()] == ["", "cifar10_small"]
+    assert [s.student_network for s in recipes.values()] == ["", "cifar10_small"]
     assert [s.train_images for s in study.recipes("images", 7).values()] == [2560, 5120, 10240] * 2
 
 
 def test_recipes_that_ablations_share_are_planned_once():
-    plan = STUDY.plan(["self_ema", "restart_ema", "weight"])
+    plan = STUDY.plan(["self_ema", "restart_ema", "loss_weight"])
     assert len(plan) == 3 * (4 + 1 + 2)
 
 
 def test_an_ablation_that_does_not_exist_is_refused_by_name():
-    with pytest.raises(ValueError, match="ablation is 'phase': choose one of .*'phases'"):
+    with pytest.raises(ValueError, match="comparison is 'phase': choose one of .*'phases'"):
         STUDY.plan(["phase"])
 
 
@@ -302,7 +304,7 @@ def test_tables_of_nothing_measured_are_empty():
 
 def values_in(axes):
     """Horizontal positions of all points that an axes shows."""
-    return sorted(x for line in axes.lines if line.get_marker() == "o" for x in line.get_xdata())
+    return sorted(x for line in axes.lines if line.get_marker() != "None" for x in line.get_xdata())
 
 
 def test_a_chart_shows_every_number_on_the_axis_of_its_kind(paper):

@@ -22,7 +22,7 @@ RENAMED = {
     "process": "noise_schedule",
     "preset": "network",
     "teacher_step": "solver",
-    "hops": "solver",
+    "hops": "solvers",
     "student": "student_network",
     "metric_steps": "metric_every",
     "ablations": "comparisons",
