@@ -97,9 +97,11 @@ def _add_measuring_commands(commands: argparse._SubParsersAction) -> None:
     add_json(command)
     command.set_defaults(command=_fid)
 
-    command = commands.add_parser("sample", help="write a model's samples to a file")
+    command = commands.add_parser("sample", help="write a model's samples as image files")
     command.add_argument("model", help="a run or what `tract teacher` knows")
-    command.add_argument("output", type=Path, help="NAME.npz, or NAME.zip of PNG files")
+    command.add_argument(
+        "output", type=Path, help="folder of PNG files, or NAME.npz or NAME.zip"
+    )
     command.add_argument("--samples", type=int, default=50_000, help="how many")
     command.add_argument("--steps", type=int, required=True, help="of the sampler")
     command.add_argument("--seed", type=int, default=0, help="of the noise")

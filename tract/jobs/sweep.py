@@ -8,7 +8,6 @@ import itertools
 import json
 import re
 import signal
-import sys
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -16,10 +15,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import nbformat
-from tqdm import tqdm
 
 from tract.base.checks import check_whole
 from tract.base.files import write_atomically
+from tract.base.progress import progress
 from tract.jobs.cluster import client_at, environments, local_client
 from tract.jobs.execute import execute
 from tract.jobs.parameters import check_parameters, declared_parameters
@@ -199,16 +198,8 @@ def _run(client, tasks: Sequence[Task], resources: dict, total: int) -> dict[str
         task.name: client.submit(_execute, task, pure=False, resources=resources) for task in tasks
     }
     outcomes = {}
-    with tqdm(
-        desc="sweep",
-        total=total,
-        initial=total - len(tasks),
-        unit="notebook",
-        file=sys.stdout,
-        mininterval=1,
-        miniters=0,
-        smoothing=0,
-    ) as bar:
+    begun = {"initial": total - len(tasks), "miniters": 0, "smoothing": 0}
+    with progress("sweep", total, "notebook", **begun) as bar:
         try:
             while futures:
                 for name in [name for name, future in futures.items() if future.done()]:

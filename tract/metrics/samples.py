@@ -1,12 +1,10 @@
 """Sample a denoiser in batches from noise that is the same for every model."""
 
-import sys
-
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from tract.base.compute import EAGER, Compute, matmul_precision, prepare_network, with_precision
+from tract.base.progress import progress
 from tract.data import Data
 from tract.denoiser import Denoise, Denoiser, clamped
 from tract.levels import Level
@@ -66,14 +64,7 @@ def sample_batches(
     done = []
     with (
         matmul_precision(compute),
-        tqdm(
-            desc=f"sampling at {num_steps} steps",
-            total=len(starts) * num_steps,
-            unit="step",
-            file=sys.stdout,
-            mininterval=1,
-            leave=False,
-        ) as bar,
+        progress(f"sampling at {num_steps} steps", len(starts) * num_steps, leave=False) as bar,
     ):
         for start in starts:
             part = slice(start, start + batch)
