@@ -53,8 +53,9 @@ def sample_batches(
     batch: int = 256,
     solver: Solver = ddim_x0,
     compute: Compute = EAGER,
+    shown: bool = True,
 ) -> Tensor:
-    """Samples (N, ...) for noise of any N, a batch at a time, under a progress bar."""
+    """Samples (N, ...) for noise of any N, a batch at a time; shown: under a progress bar."""
     step_indices(levels.num_steps, num_steps)
     if isinstance(denoise, Denoiser):
         prepare_network(denoise, compute)
@@ -64,7 +65,12 @@ def sample_batches(
     done = []
     with (
         matmul_precision(compute),
-        progress(f"sampling at {num_steps} steps", len(starts) * num_steps, leave=False) as bar,
+        progress(
+            f"sampling at {num_steps} steps",
+            len(starts) * num_steps,
+            leave=False,
+            disable=not shown,
+        ) as bar,
     ):
         for start in starts:
             part = slice(start, start + batch)
