@@ -248,17 +248,7 @@ def _check_place(path: Path, state, settings: Training) -> None:
     """ValueError unless a loaded state is where its file and these settings say it can be."""
     if path != _checkpoint(path.parent, state.step):
         raise ValueError(f"{path} holds step {state.step}, which is not its name: remove it")
-    if state.step > settings.num_steps:
-        raise ValueError(
-            f"{path} is at step {state.step}, beyond the {settings.num_steps} of these "
-            "settings: use more images, or begin in another run_dir"
-        )
-    phase, length = state.counters().get("phase", 0), settings.steps_per_phase
-    if not 0 <= state.step - phase * length <= length:
-        raise ValueError(
-            f"{path} is at step {state.step} in phase {phase + 1}, but phases have {length} steps: "
-            "keep images, batch and step_schedule"
-        )
+    settings.check_place(path, state.step, state.counters().get("phase", 0))
 
 
 def _checkpoint(folder: Path, step: int) -> Path:
