@@ -169,13 +169,7 @@ def _check_learner(student: Denoiser, data: Data, phases: Sequence[Phase], noisi
 def _distillation_steps(
     state: DistillationState, data: Data, levels: Level, settings: Distillation, compute: Compute
 ) -> Iterator[Record]:
-    done = state.step - state.phase * settings.steps_per_phase
-    if not 0 <= done <= settings.steps_per_phase or state.phase >= settings.num_phases:
-        raise ValueError(
-            f"the state is in phase {state.phase + 1} after {state.step} steps, but these settings "
-            f"have {settings.num_phases} phases of {settings.steps_per_phase} steps: keep "
-            "train_images, batch_size and step_schedule"
-        )
+    settings.check_place("the state", state.step, state.phase)
     levels = levels.to(data.samples.device)
     while state.step < settings.num_steps:
         if state.step == (state.phase + 1) * settings.steps_per_phase:

@@ -40,6 +40,15 @@ class Training:
             raise ValueError(f"ema_residual is {self.ema_residual!r}: use a share between 0 and 1")
         check_whole("seed", self.seed, 0)
 
+    def check_place(self, what: object, step: int, phase: int = 0) -> None:
+        """ValueError, which names what is there, unless a run of these can be at this step."""
+        length, phases = self.steps_per_phase, self.num_steps // self.steps_per_phase
+        if not (0 <= phase < phases and 0 <= step - phase * length <= length):
+            raise ValueError(
+                f"{what} is at step {step} in phase {phase + 1}, and these settings have {phases} "
+                f"phases of {length} steps: keep train_images, batch_size and step_schedule"
+            )
+
     @property
     def num_steps(self) -> int:
         """Optimizer steps of the whole run."""

@@ -62,7 +62,7 @@ def _add_notebook_commands(commands: argparse._SubParsersAction) -> None:
         metavar=("NAME", "VALUES"),
         help="a YAML list of values; of several grids, all combinations",
     )
-    command.add_argument("--workers", type=int, help="processes here; by default one for each core")
+    command.add_argument("--workers", type=int, help="executions here at a time; one for each core")
     command.add_argument("--scheduler", help="address of a dask cluster to use instead")
     command.add_argument("--gpus", action="store_true", help="one GPU for each execution")
     add_json(command)
@@ -97,9 +97,9 @@ def _add_measuring_commands(commands: argparse._SubParsersAction) -> None:
     add_json(command)
     command.set_defaults(command=_fid)
 
-    command = commands.add_parser("sample", help="write a model's samples to a file")
+    command = commands.add_parser("sample", help="write a model's samples as image files")
     command.add_argument("model", help="a run or what `tract teacher` knows")
-    command.add_argument("output", type=Path, help="NAME.npz, or NAME.zip of PNG files")
+    command.add_argument("output", type=Path, help="folder of PNG files, or NAME.npz or NAME.zip")
     command.add_argument("--samples", type=int, default=50_000, help="how many")
     command.add_argument("--steps", type=int, required=True, help="of the sampler")
     command.add_argument("--seed", type=int, default=0, help="of the noise")

@@ -7,7 +7,6 @@ import hashlib
 import io
 import itertools
 import os
-import sys
 import zipfile
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -15,7 +14,8 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
-from tqdm import tqdm
+
+from tract.base.progress import progress
 
 SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
 FORMATS = ("BMP", "GIF", "JPEG", "PNG", "TIFF", "WEBP")  # what Pillow may take a file for
@@ -110,13 +110,7 @@ def image_batches(
             bad.append(f"{name} ({error})")
             return None
 
-    bar = tqdm(
-        desc=f"reading {images.source.name}",
-        total=len(images),
-        unit="image",
-        file=sys.stdout,
-        mininterval=1,
-    )
+    bar = progress(f"reading {images.source.name}", len(images), "image")
     with bar, ThreadPoolExecutor() as pool:
         for start in range(0, len(images), BATCH):
             batch = list(pool.map(attempt, images.names[start : start + BATCH]))
@@ -227,3 +221,10 @@ def _plain(image: Image.Image, grey: bool) -> Image.Image:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
     return image.convert("L" if grey else "RGB")
+
+
+def png_bytes(pixels: np.ndarray) -> bytes:
+    """Pixels (H, W) or (H, W, C) as a PNG file, written quickly rather than small."""
+    content = io.BytesIO()
+    Image.fromarray(pixels).save(content, "PNG", compress_level=1)
+    return content.getvalue()

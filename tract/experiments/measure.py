@@ -7,19 +7,18 @@ results.csv                   one row for each measured number, see `results`
 """
 
 import json
-import sys
 from collections.abc import Sequence
 from contextlib import suppress
 from functools import reduce
 from pathlib import Path
 
 import pandas as pd
-from filelock import FileLock
 from torch import Tensor
-from tqdm import tqdm
 
 from tract.base.checks import check_choice
 from tract.base.compute import device
+from tract.base.files import only_writer
+from tract.base.progress import progress
 from tract.base.provenance import provenance
 from tract.data import to_uint8, to_unit
 from tract.datasets.cache import cache_folder
@@ -73,7 +72,7 @@ class Distance:
 
     def __call__(self, samples: Tensor) -> float:
         batches = to_uint8(samples).split(BATCH[device()])
-        with tqdm(batches, self.metric, file=sys.stdout, mininterval=1, leave=False) as bar:
+        with progress(self.metric, len(batches), "batch", iterable=batches, leave=False) as bar:
             moments: Moments = reduce(Moments.merged, (moments_of(self.extract(x)) for x in bar))
         return frechet_distance(moments, self.reference)
 
@@ -225,7 +224,7 @@ def _rollout(
     """The teacher's samples with all steps of a grid, made once. step: a name in SOLVERS."""
     folder = experiment.folder / TEACHER
     path = folder / f"rollout-{step}-{levels.num_steps}-{len(eps)}.safetensors"
-    with FileLock(path.with_name(f".{path.name}.lock")):
+    with only_writer(path.parent, path.name, wait=True):
         if not path.is_file():
             teacher, steps = load_model(folder, device())[0], levels.num_steps
             x = _sampled(experiment, teacher, eps, levels, steps, labels, SOLVERS[step])

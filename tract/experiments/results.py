@@ -4,9 +4,8 @@ from collections.abc import Iterable
 from pathlib import Path
 
 import pandas as pd
-from filelock import FileLock
 
-from tract.base.files import write_atomically
+from tract.base.files import only_writer, write_atomically
 
 RESULTS = "results.csv"  # name of the table in a run directory
 
@@ -61,7 +60,7 @@ def append_results(path: str | Path, rows: Iterable[dict]) -> pd.DataFrame:
         if row.keys() != set(COLUMNS):
             odd = ", ".join(sorted(row.keys() ^ set(COLUMNS)))
             raise ValueError(f"a row of results has too much or too little: correct {odd}")
-    with FileLock(path.with_name(f".{path.name}.lock")):
+    with only_writer(path.parent, path.name, wait=True):
         before = read_results(path).to_dict("records")
         # A dictionary keeps the place of the row that is replaced.
         merged = {tuple(str(row[name]) for name in KEY): row for row in [*before, *rows]}

@@ -4,7 +4,6 @@ import json
 import math
 import os
 import shutil
-import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
@@ -12,13 +11,13 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import torch
-from tqdm import tqdm
 
 from tract.base.checks import check_whole, is_number
 from tract.base.compute import peak_memory
 from tract.base.files import TEMPORARY, only_writer
 from tract.base.interrupts import Stop, interrupt_between_steps
 from tract.base.parallel import any_rank, check_same
+from tract.base.progress import progress
 from tract.denoiser import Denoiser
 from tract.distill import DistillationState
 from tract.experiments.card import claim
@@ -177,12 +176,12 @@ class Run:
 
 def complete(run: Run) -> Denoiser:
     """Carry a run through to its end, under a text bar that all can show; returns its average."""
-    about = {"desc": run.folder.name, "total": run.settings.num_steps, "unit": "step"}
     bar = None
     try:
         for record in run:
             if bar is None:  # after the first step it is known where the run goes on
-                bar = tqdm(initial=record.step, file=sys.stdout, mininterval=1, **about)
+                total = run.settings.num_steps
+                bar = progress(run.folder.name, total, initial=record.step)
             elif bar.update():  # redrawn, as seldom as that: to read a loss may be to wait
                 bar.set_postfix_str(f"{record.phase} loss {record.loss:.3g}", refresh=False)
     finally:
@@ -249,17 +248,7 @@ def _check_place(path: Path, state, settings: Training) -> None:
     """ValueError unless a loaded state is where its file and these settings say it can be."""
     if path != _checkpoint(path.parent, state.step):
         raise ValueError(f"{path} holds step {state.step}, which is not its name: remove it")
-    if state.step > settings.num_steps:
-        raise ValueError(
-            f"{path} is at step {state.step}, beyond the {settings.num_steps} of these "
-            "settings: use more images, or begin in another run_dir"
-        )
-    phase, length = state.counters().get("phase", 0), settings.steps_per_phase
-    if not 0 <= state.step - phase * length <= length:
-        raise ValueError(
-            f"{path} is at step {state.step} in phase {phase + 1}, but phases have {length} steps: "
-            "keep images, batch and step_schedule"
-        )
+    settings.check_place(path, state.step, state.counters().get("phase", 0))
 
 
 def _checkpoint(folder: Path, step: int) -> Path:

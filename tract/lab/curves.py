@@ -1,15 +1,14 @@
 """Fast-updating training curves: one figure whose lines move instead of being redrawn."""
 
-import io
 from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
 from matplotlib.backends.backend_agg import FigureCanvasAgg
-from PIL import Image
 from torch import Tensor
 
 from tract.data import to_uint8
+from tract.datasets.images import png_bytes
 from tract.lab.plots import new_figure, plain_ticks
 from tract.lab.style import DATA, STUDENT
 
@@ -60,7 +59,7 @@ class Curves:
             ax.relim()
             ax.autoscale_view(scalex=False)
         self._canvas.draw()  # once, where saving the figure would draw it twice
-        return _png(np.asarray(self._canvas.buffer_rgba()))
+        return png_bytes(np.asarray(self._canvas.buffer_rgba()))
 
 
 def image_strip(rows: Sequence[Tensor], height: int = 48) -> bytes:
@@ -72,11 +71,4 @@ def image_strip(rows: Sequence[Tensor], height: int = 48) -> bytes:
         pixels = pixels.repeat(scale, 1).repeat(scale, 2)
         framed = np.pad(pixels, ((0, 0), (2, 2), (2, 2), (0, 0)), constant_values=255)
         shown.append(np.concatenate(framed, axis=1))
-    return _png(np.concatenate(shown).squeeze())
-
-
-def _png(pixels: np.ndarray) -> bytes:
-    """Pixels as PNG, quickly rather than small."""
-    content = io.BytesIO()
-    Image.fromarray(pixels).save(content, "PNG", compress_level=1)
-    return content.getvalue()
+    return png_bytes(np.concatenate(shown).squeeze())

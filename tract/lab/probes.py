@@ -8,14 +8,12 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from tract.data import to_uint8
-from tract.denoiser import Denoiser, clamped
+from tract.denoiser import Denoiser
 from tract.distill import DistillationState, phase_target
 from tract.experiments.experiment import TEACHER, Experiment
 from tract.experiments.measure import Distance, saved_samples
 from tract.losses import squared_error
-from tract.metrics.distances import frechet_distance, moments_of
-from tract.samplers import sample
+from tract.metrics.samples import sample_batches
 from tract.seeds import SAMPLES, generator_for
 from tract.settings import Distillation
 from tract.step import add_noise
@@ -61,10 +59,10 @@ def students_samples(
 ) -> Tensor:
     """Samples (count, ...) of a phase's student, from the noise that all models start from."""
     eps, labels = experiment.noise
-    denoise = clamped(denoiser) if experiment.clamp else denoiser
     labels = None if labels is None else labels[:count]
-    steps = students_steps(settings, phase)
-    return sample(denoise, eps[:count], experiment.grid(settings), steps, labels=labels).cpu()
+    options = {"labels": labels, "clamp": experiment.clamp, "shown": False}
+    steps, levels = students_steps(settings, phase), experiment.grid(settings)
+    return sample_batches(denoiser, eps[:count], levels, steps, **options).cpu()
 
 
 def teachers_samples(experiment: Experiment, count: int) -> Tensor | None:
@@ -82,16 +80,5 @@ def distance_to_data(
     distance, levels = Distance(experiment, features), experiment.grid(settings)
     eps, labels = experiment.noise
     steps = settings.step_schedule[-1]
-
-    def metric(denoiser: Denoiser) -> float:
-        denoise = clamped(denoiser) if experiment.clamp else denoiser
-        moments = None
-        for start in range(0, len(eps), 256):
-            rows = slice(start, start + 256)
-            own = None if labels is None else labels[rows]
-            x = sample(denoise, eps[rows], levels, steps, labels=own)
-            found = moments_of(distance.extract(to_uint8(x)))
-            moments = found if moments is None else moments.merged(found)
-        return frechet_distance(moments, distance.reference)
-
-    return metric
+    options = {"labels": labels, "clamp": experiment.clamp, "shown": False}
+    return lambda denoiser: distance(sample_batches(denoiser, eps, levels, steps, **options))

@@ -1,15 +1,14 @@
 """Train and load a small classifier, whose last hidden layer serves as features."""
 
-import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from tqdm import tqdm
 
 from tract.base.checks import check_positive, check_whole
+from tract.base.progress import progress
 from tract.base.provenance import provenance
 from tract.data import Data, to_unit
 from tract.networks.weights import read_tensors, write_tensors
@@ -105,22 +104,14 @@ def _train(classifier: Classifier, data: Data, settings: Fitting) -> None:
     optimizer = torch.optim.Adam(classifier.parameters(), lr=settings.learning_rate)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, num_steps)
     device = data.samples.device
-    with tqdm(
-        desc=f"classifier of {data.name}",
-        total=num_steps,
-        unit="step",
-        file=sys.stdout,
-        mininterval=1,
-    ) as bar:
-        for step in range(num_steps):
-            generator = generator_for(device, settings.seed, CLASSIFIER, 2, step)
-            x0, labels = data.batch(batch, generator)
-            loss = F.cross_entropy(classifier(x0), labels)
-            optimizer.zero_grad(set_to_none=True)
-            loss.backward()
-            optimizer.step()
-            schedule.step()
-            bar.update()
+    for step in progress(f"classifier of {data.name}", num_steps, iterable=range(num_steps)):
+        generator = generator_for(device, settings.seed, CLASSIFIER, 2, step)
+        x0, labels = data.batch(batch, generator)
+        loss = F.cross_entropy(classifier(x0), labels)
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        optimizer.step()
+        schedule.step()
 
 
 @torch.no_grad()

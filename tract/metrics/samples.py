@@ -1,12 +1,10 @@
 """Sample a denoiser in batches from noise that is the same for every model."""
 
-import sys
-
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from tract.base.compute import EAGER, Compute, matmul_precision, prepare_network, with_precision
+from tract.base.progress import progress
 from tract.data import Data
 from tract.denoiser import Denoise, Denoiser, clamped
 from tract.levels import Level
@@ -55,8 +53,9 @@ def sample_batches(
     batch: int = 256,
     solver: Solver = ddim_x0,
     compute: Compute = EAGER,
+    shown: bool = True,
 ) -> Tensor:
-    """Samples (N, ...) for noise of any N, a batch at a time, under a progress bar."""
+    """Samples (N, ...) for noise of any N, a batch at a time; shown: under a progress bar."""
     step_indices(levels.num_steps, num_steps)
     if isinstance(denoise, Denoiser):
         prepare_network(denoise, compute)
@@ -66,13 +65,11 @@ def sample_batches(
     done = []
     with (
         matmul_precision(compute),
-        tqdm(
-            desc=f"sampling at {num_steps} steps",
-            total=len(starts) * num_steps,
-            unit="step",
-            file=sys.stdout,
-            mininterval=1,
+        progress(
+            f"sampling at {num_steps} steps",
+            len(starts) * num_steps,
             leave=False,
+            disable=not shown,
         ) as bar,
     ):
         for start in starts:
