@@ -7,7 +7,7 @@ from copy import deepcopy
 import torch
 from torch import Tensor, nn
 
-from tract.base.parallel import average
+from tract.base.parallel import sum_over_ranks
 from tract.data import Data
 from tract.denoiser import Denoiser
 from tract.records import Losses, Record
@@ -73,12 +73,12 @@ def check_student(student: Denoiser, data: Data) -> None:
         check_fits(student.config, data)
 
 
-def backward(error: Tensor, weight: Tensor, rows: int) -> Tensor:
-    """Add to the gradient what these errors (b,) are in a batch of so many rows.
+def backward(error: Tensor, weight: Tensor, batch_size: int) -> Tensor:
+    """Add to the gradient what these errors (b,) are in a batch, that of all processes.
 
     Returns (2,): their shares of the batch's loss and squared error, which are means over it.
     """
-    shares = torch.stack([(error * weight.to(error)).sum(), error.sum()]) / rows
+    shares = torch.stack([(error * weight.to(error)).sum(), error.sum()]) / batch_size
     shares[0].backward()
     return shares.detach()
 
@@ -86,7 +86,7 @@ def backward(error: Tensor, weight: Tensor, rows: int) -> Tensor:
 def optimizer_step(losses: Tensor, state, settings: Training) -> Losses:
     """One step of the optimizer on state.student, whose gradient is that of these losses (2,).
 
-    Where several processes have joined, gradient and losses become the means over all of them. A
+    Where several processes have joined, gradient and losses become the sums over all of them. A
     loss that is no number leaves the weights as they are: FloatingPointError on a CPU; on a GPU,
     which would have to be waited for, this step and all that follow are skipped there, and
     `check_losses` raises.
@@ -95,7 +95,7 @@ def optimizer_step(losses: Tensor, state, settings: Training) -> Losses:
     for group in optimizer.param_groups:
         group["lr"] = learning_rate(settings, state.step)
     parameters = list(state.student.parameters())
-    average([losses, *(p.grad for p in parameters if p.grad is not None)])
+    sum_over_ranks([losses, *(p.grad for p in parameters if p.grad is not None)])
     norm = nn.utils.clip_grad_norm_(parameters, settings.clip_norm, foreach=True)
     numbers = Losses(torch.cat([losses, norm[None]]))
     if numbers.late:

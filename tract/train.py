@@ -92,14 +92,14 @@ def _teacher_steps(
             1, len(levels), (settings.batch_size,), generator=generator, device=device
         )
         batch = shard(x0, labels, eps, i_t)
-        losses, rows = 0, len(batch[0])
+        losses = 0
         state.optimizer.zero_grad(set_to_none=True)
         key = settings.seed, DROPOUT, state.step, rank()
         with matmul_precision(compute), dropout_keyed(device, *key):
             for x0, labels, eps, i_t in compute.parts(*batch):
                 t = levels[i_t]
                 error = squared_error(student, add_noise(x0, eps, t), t, x0, labels)
-                losses = losses + backward(error, weight(t, sigma_data), rows)
+                losses = losses + backward(error, weight(t, sigma_data), settings.batch_size)
         numbers = optimizer_step(losses, state, settings)
         state.step += 1
         follow(bias_corrected(decay, state.step))
