@@ -27,6 +27,22 @@ def assert_identical(ours, theirs):
     assert [name for name in ours if not torch.equal(ours[name], theirs[name])] == []
 
 
+def allow_tf32(monkeypatch, module, name):
+    """Let torch take TF32, as it does on a GPU; returns what it took wherever a method is called.
+
+    An empty list, to which each call adds whether convolutions were in TF32.
+    """
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
+    real, seen = getattr(module, name), []
+
+    def noting(self, *inputs):
+        seen.append(torch.backends.cudnn.allow_tf32)
+        return real(self, *inputs)
+
+    monkeypatch.setattr(module, name, noting)
+    return seen
+
+
 def write_notebook(path, parameters, *sources):
     """Write a notebook whose first code cell holds the parameters."""
     cells = [v4.new_markdown_cell("# Title"), v4.new_code_cell(parameters)]

@@ -27,6 +27,7 @@ from tract.optimize import (
     check_losses,
     check_student,
     frozen,
+    name_micro_batch,
     optimizer_step,
     report,
 )
@@ -140,7 +141,9 @@ def distill(
     for network in vars(state).values():
         if isinstance(network, Denoiser):
             prepare_network(network, compute)
-    return check_losses(_distillation_steps(state, data, levels, settings, compute), settings)
+    records = _distillation_steps(state, data, levels, settings, compute)
+    records = name_micro_batch(records, state, data, settings, compute)
+    return check_losses(records, settings)
 
 
 def check_solver(solver: str, levels: Level) -> None:

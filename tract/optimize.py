@@ -2,14 +2,18 @@
 
 import math
 from collections.abc import Iterator
+from contextlib import suppress
 from copy import deepcopy
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
 
+from tract.base.compute import Compute, matmul_precision, with_precision
 from tract.base.parallel import sum_over_ranks
-from tract.data import Data
+from tract.data import Data, to_unit
 from tract.denoiser import Denoiser
+from tract.levels import cosine
 from tract.records import Losses, Record
 from tract.settings import Training
 
@@ -55,6 +59,41 @@ def check_losses(records: Iterator[Record], settings: Training) -> Iterator[Reco
             check_finite(record.losses, record.step, settings)
         yield record
         before = record
+
+
+class StudentOutOfMemory(RuntimeError):
+    """A step did not find enough memory; says for how many images at a time there is enough."""
+
+
+def name_micro_batch(
+    records: Iterator[Record], state, data: Data, settings: Training, compute: Compute
+) -> Iterator[Record]:
+    """Pass records on; StudentOutOfMemory names the micro_batch that would fit."""
+    short = False
+    try:
+        yield from records
+    except torch.OutOfMemoryError:
+        short = True  # and the step, with all that it keeps, goes with this error
+    if short:
+        size = compute.micro_batch or settings.batch_size
+        fits = _images_that_fit(state, data, size, replace(compute, compile=False))
+        what = f"add micro_batch={fits} to compute" if fits else "use a smaller network"
+        raise StudentOutOfMemory(f"out of memory at {size} images at a time: {what}")
+
+
+def _images_that_fit(state, data: Data, size: int, compute: Compute) -> int:
+    """Half of so many images, or of that, for which the student's two passes find memory."""
+    student, level = with_precision(state.student, compute), cosine(1)[1]
+    level = level.to(data.samples.device)
+    moments = [] if state.optimizer.state else 2 * list(state.student.parameters())
+    moments = [torch.empty_like(p) for p in moments]  # which Adam has from its first step on
+    while size := size // 2:
+        torch.cuda.empty_cache()
+        labels = None if data.labels is None else data.labels[:size]
+        with suppress(torch.OutOfMemoryError), matmul_precision(compute):
+            student(to_unit(data.samples[:size]), level, labels).square().mean().backward()
+            break
+    return size
 
 
 def check_finite(losses: Losses, step: int, settings: Training) -> None:

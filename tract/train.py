@@ -22,6 +22,7 @@ from tract.optimize import (
     check_losses,
     check_student,
     frozen,
+    name_micro_batch,
     optimizer_step,
     report,
 )
@@ -73,7 +74,9 @@ def train_teacher(
     check_student(state.student, data)
     for network in state.modules().values():
         prepare_network(network, compute)
-    return check_losses(_teacher_steps(state, data, levels, settings, compute), settings)
+    records = _teacher_steps(state, data, levels, settings, compute)
+    records = name_micro_batch(records, state, data, settings, compute)
+    return check_losses(records, settings)
 
 
 def _teacher_steps(

@@ -9,6 +9,7 @@ import time
 import pytest
 import torch
 from helpers import assert_identical, everything, weights
+from torch._dynamo.exc import FailOnRecompileLimitHit
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from tract.base import compute as computing
@@ -37,6 +38,8 @@ NETWORKS = {
     "song": {"net": "song", "prediction": "edm", "options": OPTIONS | {"variant": "ncsn++"}},
     "adm": {"net": "adm", "prediction": "edm", "options": OPTIONS | {"channels": 64}},
 }
+SMALL = {"image_size": 4, "channel_mult": [1], "attention": []}
+SMALL = NETWORKS["unet"] | {"sigma_data": 0.5, "options": OPTIONS | UNET | SMALL}
 IMAGES = Data("random", torch.randint(256, (64, 3, 8, 8), generator=torch.manual_seed(0)).byte())
 DIGITS = load_data("digits").unlabelled()
 POINTS = Data("points", torch.randn(64, 2, generator=torch.manual_seed(0)))
@@ -169,20 +172,37 @@ def test_a_compiled_run_is_that_of_eager_float32_and_later_phases_compile_nothin
 def test_every_way_is_compiled_however_many_there_are_and_too_many_are_an_error(
     graphs, monkeypatch
 ):
+    def call(way, size=2):
+        denoiser, compute = build_denoiser(SMALL), Compute.of(f"{way}+compile")
+        computing.prepare_network(denoiser, compute)
+        denoise, x = with_precision(denoiser, compute), torch.randn(size, 3, 4, 4)
+        denoise(x, karras(8)[5]).sum().backward()
+        with torch.no_grad():
+            denoise(x, karras(8)[5])
+
     ways = ["fp32", "bf16", "fp32+channels_last", "bf16+channels_last", "fp32+recompute"]
-    for way in ways:
-        distilled(f"{way}+compile", steps=1)
+    for way in [*ways, *ways]:
+        call(way)
     assert len(graphs) == 2 * len(ways)  # with a gradient, and without: torch's own limit is 8
     monkeypatch.setattr(computing, "GRAPHS", len(graphs))
-    with pytest.raises(Exception, match="fullgraph=True"):
-        distilled("bf16+recompute+compile", steps=1)
+    with pytest.raises(FailOnRecompileLimitHit):
+        call("fp32", size=3)
 
 
 @pytest.mark.parametrize("name", NETWORKS)
-def test_fewer_images_at_last_are_no_other_graph(graphs, name):
-    denoiser, levels = network(name), karras(8)
+def test_every_network_is_one_graph(graphs, name):
+    with torch.no_grad():
+        compute = Compute(precision="bf16", compile=True)
+        with_precision(network(name), compute)(torch.randn(2, 3, 8, 8), karras(8)[5])
+    assert len(graphs) == 1
+
+
+def test_fewer_images_at_last_are_no_other_graph(graphs):
+    denoiser, levels = build_denoiser(SMALL), karras(8)
+    for parameter in denoiser.parameters():
+        parameter.data += 0.1
     compiled = with_precision(denoiser, Compute(compile=True))
-    x, i = torch.randn(5, 3, 8, 8), torch.arange(1, 6)
+    x, i = torch.randn(5, 3, 4, 4), torch.arange(1, 6)
     for count in (4, 4, 1, 3):
         gradients = []
         for denoise in (compiled, denoiser):
@@ -405,6 +425,22 @@ def test_compiling_needs_a_compiler(monkeypatch):
     monkeypatch.setattr(computing, "device", lambda: "cpu")
     with pytest.raises(ValueError, match="compile needs a C"):
         Compute(compile=True)
+
+
+@pytest.mark.parametrize(
+    ("room", "advice"), [(3, "add micro_batch=2 to compute"), (0, "use a smaller network")]
+)
+def test_out_of_memory_names_the_micro_batch_that_fits(monkeypatch, room, advice):
+    state, forward = start_distillation(network(), SETTINGS), Denoiser.forward
+
+    def full(self, x_t, *inputs):
+        if len(x_t) > room:
+            raise torch.OutOfMemoryError
+        return forward(self, x_t, *inputs)
+
+    monkeypatch.setattr(Denoiser, "forward", full)
+    with pytest.raises(RuntimeError, match=f"out of memory at 10 images at a time: {advice}"):
+        next(distill(state, IMAGES, karras(8), SETTINGS))
 
 
 def test_a_network_without_blocks_cannot_recompute():

@@ -48,6 +48,21 @@ def published(monkeypatch, path):
     return sha256
 
 
+def test_features_are_float32_in_full_whatever_torch_does_else(monkeypatch):
+    flags = torch.backends.cuda.matmul, torch.backends.cudnn
+    for flag in flags:
+        monkeypatch.setattr(flag, "allow_tf32", True)
+    seen = []
+
+    def function(images):
+        seen.extend(flag.allow_tf32 for flag in flags)
+        return images
+
+    features.Extractor("stand-in", {}, function)(torch.zeros(1))
+    assert seen == [False, False]
+    assert [flag.allow_tf32 for flag in flags] == [True, True]
+
+
 @pytest.fixture
 def pictures(tmp_path, generator):
     """Colour images of one size as uint8 (5, 3, 20, 24), and a folder with them as files."""

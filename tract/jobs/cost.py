@@ -153,8 +153,8 @@ def _try(
 
     Of all images where networks are compiled, which is done for one size of batch.
     """
-    batch = settings.batch_size if compute.compile else 1
-    seconds, held, more = _timed(config, settings, noise_schedule, phase, compute, batch, steps=1)
+    batch, steps = (settings.batch_size, STEPS) if compute.compile else (1, 1)
+    seconds, held, more = _timed(config, settings, noise_schedule, phase, compute, batch, steps)
     while batch < settings.batch_size and seconds <= STEP_SECONDS / 2:
         batch = min(settings.batch_size, int(batch * STEP_SECONDS / seconds))
         seconds, held, more = _timed(config, settings, noise_schedule, phase, compute, batch, STEPS)

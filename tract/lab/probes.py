@@ -8,6 +8,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from tract.base.compute import EAGER, matmul_precision
 from tract.data import to_uint8
 from tract.denoiser import Denoiser, clamped
 from tract.distill import DistillationState, phase_target
@@ -26,6 +27,7 @@ MOST_STEPS = 8  # of a sampler: a student of more is sampled in fewer
 
 
 @torch.no_grad()
+@matmul_precision(EAGER)
 def target_errors(
     experiment: Experiment, settings: Distillation, state: DistillationState
 ) -> tuple[Tensor, Tensor]:
@@ -56,6 +58,7 @@ def students_steps(settings: Distillation, phase: int) -> int:
     return max(n for n in range(1, min(own, MOST_STEPS) + 1) if own % n == 0)
 
 
+@matmul_precision(EAGER)
 def students_samples(
     experiment: Experiment, settings: Distillation, denoiser: Denoiser, phase: int, count: int
 ) -> Tensor:
@@ -83,6 +86,7 @@ def distance_to_data(
     eps, labels = experiment.noise
     steps = settings.step_schedule[-1]
 
+    @matmul_precision(EAGER)
     def metric(denoiser: Denoiser) -> float:
         denoise = clamped(denoiser) if experiment.clamp else denoiser
         moments = None
