@@ -28,10 +28,7 @@ def assert_identical(ours, theirs):
 
 
 def allow_tf32(monkeypatch, module, name):
-    """Let torch take TF32, as it does on a GPU; returns what it took wherever a method is called.
-
-    An empty list, to which each call adds whether convolutions were in TF32.
-    """
+    """Let convolutions be in TF32; returns a list of whether they were in each call of a method."""
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
     real, seen = getattr(module, name), []
 

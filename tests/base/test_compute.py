@@ -379,10 +379,9 @@ def test_autotuning_is_asked_for_and_else_results_repeat():
 
 @pytest.mark.parametrize("training", [True, False])
 def test_recomputed_blocks_keep_the_generators_state_in_training_alone(monkeypatch, training):
-    kept = []
-    monkeypatch.setattr(torch, "get_rng_state", lambda: kept.append(1) or torch.empty(0))
-    denoiser = network().train(training)
+    denoiser, kept, state = network().train(training), [], torch.get_rng_state
     computing.prepare_network(denoiser, Compute(recompute=True))
+    monkeypatch.setattr(torch, "get_rng_state", lambda: kept.append(1) or state())
     denoiser(torch.randn(2, 3, 8, 8), karras(8)[5])
     assert bool(kept) == training
 

@@ -11,6 +11,7 @@ import torchvision
 from cleanfid import inception_pytorch
 from cleanfid.fid import get_folder_features
 from cleanfid.inception_torchscript import InceptionV3W
+from helpers import allow_tf32
 from PIL import Image
 from torch import nn
 
@@ -49,18 +50,10 @@ def published(monkeypatch, path):
 
 
 def test_features_are_float32_in_full_whatever_torch_does_else(monkeypatch):
-    flags = torch.backends.cuda.matmul, torch.backends.cudnn
-    for flag in flags:
-        monkeypatch.setattr(flag, "allow_tf32", True)
-    seen = []
-
-    def function(images):
-        seen.extend(flag.allow_tf32 for flag in flags)
-        return images
-
-    features.Extractor("stand-in", {}, function)(torch.zeros(1))
-    assert seen == [False, False]
-    assert [flag.allow_tf32 for flag in flags] == [True, True]
+    seen = allow_tf32(monkeypatch, nn.Flatten, "forward")
+    features.Extractor("stand-in", {}, nn.Flatten())(torch.zeros(1, 3, 2, 2))
+    assert seen == [False]
+    assert torch.backends.cudnn.allow_tf32
 
 
 @pytest.fixture
