@@ -204,7 +204,7 @@ def test_commands_for_one_process_refuse_to_be_launched(monkeypatch, capsys):
 CELL = """
 from tract.experiments.experiment import open_experiment
 from tract.settings import Distillation
-settings = Distillation(images=160, batch=8, step_schedule=[16, 4, 1])
+settings = Distillation(train_images=160, batch_size=8, step_schedule=[16, 4, 1])
 open_experiment(run_dir).distill(settings)
 """
 
