@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from tract.base.compute import Compute, matmul_precision, with_precision
-from tract.base.parallel import sum_over_ranks
+from tract.base.parallel import sum_over_ranks, world_size
 from tract.data import Data, to_unit
 from tract.denoiser import Denoiser
 from tract.levels import cosine
@@ -75,7 +75,7 @@ def name_micro_batch(
     except torch.OutOfMemoryError:
         short = True  # and the step, with all that it keeps, goes with this error
     if short:
-        size = compute.micro_batch or settings.batch_size
+        size = compute.micro_batch or settings.batch_size // world_size()
         fits = _images_that_fit(state, data, size, replace(compute, compile=False))
         what = f"add micro_batch={fits} to compute" if fits else "use a smaller network"
         raise StudentOutOfMemory(f"out of memory at {size} images at a time: {what}")

@@ -392,7 +392,7 @@ def test_recomputed_blocks_keep_the_generators_state_in_training_alone(monkeypat
 def test_no_number_of_threads_means_the_idle_cores(monkeypatch, idle, processes, threads):
     moments = iter([50.0, 50.0 + 0.3 * idle])
     monkeypatch.setattr(computing, "_idle_seconds", lambda: next(moments))
-    monkeypatch.setattr(torch, "get_num_threads", lambda: 8)
+    monkeypatch.setattr(computing, "MOST_THREADS", 8)
     used = []
     monkeypatch.setattr(torch, "set_num_threads", used.append)
     use_threads(0, processes)

@@ -20,6 +20,7 @@ from tract.base.checks import check_choice, check_flag, check_whole
 
 PRECISIONS = ("fp32", "tf32", "bf16")
 FLAGS = ("channels_last", "compile", "recompute", "autotune")
+MOST_THREADS = torch.get_num_threads()  # by torch's choice, or OMP_NUM_THREADS
 GRAPHS = 64  # that torch.compile may make: for each network, batch size, precision and format
 
 
@@ -40,12 +41,11 @@ def use_threads(count: int, processes: int = 1) -> None:
 
 def idle_cores(seconds: float = 0.3) -> int:
     """Cores that no other program wants for a moment, at least 1 and at most torch's threads."""
-    usable = torch.get_num_threads()
     if not hasattr(os, "sched_getaffinity"):  # not Linux, which alone tells
-        return usable
+        return MOST_THREADS
     before = _idle_seconds()
     time.sleep(seconds)
-    return max(1, min(usable, round((_idle_seconds() - before) / seconds)))
+    return max(1, min(MOST_THREADS, round((_idle_seconds() - before) / seconds)))
 
 
 def _idle_seconds() -> float:
@@ -70,9 +70,7 @@ class Compute:
     channels_last: bool = False  # pixel by pixel in memory, as tensor cores want it
     compile: bool = False  # by torch.compile: minutes once, then fewer passes over memory
     recompute: bool = False  # blocks once more in the backward pass, instead of keeping them
-    autotune: bool = (
-        False  # cudnn's fastest algorithms by trial, which repeat only but for rounding
-    )
+    autotune: bool = False  # cudnn's fastest algorithms by trial: repeatable up to rounding
     micro_batch: int = 0  # images that the student sees at a time; 0 for the whole batch
 
     def __post_init__(self):
@@ -192,7 +190,7 @@ class Recomputable(nn.Module):
 
     def __call__(self, *inputs: Tensor) -> Tensor:
         if self.recompute and torch.is_grad_enabled():
-            # Numbers are drawn in training mode alone; to keep a GPU's generator is to wait for it.
+            # Only in training mode are numbers drawn, whose generators' states have to be kept.
             options = {"use_reentrant": False, "preserve_rng_state": self.training}
             return checkpoint(super().__call__, *inputs, **options)
         return super().__call__(*inputs)
