@@ -27,6 +27,7 @@ from tract.optimize import (
     check_losses,
     check_student,
     frozen,
+    name_micro_batch,
     optimizer_step,
     report,
 )
@@ -140,7 +141,9 @@ def distill(
     for network in vars(state).values():
         if isinstance(network, Denoiser):
             prepare_network(network, compute)
-    return check_losses(_distillation_steps(state, data, levels, settings, compute), settings)
+    records = _distillation_steps(state, data, levels, settings, compute)
+    records = name_micro_batch(records, state, data, settings, compute)
+    return check_losses(records, settings)
 
 
 def check_solver(solver: str, levels: Level) -> None:
@@ -196,7 +199,7 @@ def _phase_steps(
         eps = torch.randn(x0.shape, generator=generator, device=device)
         first = draw(part, settings.batch_size, generator)  # teacher steps, (B,) in 1..n
         batch = shard(x0, labels, eps, first)
-        losses, rows = 0, len(batch[0])
+        losses = 0
         state.optimizer.zero_grad(set_to_none=True)
         with matmul_precision(compute):
             for x0, labels, eps, first in compute.parts(*batch):  # b of the B rows
@@ -204,7 +207,7 @@ def _phase_steps(
                 x_t = add_noise(x0, eps, t)  # (b, ...)
                 target = target_of(x_t, t, u, s, labels)  # eq. 8 and 9, or 14 and 15
                 error = squared_error(student, x_t, t, target, labels)  # (b,)
-                losses = losses + backward(error, weight(t, sigma_data), rows)
+                losses = losses + backward(error, weight(t, sigma_data), settings.batch_size)
         numbers = optimizer_step(losses, state, settings)
         state.step += 1
         update_averages()

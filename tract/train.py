@@ -22,6 +22,7 @@ from tract.optimize import (
     check_losses,
     check_student,
     frozen,
+    name_micro_batch,
     optimizer_step,
     report,
 )
@@ -73,7 +74,9 @@ def train_teacher(
     check_student(state.student, data)
     for network in state.modules().values():
         prepare_network(network, compute)
-    return check_losses(_teacher_steps(state, data, levels, settings, compute), settings)
+    records = _teacher_steps(state, data, levels, settings, compute)
+    records = name_micro_batch(records, state, data, settings, compute)
+    return check_losses(records, settings)
 
 
 def _teacher_steps(
@@ -92,14 +95,14 @@ def _teacher_steps(
             1, len(levels), (settings.batch_size,), generator=generator, device=device
         )
         batch = shard(x0, labels, eps, i_t)
-        losses, rows = 0, len(batch[0])
+        losses = 0
         state.optimizer.zero_grad(set_to_none=True)
         key = settings.seed, DROPOUT, state.step, rank()
         with matmul_precision(compute), dropout_keyed(device, *key):
             for x0, labels, eps, i_t in compute.parts(*batch):
                 t = levels[i_t]
                 error = squared_error(student, add_noise(x0, eps, t), t, x0, labels)
-                losses = losses + backward(error, weight(t, sigma_data), rows)
+                losses = losses + backward(error, weight(t, sigma_data), settings.batch_size)
         numbers = optimizer_step(losses, state, settings)
         state.step += 1
         follow(bias_corrected(decay, state.step))

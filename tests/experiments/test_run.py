@@ -107,6 +107,19 @@ def test_the_card_says_settings_and_where_and_with_what_they_ran(whole):
     assert load_model(whole)[1]["settings"] == card["settings"]
 
 
+def test_a_resumed_run_takes_as_many_threads_as_it_began_with(tmp_path, whole):
+    folder = tmp_path / "run"
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            run(folder, watch=interrupted_at(3, signal.SIGINT))
+        torch.set_num_threads(2)
+        run(folder)
+        assert torch.get_num_threads() == 1
+        assert_is(folder, whole)
+    finally:
+        torch.set_num_threads(1)
+
+
 def test_a_finished_run_is_not_repeated(whole, capsys):
     before = {p.name: p.read_bytes() for p in whole.iterdir()}
     result = run(whole, watch=never)

@@ -11,6 +11,7 @@ import torchvision
 from cleanfid import inception_pytorch
 from cleanfid.fid import get_folder_features
 from cleanfid.inception_torchscript import InceptionV3W
+from helpers import allow_tf32
 from PIL import Image
 from torch import nn
 
@@ -46,6 +47,13 @@ def published(monkeypatch, path):
     sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
     monkeypatch.setitem(features.PUBLISHED, path.name, sha256)
     return sha256
+
+
+def test_features_are_float32_in_full_whatever_torch_does_else(monkeypatch):
+    seen = allow_tf32(monkeypatch, nn.Flatten, "forward")
+    features.Extractor("stand-in", {}, nn.Flatten())(torch.zeros(1, 3, 2, 2))
+    assert seen == [False]
+    assert torch.backends.cudnn.allow_tf32
 
 
 @pytest.fixture

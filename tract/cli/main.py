@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 from tract.base.checks import check_whole
-from tract.cli.output import add_json, messages, print_rows
+from tract.cli.output import add_compute, add_json, messages, print_rows
 from tract.cli.speed import add_speed_commands
 from tract.jobs.parameters import read_parameters, read_yaml
 
@@ -90,7 +90,7 @@ def _add_measuring_commands(commands: argparse._SubParsersAction) -> None:
     command.add_argument("--steps", type=int, nargs="+", default=[], help="of a model's sampler")
     command.add_argument("--seeds", type=int, nargs="+", default=[0], help="of a model's noise")
     command.add_argument("--batch", type=int, default=256, help="images at a time")
-    command.add_argument("--compute", nargs="+", default=[], help="how: bf16, channels_last ...")
+    add_compute(command)
     command.add_argument("--data-dir", help="where data sets that are files lie")
     command.add_argument("--cache", type=Path, help="folder of what is done, to go on from")
     command.add_argument("--results", type=Path, help="table to add a run's numbers to")
@@ -104,7 +104,7 @@ def _add_measuring_commands(commands: argparse._SubParsersAction) -> None:
     command.add_argument("--steps", type=int, required=True, help="of the sampler")
     command.add_argument("--seed", type=int, default=0, help="of the noise")
     command.add_argument("--batch", type=int, default=256, help="images at a time")
-    command.add_argument("--compute", nargs="+", default=[], help="how: bf16, channels_last ...")
+    add_compute(command)
     command.set_defaults(command=_sample)
 
     command = commands.add_parser("classifier", help="train one, for features to measure in")

@@ -4,6 +4,8 @@ import json
 from collections.abc import Iterator
 from pathlib import Path
 
+import torch
+
 from tract.base.files import write_atomically
 from tract.base.provenance import provenance
 from tract.networks.weights import parse_object
@@ -39,6 +41,12 @@ def read_card(path: Path) -> dict:
     except UnicodeDecodeError as error:
         raise ValueError(f"{path} is damaged ({error}): restore or remove it") from error
     return parse_object(text, path)
+
+
+def recorded_threads(path: Path) -> int:
+    """CPU threads of what an old card describes, or those of now where it does not say."""
+    about = read_card(path).get("provenance", {}) if path.is_file() else {}
+    return about.get("threads") or torch.get_num_threads()
 
 
 def _differences(before, now, name: str = "") -> Iterator[str]:

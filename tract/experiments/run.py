@@ -13,17 +13,17 @@ from pathlib import Path
 import torch
 
 from tract.base.checks import check_whole, is_number
-from tract.base.compute import peak_memory
+from tract.base.compute import peak_memory, use_threads
 from tract.base.files import TEMPORARY, only_writer
 from tract.base.interrupts import Stop, interrupt_between_steps
 from tract.base.parallel import any_rank, check_same
 from tract.base.progress import progress
 from tract.denoiser import Denoiser
 from tract.distill import DistillationState
-from tract.experiments.card import claim
+from tract.experiments.card import claim, recorded_threads
 from tract.experiments.history import History, append, trim
 from tract.networks.weights import fingerprint, load_model, load_state, save_model, save_state
-from tract.optimize import check_finite
+from tract.optimize import StudentOutOfMemory, check_finite
 from tract.records import Record
 from tract.settings import Training
 from tract.train import TeacherState
@@ -39,6 +39,8 @@ def named_failures(folder: Path, settings: Training) -> Iterator[None]:
         raise FloatingPointError(
             f"{error}; {intact} with other settings: `tract branch` {folder} and a new name"
         ) from error
+    except StudentOutOfMemory as error:
+        raise RuntimeError(f"{error}; {intact}") from error
     except (torch.OutOfMemoryError, MemoryError) as error:
         raise RuntimeError(
             f"out of memory with batch {settings.batch_size}: use a smaller batch; {intact}"
@@ -115,6 +117,8 @@ class Run:
             unfinished = bool(_checkpoints(folder))
             finished = self.finished
             note = None if finished else self.note  # which says how it was made
+            if unfinished:  # with more or fewer threads sums would round otherwise
+                use_threads(recorded_threads(folder / "card.json"))
             claim(folder / "card.json", self.card, binding=finished or unfinished, note=note)
             if finished:
                 print(f"{folder.name}: finished before, read from {folder / 'model.safetensors'}")
@@ -146,6 +150,7 @@ class Run:
             for record in self.records:
                 history.record(record)
                 if saving.metric_every and record.step % saving.metric_every == 0:
+                    record.losses.read()  # a GPU that hangs would be waited for without an end
                     value = _measure(folder, state, self.card, saving.metric, best)
                     history.add(record.step, metric=value)
                     best = min(best, value)  # still the best if the value is nan

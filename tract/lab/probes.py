@@ -8,6 +8,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from tract.base.compute import EAGER, matmul_precision
 from tract.denoiser import Denoiser
 from tract.distill import DistillationState, phase_target
 from tract.experiments.experiment import TEACHER, Experiment
@@ -24,6 +25,7 @@ MOST_STEPS = 8  # of a sampler: a student of more is sampled in fewer
 
 
 @torch.no_grad()
+@matmul_precision(EAGER)
 def target_errors(
     experiment: Experiment, settings: Distillation, state: DistillationState
 ) -> tuple[Tensor, Tensor]:
@@ -54,6 +56,7 @@ def students_steps(settings: Distillation, phase: int) -> int:
     return max(n for n in range(1, min(own, MOST_STEPS) + 1) if own % n == 0)
 
 
+@matmul_precision(EAGER)
 def students_samples(
     experiment: Experiment, settings: Distillation, denoiser: Denoiser, phase: int, count: int
 ) -> Tensor:
@@ -81,4 +84,9 @@ def distance_to_data(
     eps, labels = experiment.noise
     steps = settings.step_schedule[-1]
     options = {"labels": labels, "clamp": experiment.clamp, "shown": False}
-    return lambda denoiser: distance(sample_batches(denoiser, eps, levels, steps, **options))
+
+    @matmul_precision(EAGER)
+    def metric(denoiser: Denoiser) -> float:
+        return distance(sample_batches(denoiser, eps, levels, steps, **options))
+
+    return metric

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from tract.base.checks import check_positive, check_whole
+from tract.base.compute import EAGER, matmul_precision
 from tract.base.progress import progress
 from tract.base.provenance import provenance
 from tract.data import Data, to_unit
@@ -64,6 +65,7 @@ def _convolution(channels: int, wide: int, stride: int = 1) -> list[nn.Module]:
     return [nn.Conv2d(channels, wide, 3, stride, 1), nn.GroupNorm(8, wide), nn.SiLU()]
 
 
+@matmul_precision(EAGER)
 def fit_classifier(
     data: Data, path: str | Path, settings: Fitting | None = None
 ) -> tuple[Classifier, dict]:

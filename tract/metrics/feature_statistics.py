@@ -55,6 +55,8 @@ def statistics(
         "features": {"name": extractor.name, **extractor.about},
         "device": extractor.device,
     }
+    if extractor.device != "cpu":  # where torch by itself would take TF32
+        conditions["precision"] = "fp32"
     key = hashlib.sha256(json.dumps(conditions, sort_keys=True).encode()).hexdigest()
     path = Path(cache) / f"{key}.safetensors"
     found = before = _read(path) if rank() == 0 and path.is_file() else None

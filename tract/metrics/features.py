@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from tract.base.checks import check_choice
+from tract.base.compute import EAGER, matmul_precision
 from tract.data import Data, to_unit
 from tract.metrics.classifier import fit_classifier, read_classifier
 
@@ -52,6 +53,7 @@ class Extractor:
     resizes: bool = True
 
     @torch.no_grad()
+    @matmul_precision(EAGER)  # published distances are of float32 features
     def __call__(self, images: Tensor) -> Tensor:
         return self.function(images)
 
