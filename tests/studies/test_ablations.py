@@ -97,8 +97,8 @@ def test_recipes_have_the_studys_settings_and_its_smaller_student():
 
 
 def test_recipes_that_ablations_share_are_planned_once():
-    plan = STUDY.plan(["self_ema", "restart_ema", "weight"])
-    assert len(plan) == 3 * (4 + 1 + 2)
+    plan = STUDY.plan(["self_ema", "weight"])
+    assert len(plan) == 3 * (4 + 2)
 
 
 def test_an_ablation_that_does_not_exist_is_refused_by_name():

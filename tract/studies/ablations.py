@@ -29,7 +29,6 @@ CHANGES: dict[str, dict[str, dict]] = {
     "ema_residual": {
         name: {"ema_residual": float(name)} for name in ("1e-8", "1e-4", "1e-3", "1e-2", "0.15")
     },
-    "restart_ema": {"in each phase": {}, "never": {"restart_ema": False}},
     "loss_weight": {
         name: {"loss_weight": name} for name in ("truncated_snr", "snr_plus_one", "uniform")
     },
