@@ -126,7 +126,9 @@ def test_a_compiled_run_is_that_of_eager_float32_and_later_phases_compile_nothin
     # What is compiled by default takes minutes.
     compile_ = functools.partial(torch.compile, backend=backend)
     monkeypatch.setattr(torch, "compile", compile_)
-    settings = Distillation(train_images=60, batch_size=10, step_schedule=[8, 4, 2, 1], clamp="none")
+    settings = Distillation(
+        train_images=60, batch_size=10, step_schedule=[8, 4, 2, 1], clamp="none"
+    )
     ends = []
     for way in ("fp32", "fp32+compile"):
         torch.manual_seed(0)
