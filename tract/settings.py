@@ -73,7 +73,7 @@ class Distillation(Training):
     solver: str = "ddim"  # of the first teacher: a name in SOLVERS
     self_ema: float = 0.5  # mu_S, the decay of the self-teacher
     phase_change: str = "restart"  # or "carry_on": the teacher alone is renewed, as the authors do
-    clamp: str = "all"  # whose predictions are clamped to [-1, 1] in targets: a name in CLAMPS
+    clamp: str = "none"  # whose predictions are clamped to [-1, 1] in targets: a name in CLAMPS
     student_network: str = ""  # a name in networks.build.NETWORKS
     student_prediction: str = ""  # a name in denoiser.SCALINGS
 

@@ -235,6 +235,8 @@ def test_levels_have_the_names_of_their_processes():
 def test_runs_are_named_by_what_tells_them_apart():
     assert run_name(TRAINING) == "teacher"
     plain = Distillation(train_images=256, step_schedule=(8, 1))
+    assert run_name(plain) == "TRACT-8-1-256images-clampnone-seed0"
+    plain = dataclasses.replace(plain, clamp="all")  # left out: the default when names began
     assert run_name(plain) == "TRACT-8-1-256images-seed0"
     growing = dataclasses.replace(plain, step_schedule=[[4, 8], 1])
     assert run_name(growing) == "TRACT-4_8-1-256images-seed0"
