@@ -1,6 +1,7 @@
 """Ablations as data, and their tables and charts."""
 
 import re
+from dataclasses import replace
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -197,6 +198,7 @@ def test_students_of_several_teachers_are_no_ablation():
     table = pd.concat([results({"1": [1.0]}, comparison="steps", teacher=t) for t in ("a", "b")])
     with pytest.raises(ValueError, match="students of steps are of several teachers, a, b"):
         STUDY.rows(table, "steps")
+    assert list(replace(STUDY, teacher="b").rows(table, "steps")["teacher"]) == ["b"]
 
 
 def test_a_student_counts_in_the_steps_of_its_schedule_alone():
