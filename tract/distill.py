@@ -8,7 +8,7 @@ they are.
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 
 import torch
@@ -56,10 +56,12 @@ class DistillationState:
     swap_phase: int = 0  # ... in this phase, in place of the teacher; 0 if there is none
     phase: int = 0
     step: int = 0  # over all phases
+    averages: list[Denoiser] = field(default_factory=list)  # with settings.more_residuals
 
     def modules(self) -> dict[str, nn.Module]:
         """Networks to save; the first phase's teacher is given from outside and never changes."""
         networks = {"student": self.student, "self_teacher": self.self_teacher, "ema": self.ema}
+        networks |= {f"average_{i}": average for i, average in enumerate(self.averages)}
         return networks | ({"teacher": self.teacher} if self.phase > 0 else {})
 
     def counters(self) -> dict[str, int]:
@@ -100,7 +102,9 @@ def start_distillation(
     learner = frozen(start).requires_grad_(True)
     optimizer = adam(learner, settings.learning_rate)
     networks = learner, frozen(start), frozen(start)
-    return DistillationState(teacher, *networks, optimizer, new_student, swap_phase or 0)
+    state = DistillationState(teacher, *networks, optimizer, new_student, swap_phase or 0)
+    state.averages = [frozen(start) for _ in settings.more_residuals]
+    return state
 
 
 def start_next_phase(state: DistillationState, phase_change: str = "restart") -> None:
@@ -115,6 +119,7 @@ def start_next_phase(state: DistillationState, phase_change: str = "restart") ->
     start = state.new_student if state.phase == state.swap_phase else state.teacher
     state.student = frozen(start).requires_grad_(True)
     state.self_teacher, state.ema = frozen(start), frozen(start)
+    state.averages = [frozen(start) for _ in state.averages]
     state.optimizer = adam(state.student, state.optimizer.defaults["lr"])
 
 
@@ -140,7 +145,7 @@ def distill(
     if state.phase < state.swap_phase:
         _check_learner(state.new_student, data, phases[state.swap_phase :], noisiest)
     check_solver(settings.solver, levels)
-    for network in vars(state).values():
+    for network in (*vars(state).values(), *state.averages):
         if isinstance(network, Denoiser):
             prepare_network(network, compute)
     return check_losses(_distillation_steps(state, data, levels, settings, compute), settings)
@@ -242,8 +247,11 @@ def phase_target(
 def _averages(state: DistillationState, settings: Distillation) -> Callable[[], None]:
     """A function that updates the averages of this phase after a step."""
     update_self_teacher = ema_updater(state.self_teacher, state.student)
-    update_ema = ema_updater(state.ema, state.student)
-    decay = decay_from_residual(settings.ema_residual, settings.steps_per_phase)
+    residuals = (settings.ema_residual, *settings.more_residuals)
+    updaters = [
+        (ema_updater(network, state.student), decay_from_residual(r, settings.steps_per_phase))
+        for network, r in zip((state.ema, *state.averages), residuals, strict=True)
+    ]
     begun = state.phase  # the phase in which these networks started afresh
     if settings.phase_change == "carry_on":
         begun = state.swap_phase if state.phase >= state.swap_phase else 0
@@ -251,6 +259,7 @@ def _averages(state: DistillationState, settings: Distillation) -> Callable[[], 
     def update() -> None:
         updates = state.step - begun * settings.steps_per_phase
         update_self_teacher(bias_corrected(settings.self_ema, updates))
-        update_ema(bias_corrected(decay, updates))
+        for update_ema, decay in updaters:
+            update_ema(bias_corrected(decay, updates))
 
     return update

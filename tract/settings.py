@@ -10,6 +10,12 @@ from tract.phases import Entry, Phase, equal_steps, first_grid, format_schedule,
 from tract.samplers import SOLVERS
 
 
+def check_residual(name: str, value: object) -> None:
+    """ValueError unless the value is a share between 0 and 1."""
+    if not (is_number(value) and 0 < value < 1):
+        raise ValueError(f"{name} is {value!r}: use a share between 0 and 1")
+
+
 @dataclass(frozen=True, kw_only=True)
 class Training:
     """Settings of a training run. ValueError names an invalid setting."""
@@ -42,8 +48,7 @@ class Training:
         if not (is_number(self.cooldown) and 0 <= self.cooldown <= 1):
             raise ValueError(f"cooldown is {self.cooldown!r}: use a share from 0 to 1")
         check_positive("clip_norm", self.clip_norm)
-        if not (is_number(self.ema_residual) and 0 < self.ema_residual < 1):
-            raise ValueError(f"ema_residual is {self.ema_residual!r}: use a share between 0 and 1")
+        check_residual("ema_residual", self.ema_residual)
         check_whole("seed", self.seed, 0)
 
     @property
@@ -72,6 +77,7 @@ class Distillation(Training):
     method: str = "TRACT"  # a name in METHODS
     solver: str = "ddim"  # of the first teacher: a name in SOLVERS
     self_ema: float = 0.5  # mu_S, the decay of the self-teacher
+    more_residuals: tuple[float, ...] = ()  # of further averages, measured beside the result
     phase_change: str = "restart"  # or "carry_on": the teacher alone is renewed, as the authors do
     clamp: str = "none"  # whose predictions are clamped to [-1, 1] in targets: a name in CLAMPS
     student_network: str = ""  # a name in networks.build.NETWORKS
@@ -89,6 +95,9 @@ class Distillation(Training):
         check_choice("solver", self.solver, SOLVERS)
         if not (is_number(self.self_ema) and 0 <= self.self_ema < 1):
             raise ValueError(f"self_ema is {self.self_ema!r}: use 0 or more and less than 1")
+        object.__setattr__(self, "more_residuals", tuple(self.more_residuals))
+        for residual in self.more_residuals:
+            check_residual("more_residuals", residual)
         check_choice("phase_change", self.phase_change, PHASE_CHANGES)
         check_choice("clamp", self.clamp, CLAMPS)
         METHODS[self.method].check(self.phases)

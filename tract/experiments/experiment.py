@@ -286,6 +286,11 @@ def open_experiment(folder: str | Path, compute: Compute = EAGER) -> Experiment:
     return experiment
 
 
+def _short(value: object) -> str:
+    """A setting's value in the name of a run: 0.9, or 1e-08_0.15 of several."""
+    return "_".join(map(str, value)) if isinstance(value, tuple) else str(value)
+
+
 # Names of runs, and with them rows of results, keep their meaning when a default changes: what they
 # leave out is what it was.
 UNNAMED = {"clamp": "all"}
@@ -302,7 +307,7 @@ def run_name(settings: Training) -> str:
     steps = settings.schedule.replace(">", "-").replace("<", "_")  # names of files on any system
     images = f"{settings.train_images}images"
     changed = [
-        f"{field.name}{getattr(settings, field.name)}"
+        f"{field.name}{_short(getattr(settings, field.name))}"
         for field in fields(settings)
         if field.default is not MISSING
         and field.name not in ("method", "seed")
