@@ -13,32 +13,18 @@ from tract.denoiser import Denoise
 from tract.levels import Level, broadcast
 from tract.step import ddim_step, mean_square
 
-# (denoise, x_t, t, s, labels, x0) -> the x0 (B, ...) along which `ddim_step` moves x_t from t to s.
-# x0 are the data that x_t was made from, where they are known: in training.
+# x0 (B, ...) along which `ddim_step` moves x_t from t to s. The last argument are the data that x_t
+# was made from, where they are known: in training.
 Solver = Callable[..., Tensor]
 ADDIM_ETA = 0.75  # share of the error of x0 that counts as missing variance; Heek et al. 2024
 
 
-def ddim_x0(
-    denoise: Denoise,
-    x_t: Tensor,
-    t: Level,
-    s: Level,
-    labels: Tensor | None = None,
-    x0: Tensor | None = None,
-) -> Tensor:
+def ddim_x0(denoise: Denoise, x_t: Tensor, t: Level, s: Level, labels=None, x0=None) -> Tensor:
     """x0 (B, ...) along which DDIM, or Euler's method in VE, moves from t to s. One evaluation."""
     return denoise(x_t, t, labels)
 
 
-def heun_x0(
-    denoise: Denoise,
-    x_t: Tensor,
-    t: Level,
-    s: Level,
-    labels: Tensor | None = None,
-    x0: Tensor | None = None,
-) -> Tensor:
+def heun_x0(denoise: Denoise, x_t: Tensor, t: Level, s: Level, labels=None, x0=None) -> Tensor:
     """x0 (B, ...) along which Heun's method moves from t to s; the paper's Runge-Kutta teacher.
 
     Heun averages the noise estimates of both ends of an Euler step. In x0 this is D_t +
@@ -53,14 +39,7 @@ def heun_x0(
     return torch.lerp(x0_t, x0_s, broadcast(weight, x_t))
 
 
-def addim_x0(
-    denoise: Denoise,
-    x_t: Tensor,
-    t: Level,
-    s: Level,
-    labels: Tensor | None = None,
-    x0: Tensor | None = None,
-) -> Tensor:
+def addim_x0(denoise: Denoise, x_t: Tensor, t: Level, s: Level, labels=None, x0=None) -> Tensor:
     """x0 (B, ...) along which aDDIM moves from t to s: DDIM with the variance that it lacks.
 
     x_s = alpha_s D + sqrt(sigma_s^2 + d / |eps|^2 a^2 var) eps with a = alpha_s - alpha_t sigma_s /
@@ -77,14 +56,7 @@ def addim_x0(
     return x0_hat + broadcast(a * missing / (root + s.sigma), x_t) * eps
 
 
-def data_x0(
-    denoise: Denoise,
-    x_t: Tensor,
-    t: Level,
-    s: Level,
-    labels: Tensor | None,
-    x0: Tensor,
-) -> Tensor:
+def data_x0(denoise: Denoise, x_t: Tensor, t: Level, s: Level, labels=None, x0=None) -> Tensor:
     """The data themselves: along x0 x_t moves to alpha_s x0 + sigma_s eps, eps being its own.
 
     No teacher is asked. Song et al. 2023, algorithm 3.
