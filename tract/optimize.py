@@ -112,12 +112,12 @@ def check_student(student: Denoiser, data: Data) -> None:
         check_fits(student.config, data)
 
 
-def backward(error: Tensor, weight: Tensor, batch_size: int) -> Tensor:
-    """Add to the gradient what these errors (b,) are in a batch, that of all processes.
+def backward(loss: Tensor, error: Tensor, batch_size: int) -> Tensor:
+    """Add to the gradient what these losses (b,) are in a batch, that of all processes.
 
     Returns (2,): their shares of the batch's loss and squared error, which are means over it.
     """
-    shares = torch.stack([(error * weight.to(error)).sum(), error.sum()]) / batch_size
+    shares = torch.stack([loss.sum(), error.sum()]) / batch_size
     shares[0].backward()
     return shares.detach()
 
@@ -155,7 +155,8 @@ def learning_rate(settings: Training, step: int) -> float:
     """Adam's learning rate in the step that follows so many steps of a run."""
     length = settings.cooldown * settings.steps_per_phase
     left = settings.steps_per_phase - step % settings.steps_per_phase  # of the phase
-    return settings.learning_rate * (left / length if left < length else 1)
+    risen = min(1, (step + 1) * settings.batch_size / max(settings.warmup, 1))
+    return settings.learning_rate * risen * (left / length if left < length else 1)
 
 
 def frozen(module: nn.Module) -> nn.Module:

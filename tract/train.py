@@ -3,6 +3,7 @@
 The loop is a generator that yields a small record after the optimizer and the average stepped.
 """
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -15,7 +16,7 @@ from tract.data import Data
 from tract.denoiser import Denoiser
 from tract.ema import bias_corrected, decay_from_residual, ema_updater
 from tract.levels import Level
-from tract.losses import WEIGHTS, squared_error
+from tract.losses import WEIGHTS, loss_of, squared_error
 from tract.optimize import (
     adam,
     backward,
@@ -84,6 +85,7 @@ def _teacher_steps(
 ) -> Iterator[Record]:
     device = data.samples.device
     levels, weight = levels.to(device), WEIGHTS[settings.loss_weight]
+    loss_of_error = loss_of(settings.loss, settings.loss_reduction, math.prod(data.shape))
     decay = decay_from_residual(settings.ema_residual, settings.num_steps)
     student, sigma_data = with_precision(state.student, compute), state.student.sigma_data
     follow = ema_updater(state.ema, state.student)
@@ -102,7 +104,8 @@ def _teacher_steps(
             for x0, labels, eps, i_t in compute.parts(*batch):
                 t = levels[i_t]
                 error = squared_error(student, add_noise(x0, eps, t), t, x0, labels)
-                losses = losses + backward(error, weight(t, sigma_data), settings.batch_size)
+                loss = weight(t, levels[0], sigma_data).to(error) * loss_of_error(error)
+                losses = losses + backward(loss, error, settings.batch_size)
         numbers = optimizer_step(losses, state, settings)
         state.step += 1
         follow(bias_corrected(decay, state.step))

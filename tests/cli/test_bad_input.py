@@ -233,8 +233,8 @@ ROWS = [
     ("a self_ema of inf", distillation(self_ema=INF), "self_ema is inf: use 0 or more and less"),
     ("a self_ema of 1", distillation(self_ema=1.0), "self_ema is 1.0: use 0 or more and less"),
     ("a self_ema in words", distillation(self_ema="0"), "self_ema is '0': use 0 or more"),
-    ("a clamp in words", distillation(clamp="no"), "clamp is 'no': use True or False"),
-    ("a clamp of 1", distillation(clamp=1), "clamp is 1: use True or False"),
+    ("a clamp in words", distillation(clamp="no"), "clamp is 'no': choose one of"),
+    ("a clamp of 1", distillation(clamp=1), "clamp is 1: choose one of"),
     ("few for phases", distillation(train_images=7), "train_images is 7, less than one batch"),
     # ---- Schedules
     ("a number for a schedule", distillation(step_schedule=8), "step_schedule is 8: use a list"),

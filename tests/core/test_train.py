@@ -54,15 +54,17 @@ def run(state, settings=SETTINGS, data=POINTS, levels=LEVELS, steps=None):
         ("snr_plus_one", lambda snr, sigma_data: snr + 1),
         ("edm", lambda snr, sigma_data: (1 / snr + sigma_data**2) / (1 / snr * sigma_data**2)),
         ("uniform", lambda snr, sigma_data: 1.0),
+        ("inverse_step", lambda snr, sigma_data: 1 / (1 / snr**0.5 - 0.001)),
     ],
 )
 def test_a_weight_is_its_formula(name, formula):
     # edm is written as in its paper, with sigma^2 = 1 / snr.
     for alpha, sigma in [(1.0, 0.002), (1.0, 80.0), (0.8, 0.6), (0.6, 0.8), (1.0, 1.0)]:
         level = Level(*torch.tensor([alpha, sigma], dtype=torch.float64))
+        to = Level(*torch.tensor([2.0, 0.002], dtype=torch.float64))
         expected = formula((alpha / sigma) ** 2, 0.7)
-        assert WEIGHTS[name](level, 0.7).item() == pytest.approx(expected, rel=1e-12)
-    assert set(WEIGHTS) == {"truncated_snr", "snr_plus_one", "edm", "uniform"}
+        assert WEIGHTS[name](level, to, 0.7).item() == pytest.approx(expected, rel=1e-12)
+    assert set(WEIGHTS) == {"truncated_snr", "snr_plus_one", "edm", "uniform", "inverse_step"}
 
 
 def shown_levels(net, levels):
@@ -80,7 +82,7 @@ def test_the_loss_is_the_weighted_squared_error_of_x0(levels, weight):
     net = state.student.net
     t = levels[shown_levels(net, levels)]
     errors = (0.5 * net.shown[0] - x0).square().mean(1).double()
-    expected = (WEIGHTS[weight](t, 0.7) * errors).mean().item()
+    expected = (WEIGHTS[weight](t, levels[0], 0.7) * errors).mean().item()
     # Sums of 64 products in float32.
     assert record.loss == pytest.approx(expected, rel=1e-5)
     assert record.mse == pytest.approx(errors.mean().item(), rel=1e-5)

@@ -143,7 +143,7 @@ def test_an_interrupted_run_goes_on_to_the_same_end(tmp_path, whole, capsys, ste
 
 def test_a_distillation_goes_on_across_its_phases(tmp_path):
     settings = Distillation(
-        train_images=16 * 6, batch_size=16, step_schedule=(8, 2, 1), clamp=False
+        train_images=16 * 6, batch_size=16, step_schedule=(8, 2, 1), clamp="none"
     )
 
     def distilled(folder, watch):

@@ -51,7 +51,7 @@ class Experiment:
     teacher_steps: int = 1024  # T, the length of the teacher's grid
     reference_steps: int = 256  # the teacher's own, that students are compared with
     num_samples: int = 384
-    clamp: bool = True  # predictions to [-1, 1], in targets and sampling
+    clamp: bool = True  # predictions to [-1, 1] in sampling
     seed: int = 0  # of the noise that is sampled from
     image_size: int = 0  # this and the next two are DATA_OPTIONS, for data "images" alone
     grey: bool = False
@@ -286,20 +286,31 @@ def open_experiment(folder: str | Path, compute: Compute = EAGER) -> Experiment:
     return experiment
 
 
+def _short(value: object) -> str:
+    """A setting's value in the name of a run: 0.9, or 1e-08_0.15 of several."""
+    return "_".join(map(str, value)) if isinstance(value, tuple) else str(value)
+
+
+# Names of runs, and with them rows of results, keep their meaning when a default changes: what they
+# leave out is what it was.
+UNNAMED = {"clamp": "all"}
+
+
 def run_name(settings: Training) -> str:
     """Directory of a run: the teacher's, or what tells one distillation from another.
 
-    Such as TRACT-1024-32-1-30720images-seed0; settings that are not the default come in between.
+    Such as TRACT-1024-32-1-30720images-seed0; settings with other values than the default, or than
+    in UNNAMED, come in between.
     """
     if not isinstance(settings, Distillation):
         return TEACHER
     steps = settings.schedule.replace(">", "-").replace("<", "_")  # names of files on any system
     images = f"{settings.train_images}images"
     changed = [
-        f"{field.name}{getattr(settings, field.name)}"
+        f"{field.name}{_short(getattr(settings, field.name))}"
         for field in fields(settings)
         if field.default is not MISSING
         and field.name not in ("method", "seed")
-        and getattr(settings, field.name) != field.default
+        and getattr(settings, field.name) != UNNAMED.get(field.name, field.default)
     ]
     return "-".join([settings.method, steps, images, *changed, f"seed{settings.seed}"])

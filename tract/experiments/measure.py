@@ -35,6 +35,7 @@ from tract.experiments.results import (
     read_results,
     wide,
 )
+from tract.experiments.run import average_file
 from tract.levels import Level
 from tract.metrics.distances import Moments, frechet_distance, moments_of, rmse
 from tract.metrics.feature_statistics import statistics
@@ -113,16 +114,39 @@ def measure(
     row = run_row(experiment.folder / run_name(settings), denoiser)
     rows = []
     for n, x in samples.items():
-        at = row | {"nfe": n}
-        all_of_them = at | {"samples": len(x)}
-        rows += [all_of_them | _number(d.metric, d(x), **d.conditions) for d in distances]
-        error = _number("rmse_to_teacher", rmse(kept[n], reference), nfe=experiment.reference_steps)
-        rows.append(at | {"samples": len(kept[n])} | error)
+        rows += _rows_of_samples(experiment, row | {"nfe": n}, x, reference, distances)
     card = read_tensors(path.with_name("model.safetensors"))[1]
     if "peak_memory_mb" in card:  # of its training, on a GPU
         at = row | {"nfe": steps[0], "samples": 0}
         rows.append(at | _number("peak_memory_mb", card["peak_memory_mb"]))
     return wide(append_results(table, rows))
+
+
+def measure_averages(
+    experiment: Experiment, settings: Distillation, features: Sequence[str] = ("pixels",)
+) -> None:
+    """Add rows of a run's further averages, which are runs RUN-averageRESIDUAL in the table."""
+    levels, (eps, labels) = experiment.grid(settings), experiment.noise
+    folder, nfe = experiment.folder / run_name(settings), settings.step_schedule[-1]
+    reference = saved_samples(experiment, TEACHER)[experiment.reference_steps].to(eps)
+    distances, rows = [Distance(experiment, name) for name in features], []
+    for residual in settings.more_residuals:
+        denoiser = load_model(folder / average_file(residual), device())[0]
+        x = _sampled(experiment, denoiser, eps, levels, nfe, labels)
+        at = run_row(folder, denoiser) | {"nfe": nfe, "run": f"{folder.name}-average{residual:g}"}
+        rows += _rows_of_samples(experiment, at, x, reference, distances)
+    append_results(experiment.folder / RESULTS, rows)
+
+
+def _rows_of_samples(
+    experiment: Experiment, at: dict, x: Tensor, reference: Tensor, distances: Sequence[Distance]
+) -> list[dict]:
+    """Rows of the distances of samples (N, ...) to the data, and to the teacher's own (M, ...)."""
+    rows = [at | {"samples": len(x)} | _number(d.metric, d(x), **d.conditions) for d in distances]
+    count = min(len(x), len(reference))
+    error = rmse(x[:count], reference[:count])
+    number = _number("rmse_to_teacher", error, nfe=experiment.reference_steps)
+    return [*rows, at | {"samples": count} | number]
 
 
 def measure_real(experiment: Experiment, features: Sequence[str]) -> None:

@@ -50,6 +50,11 @@ def named_failures(folder: Path, settings: Training) -> Iterator[None]:
         raise OSError(error.errno, f"{reason}; {intact} once there is space") from error
 
 
+def average_file(residual: float) -> str:
+    """Name of the file of a finished run's further inference average."""
+    return f"average-{residual:g}.safetensors"
+
+
 @dataclass(frozen=True)
 class Checkpointing:
     """When a run saves its state, besides at the end of a phase and when it is stopped."""
@@ -126,6 +131,10 @@ class Run:
             peak_memory(reset=True)
             with self.team(_resume(folder, state, self.settings) if unfinished else ""):
                 yield from self._steps()
+            averages = getattr(state, "averages", [])
+            residuals = getattr(self.settings, "more_residuals", ())
+            for residual, average in zip(residuals, averages, strict=True):
+                save_model(folder / average_file(residual), average, self.card)
             save_model(folder / "model.safetensors", state.ema, self.card | peak_memory())
 
     def result(self) -> Denoiser:

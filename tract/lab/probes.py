@@ -45,7 +45,7 @@ def target_errors(
     eps = torch.randn(x0.shape, generator=generator, device=first.device)
     t, u, s = (levels.to(first.device)[i] for i in part.hops(first))
     x_t = add_noise(x0, eps, t)
-    target = phase_target(state, settings)(x_t, t, u, s, labels)
+    target = phase_target(state, settings)(x_t, t, u, s, labels, x0=x0)
     errors = squared_error(state.student, x_t, t, target, labels)
     return places * part.stride, errors.view(len(places), IMAGES).mean(1).cpu()
 
