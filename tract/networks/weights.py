@@ -13,9 +13,11 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as to_bytes
 from torch import Tensor
 
-from tract.base.files import write_atomically
+from tract.base.checks import shown
+from tract.base.files import place, write_atomically
 from tract.denoiser import Denoiser
 from tract.networks.build import build_denoiser
+from tract.networks.cards import check_owner
 
 
 def write_tensors(path: str | Path, tensors: dict[str, Tensor], card: dict) -> None:
@@ -91,22 +93,21 @@ def load_model(
     """A denoiser in evaluation mode, and its card, from a file or the folder of a finished run.
 
     role: which network of a checkpoint it is, such as "ema". Weights in half precision become
-    float32.
+    float32. ValueError for a damaged file, or one that is not of the run in whose folder it lies.
     """
-    path = Path(path)
+    path = place(path)
     if path.is_dir():
         path = path / "model.safetensors"
     if not path.is_file():
         raise FileNotFoundError(f"no model at {path}: finish the run that writes it, or correct it")
     tensors, card = read_tensors(path)
+    check_own(path, card)
     tensors = _under(role, tensors) if role else tensors
     tensors = {n: t.float() if t.dtype == torch.float16 else t for n, t in tensors.items()}
     if "network" not in card:
         raise ValueError(f"{path} is no denoiser, its card has no network: give a model of a run")
     network = card["network"]
     try:
-        if network["options"].get("num_blocks", 0) > len(tensors):
-            raise ValueError("more blocks than weights")
         with torch.device("meta"):  # shapes alone, so that no description can claim memory
             described = build_denoiser(network)
         _check_fit(tensors, described.state_dict(), path)
@@ -114,9 +115,21 @@ def load_model(
     except _Unfit:
         raise
     except Exception as error:  # a description from outside can be wrong in any way
-        raise ValueError(f"{path} describes no network to build ({error!r}): restore it") from error
+        raise ValueError(
+            f"{path} describes no network to build ({shown(error)}): restore it"
+        ) from error
     denoiser.load_state_dict(tensors)
     return denoiser.to(device).eval().requires_grad_(False), card
+
+
+def check_own(path: Path, card: dict) -> None:
+    """ValueError if a file lies in a run's folder, and its card is not that of the run."""
+    run = path.with_name("card.json")
+    if run.is_file():
+        own = parse_object(run.read_text(errors="replace"), run)
+        own = {name: value for name, value in own.items() if name != "provenance"}
+        parts = {"phase": "phase", "checkpoint": "counters", "best.safetensors": "step"}
+        check_owner(path, card, own, parts.get(path.name.split("-")[0], ""))
 
 
 def save_state(path: str | Path, state, card: dict) -> None:
@@ -189,6 +202,7 @@ class _Unfit(ValueError):
 
 def _check_fit(tensors: dict[str, Tensor], expected: dict[str, Tensor], path: str | Path) -> None:
     """ValueError unless names, shapes and types are those expected, no more, no less."""
+    check_numbers(tensors, path)
     found = {name: (t.shape, t.dtype) for name, t in tensors.items()}
     wanted = {name: (t.shape, t.dtype) for name, t in expected.items()}
     if found != wanted:
@@ -197,6 +211,13 @@ def _check_fit(tensors: dict[str, Tensor], expected: dict[str, Tensor], path: st
             f"{path} does not fit its network: {odd[0]} is {_kind(tensors.get(odd[0]))} there and "
             f"{_kind(expected.get(odd[0]))} here ({len(odd)} such); use the network it came from"
         )
+
+
+def check_numbers(tensors: dict[str, Tensor], path: str | Path) -> None:
+    """ValueError if a weight is infinite or not a number."""
+    odd = sorted(name for name, tensor in tensors.items() if not tensor.isfinite().all())
+    if odd:
+        raise ValueError(f"{path} has {odd[0]} not finite ({len(odd)} such): use another file")
 
 
 def _kind(tensor: Tensor | None) -> str:
