@@ -2,7 +2,7 @@
 
 import torch
 
-from tract.base.checks import check_choice, is_number
+from tract.base.checks import check_choice, is_number, shown
 from tract.denoiser import Denoiser
 from tract.networks.diffusers_unet import DiffusersUNet
 from tract.networks.edm_unet import ADMUNet, SongUNet
@@ -180,8 +180,10 @@ def _check_bounded(options: dict) -> None:
             ahead += inner
         elif is_number(inner):
             found.append(inner)
-    if ahead or any(not abs(number) <= LARGEST for number in found):
-        raise ValueError(f"more than {MOST_OPTIONS} options, or one beyond {LARGEST:,}")
+    if ahead:
+        raise ValueError(f"more than {MOST_OPTIONS} options")
+    if odd := [number for number in found if not abs(number) <= LARGEST]:
+        raise ValueError(f"{shown(odd[0])} among its options, more than {LARGEST:,}")
     every = options | options.get("unet", {})
     deep = max(every.get(name, 1) for name in ("num_blocks", "layers_per_block"))
     stages = max(len(every.get(name, "1")) for name in ("channel_mult", "block_out_channels"))

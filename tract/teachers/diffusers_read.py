@@ -43,7 +43,8 @@ TIMEOUT = 10  # seconds that the hub has for an answer
 def read_pipeline(folder: str | Path) -> Denoiser:
     """The network of a pipeline in a folder; its process and number of levels are its options.
 
-    What was taken of several files, and ignored of a description, is printed. FileNotFoundError names a file that is missing, ValueError what is damaged or not supported.
+    What was taken of several files, and ignored of a description, is printed. FileNotFoundError
+    names a file that is missing, ValueError what is damaged or not supported.
     """
     folder = Path(folder)
     _check_components(folder)
