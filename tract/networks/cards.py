@@ -1,5 +1,6 @@
 """The card in a file of a run's weights: one check of its fields, and of whose file it is."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -60,16 +61,19 @@ def differences(before: object, now: object, name: str = "") -> list[str]:
     return [] if before == now else [f"{name} ({shown(before)} there, {shown(now)} here)"]
 
 
-def check_owner(path: str | Path, found: dict, run: dict, part: str = "") -> None:
-    """ValueError unless the card found in a file is that of the run, and of this part of it.
+def check_owner(path: str | Path, found: dict, runs: Sequence[dict], part: str = "") -> None:
+    """ValueError unless the card found in a file is that of one of these runs, or of part of one.
 
-    part: "phase" or "step" of the card's entries that only a phase's result and the best or a
-    checkpoint have; a run's result has neither.
+    part: an entry that only a file of this kind has: "phase", "step" of the best, "counters" of a
+    checkpoint; a run's result has none of them.
     """
-    odd = [d for key in run for d in differences(found.get(key), run[key], key)]
-    odd += [
-        f"a {key} in it" for key in ("phase", "step", "counters") if key in found and key != part
-    ]
+    odd = min(
+        ([d for key in run for d in differences(found.get(key), run[key], key)] for run in runs),
+        key=len,
+    )
+    others = {"phase", "step", "counters"} - {part}
+    odd += [f"a {key} in it" for key in sorted(others & found.keys())]
+    odd += [f"no {part} in it"] if part and part not in found else []
     if odd:
         raise ValueError(
             f"{path} is the file of another run or of a part of it, with {', '.join(odd[:3])}: "

@@ -48,6 +48,15 @@ def read_tensors(path: str | Path) -> tuple[dict[str, Tensor], dict]:
     return tensors, parse_object(metadata["card"], path)
 
 
+def read_sha256(path: str | Path) -> str:
+    """The checksum that a file of ours carries of its weights and card; ValueError without one."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            return file.metadata()["sha256"]
+    except (SafetensorError, RuntimeError, TypeError, KeyError, OSError) as error:
+        raise ValueError(f"{path} is damaged ({error}): restore or remove it") from error
+
+
 def parse_object(text: str, path: str | Path) -> dict:
     """The JSON object in a file; ValueError, with the path, if it is none."""
     try:
@@ -123,13 +132,29 @@ def load_model(
 
 
 def check_own(path: Path, card: dict) -> None:
-    """ValueError if a file lies in a run's folder, and its card is not that of the run."""
-    run = path.with_name("card.json")
-    if run.is_file():
-        own = parse_object(run.read_text(errors="replace"), run)
-        own = {name: value for name, value in own.items() if name != "provenance"}
+    """ValueError if a file lies in a run's folder, and its card is not that of the run.
+
+    Files of a run that was branched may have the card that it had before.
+    """
+    runs = [read_card(run) for run in run_cards(path.parent)]
+    if runs:
         parts = {"phase": "phase", "checkpoint": "counters", "best.safetensors": "step"}
-        check_owner(path, card, own, parts.get(path.name.split("-")[0], ""))
+        check_owner(path, card, runs, parts.get(path.name.split("-")[0], ""))
+
+
+def run_cards(folder: Path) -> list[Path]:
+    """The files of a run's card, and of that of the run which it was branched from."""
+    paths = [folder / name for name in ("card.json", "branched_from.json")]
+    return [path for path in paths if path.is_file()]
+
+
+def read_card(path: Path, *, whole: bool = False) -> dict:
+    """A run's card without, or with, its provenance; ValueError if the file is damaged."""
+    try:
+        card = parse_object(path.read_text(), path)
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is damaged ({error}): restore or remove it") from error
+    return card if whole else {n: value for n, value in card.items() if n != "provenance"}
 
 
 def save_state(path: str | Path, state, card: dict) -> None:
@@ -140,12 +165,14 @@ def save_state(path: str | Path, state, card: dict) -> None:
     write_tensors(path, tensors, {**card, "counters": state.counters()})
 
 
-def load_state(path: str | Path, state) -> None:
+def load_state(path: str | Path, state) -> dict:
     """Bring a state at step 0 to where `save_state` wrote it; bit for bit on the same device.
 
-    ValueError, with the state as it was, if the file is damaged or of another run.
+    Returns the card. ValueError, with the state as it was, if the file is damaged or of another
+    run.
     """
     tensors, card = read_tensors(path)
+    check_own(Path(path), card)
     counters, now = card.get("counters"), state.counters()
     if (
         not isinstance(counters, dict)
@@ -174,6 +201,7 @@ def load_state(path: str | Path, state) -> None:
         moments.setdefault(int(index), {})[moment] = value
     groups = state.optimizer.state_dict()["param_groups"]
     state.optimizer.load_state_dict({"state": moments, "param_groups": groups})
+    return card
 
 
 def _weights(state) -> dict[str, Tensor]:
