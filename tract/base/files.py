@@ -6,13 +6,18 @@ is killed, finds the old file or the new one, never half of one.
 
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
 from filelock import FileLock, Timeout
 
 TEMPORARY = ".tmp"  # how names of files under way end; a killed process leaves one behind
+
+
+def place(text: str | Path) -> Path:
+    """A path as it was typed, with ~ for the home folder."""
+    return Path(text).expanduser()
 
 
 def check_new(path: Path) -> None:
@@ -62,8 +67,8 @@ def replacing(path: str | Path, size: int, durable: bool = True) -> Iterator[Bin
 
 
 def _sync_folder(folder: Path) -> None:
-    """Make a rename in a folder survive a power cut; other systems than POSIX cannot be asked."""
-    if os.name == "posix":
+    """Make a rename in a folder survive a power cut, on systems and shares that can be asked."""
+    with suppress(OSError):  # Windows; SMB, shared folders of virtual machines
         descriptor = os.open(folder, os.O_RDONLY)
         try:
             os.fsync(descriptor)

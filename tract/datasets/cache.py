@@ -25,7 +25,7 @@ from tract.base.files import TEMPORARY, only_writer, replacing
 from tract.data import start_hash
 from tract.datasets.images import Images, image_batches, reduced
 
-RECIPE = "1"  # another number whenever the same files come to give other pixels
+RECIPE = "2"  # another number whenever the same files come to give other pixels
 UNKNOWN = "0" * 64  # stands for a hash until it is computed
 
 
@@ -128,8 +128,6 @@ def _build(
         file.flush()
         os.utime(file.name, (when, when))
     print(f"{len(images):,} images are kept as pixels in {path}")
-    if images.num_other:
-        print(f"{images.num_other:,} files that are no images were passed over")
     if enlarged:
         print(f"{len(enlarged):,} images of fewer than {size} pixels were enlarged")
 

@@ -16,12 +16,12 @@ from torch import Tensor
 from tract.base.compute import device
 from tract.base.files import TEMPORARY, only_writer
 from tract.data import to_unit
-from tract.experiments.card import read_card
-from tract.experiments.measure import SAMPLES, shortened
+from tract.experiments.measure import SAMPLES, read_samples, shortened
 from tract.experiments.results import RESULTS, read_results
 from tract.metrics.sources import open_run
-from tract.networks.weights import read_tensors
-from tract.phases import first_grid, format_schedule
+from tract.networks.cards import about_model
+from tract.networks.weights import read_card
+from tract.phases import format_schedule
 
 MODEL = "model.safetensors"  # the result of a finished run
 CHECKPOINT = "checkpoint-"  # how the names of an unfinished run's states begin
@@ -61,8 +61,7 @@ class Run:
     @property
     def grid_steps(self) -> int:
         """Steps of the grid of levels that it is sampled on."""
-        teacher_steps = self.card["experiment"]["teacher_steps"]
-        return first_grid(self.settings.get("step_schedule", [teacher_steps]))
+        return about_model(self.card, self.folder).grid_steps
 
 
 def find_runs(folder: str | Path) -> list[Run]:
@@ -86,10 +85,8 @@ def _read_run(folder: Path, root: Path) -> Run:
     name = str(folder.relative_to(root)) if folder != root else folder.resolve().name
     changed = max(path.stat().st_mtime for path in [folder, *folder.glob("[!.]*.*")])
     try:
-        card = read_card(folder / "card.json")
-        for key, kind in [("method", str), ("experiment", dict)]:
-            if not isinstance(card.get(key), kind):
-                raise ValueError(f"{folder / 'card.json'} has no {key}: restore it")
+        card = read_card(folder / "card.json", whole=True)
+        about_model(card, folder / "card.json")
         last = _last_line(folder / "history.jsonl")
         step, num_steps = last.get("step", 0), last.get("num_steps", 0)
     except (OSError, ValueError) as error:
@@ -106,9 +103,12 @@ def _last_line(path: Path) -> dict:
         file.seek(max(0, path.stat().st_size - 4096))
         lines = file.read().split(b"\n")[:-1]
     try:
-        return json.loads(lines[-1]) if lines else {}
-    except ValueError as error:
+        last = json.loads(lines[-1]) if lines else {}
+        if not all(type(last.get(name, 0)) is int for name in ("step", "num_steps")):
+            raise ValueError("a step that is no number")
+    except (ValueError, AttributeError, RecursionError) as error:
         raise ValueError(f"{path} is damaged ({error}): restore it") from error
+    return last
 
 
 def results_of(run: Run) -> pd.DataFrame:
@@ -175,11 +175,9 @@ def samples_at(run: Run, nfe: int, count: int) -> Tensor:
     the average of its newest checkpoint. FileNotFoundError without one, ValueError if it is
     damaged or the steps do not divide its grid.
     """
-    saved = run.folder / SAMPLES
-    if saved.is_file():
-        samples = read_tensors(saved)[0].get(str(nfe))
-        if samples is not None and len(samples) >= count:
-            return samples[:count]
+    samples = read_samples(run.folder).get(nfe) if (run.folder / SAMPLES).is_file() else None
+    if samples is not None and len(samples) >= count:
+        return samples[:count]
     return samples_of(_weights(run), nfe, count, run.card["experiment"]["seed"])
 
 

@@ -15,19 +15,19 @@ from torch import Tensor
 
 from tract.base.checks import check_flag, check_text, check_whole
 from tract.base.compute import EAGER, Compute, device
-from tract.base.files import only_writer
+from tract.base.files import only_writer, place
 from tract.base.parallel import check_share
 from tract.data import Data
 from tract.datasets.load import load_data
 from tract.denoiser import Denoiser
 from tract.distill import DistillationState, distill, start_distillation
-from tract.experiments.card import claim, read_card
+from tract.experiments.card import claim
 from tract.experiments.run import Checkpointing, Run, complete
 from tract.experiments.team import team_size, together
 from tract.levels import FIXED, Level, levels_of
 from tract.metrics.samples import fixed_noise
 from tract.networks.build import build_denoiser, named_network, student_for
-from tract.networks.weights import fingerprint, load_model, save_model
+from tract.networks.weights import fingerprint, load_model, read_card, save_model
 from tract.optimize import check_fits
 from tract.records import Record
 from tract.samplers import step_indices
@@ -60,7 +60,7 @@ class Experiment:
 
     def __post_init__(self):
         check_text("run_dir", str(self.folder) if isinstance(self.folder, Path) else self.folder)
-        object.__setattr__(self, "folder", Path(self.folder))
+        object.__setattr__(self, "folder", place(self.folder))
         step_indices(self.levels.num_steps, self.reference_steps)
         check_flag("conditional", self.conditional)
         check_whole("num_samples", self.num_samples, 2)
@@ -95,7 +95,7 @@ class Experiment:
 
     def _data_place(self) -> str:
         """data_dir as seen from any folder."""
-        return str(Path(self.data_dir).expanduser().resolve()) if self.data_dir else ""
+        return str(place(self.data_dir).resolve()) if self.data_dir else ""
 
     def card(self) -> dict:
         """What must stay the same for two runs to be comparable."""
@@ -269,11 +269,15 @@ def open_experiment(folder: str | Path, compute: Compute = EAGER) -> Experiment:
             f"no {path}: execute 01_teacher first, or what else trains its teacher, or correct "
             "run_dir"
         )
-    card = read_card(path)
+    card = read_card(path, whole=True)
     try:
         sha256 = card.pop("data_sha256")
         data_dir = card.pop("provenance")["data_dir"]
         experiment = Experiment(Path(folder), data_dir=data_dir, compute=compute, **card)
+    except FileNotFoundError as error:
+        raise FileNotFoundError(
+            f"{error}; if the data of {path} moved, execute 01_teacher with their new data_dir"
+        ) from error
     except (KeyError, TypeError) as error:  # an entry is missing, or is none of ours
         raise ValueError(
             f"{path} describes no experiment ({error}): restore it, or begin in another run_dir"

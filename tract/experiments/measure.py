@@ -15,7 +15,7 @@ from pathlib import Path
 import pandas as pd
 from torch import Tensor
 
-from tract.base.checks import check_choice
+from tract.base.checks import check_choice, shown
 from tract.base.compute import device
 from tract.base.files import only_writer
 from tract.base.progress import progress
@@ -24,7 +24,6 @@ from tract.data import to_uint8, to_unit
 from tract.datasets.cache import cache_folder
 from tract.datasets.load import has_test_split, load_data
 from tract.denoiser import Denoiser
-from tract.experiments.card import read_card
 from tract.experiments.experiment import TEACHER, Experiment, run_name
 from tract.experiments.history import history
 from tract.experiments.results import (
@@ -42,7 +41,16 @@ from tract.metrics.feature_statistics import statistics
 from tract.metrics.features import FEATURES, Extractor, extractor, metric_name
 from tract.metrics.samples import sample_batches
 from tract.metrics.sources import open_source
-from tract.networks.weights import fingerprint, load_model, read_tensors, write_tensors
+from tract.networks.cards import about_model
+from tract.networks.weights import (
+    check_numbers,
+    fingerprint,
+    load_model,
+    read_card,
+    read_sha256,
+    read_tensors,
+    write_tensors,
+)
 from tract.phases import format_schedule, in_steps
 from tract.samplers import SOLVERS, Solver, ddim_x0, step_indices
 from tract.settings import Distillation, Training
@@ -107,9 +115,11 @@ def measure(
     eps, labels = experiment.noise
     samples = {n: _sampled(experiment, denoiser, eps, levels, n, labels) for n in steps}
     kept = {n: x[:KEPT] for n, x in samples.items()}
-    path = experiment.folder / run_name(settings) / SAMPLES
-    before = saved_samples(experiment, run_name(settings)) if path.is_file() else {}
-    write_tensors(path, {str(n): x for n, x in {**before, **kept}.items()}, {})
+    folder = experiment.folder / run_name(settings)
+    path = folder / SAMPLES
+    before = read_samples(folder) if path.is_file() else {}
+    made_by = {"model": read_sha256(folder / "model.safetensors")}
+    write_tensors(path, {str(n): x for n, x in {**before, **kept}.items()}, made_by)
     reference = saved_samples(experiment, TEACHER)[experiment.reference_steps].to(eps)
     row = run_row(experiment.folder / run_name(settings), denoiser)
     rows = []
@@ -208,8 +218,21 @@ def saved_samples(experiment: Experiment, name: str) -> dict[int, Tensor]:
     path = experiment.folder / name / SAMPLES
     if not path.is_file():
         raise FileNotFoundError(f"no {path}: execute the notebook that measures {name} first")
-    samples = {int(n): x for n, x in read_tensors(path)[0].items()}
-    return dict(sorted(samples.items(), reverse=True))
+    return read_samples(path.parent)
+
+
+def read_samples(folder: Path) -> dict[int, Tensor]:
+    """Samples in a run's folder by number of steps, most first; ValueError if not its model's."""
+    tensors, card = read_tensors(folder / SAMPLES)
+    model = folder / "model.safetensors"
+    if "model" in card and model.is_file() and card["model"] != read_sha256(model):
+        raise ValueError(
+            f"{folder / SAMPLES} are samples of another model: remove them, and measure again"
+        )
+    check_numbers(tensors, folder / SAMPLES)
+    if odd := [name for name in tensors if not name.isdecimal() or tensors[name].ndim < 2]:
+        raise ValueError(f"{folder / SAMPLES} has {shown(odd[0])}, no samples at steps: remove it")
+    return {int(n): tensors[n] for n in sorted(tensors, key=int, reverse=True)}
 
 
 def comparison(experiment: Experiment, table: pd.DataFrame, count: int) -> dict[str, Tensor]:
@@ -248,18 +271,25 @@ def _rollout(
     """The teacher's samples with all steps of a grid, made once. step: a name in SOLVERS."""
     folder = experiment.folder / TEACHER
     path = folder / f"rollout-{step}-{levels.num_steps}-{len(eps)}.safetensors"
+    made_by = {"model": read_sha256(folder / "model.safetensors")}
     with only_writer(path.parent, path.name, wait=True):
         if not path.is_file():
             teacher, steps = load_model(folder, device())[0], levels.num_steps
             x = _sampled(experiment, teacher, eps, levels, steps, labels, SOLVERS[step])
-            write_tensors(path, {"samples": x}, {})
-        return read_tensors(path)[0]["samples"].to(eps)
+            write_tensors(path, {"samples": x}, made_by)
+        tensors, card = read_tensors(path)
+    if card != made_by or "samples" not in tensors:
+        raise ValueError(f"{path} is of another teacher: remove it, and it is made again")
+    return tensors["samples"].to(eps)
 
 
 def run_row(folder: str | Path, denoiser: Denoiser) -> dict:
     """What rows of results say about the finished run in a folder, and its network."""
-    card = read_card(Path(folder) / "card.json")
+    path = Path(folder) / "card.json"
+    card = read_card(path, whole=True)
+    about_model(card, path)
     experiment, settings = card["experiment"], card.get("settings", {})
+    made = card.get("provenance") or {}
     # A published teacher was not trained here: of its images and seconds nothing is known.
     past = {"images_seen": 0, "seconds": 0.0} if "source" in card else history(folder).iloc[-1]
     return {
@@ -270,8 +300,8 @@ def run_row(folder: str | Path, denoiser: Denoiser) -> dict:
         "student_params": sum(p.numel() for p in denoiser.parameters()),
         "images": int(past["images_seen"]),
         "seed": settings.get("seed", 0),
-        "device": card["provenance"]["device"],
-        "commit": card["provenance"]["commit"],
+        "device": made.get("device", ""),
+        "commit": made.get("commit", ""),
         "seconds": round(past["seconds"], 1),
         "run": Path(folder).resolve().name,
         "teacher": card.get("teacher_sha256", "")[:12] or teacher_name(denoiser),

@@ -6,7 +6,7 @@ import os
 import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
+from contextlib import AbstractContextManager, closing, contextmanager, nullcontext, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -22,7 +22,15 @@ from tract.denoiser import Denoiser
 from tract.distill import DistillationState
 from tract.experiments.card import claim, recorded_threads
 from tract.experiments.history import History, append, trim
-from tract.networks.weights import fingerprint, load_model, load_state, save_model, save_state
+from tract.networks.weights import (
+    fingerprint,
+    load_model,
+    load_state,
+    read_tensors,
+    run_cards,
+    save_model,
+    save_state,
+)
 from tract.optimize import StudentOutOfMemory, check_finite
 from tract.records import Record
 from tract.settings import Training
@@ -47,6 +55,11 @@ def named_failures(folder: Path, settings: Training) -> Iterator[None]:
         ) from error
     except OSError as error:
         reason = error.strerror or error
+        if not folder.is_dir():
+            raise FileNotFoundError(
+                f"the folder {folder} of the run vanished while it went on: restore it, and "
+                "run it again from its last checkpoint"
+            ) from error
         raise OSError(error.errno, f"{reason}; {intact} once there is space") from error
 
 
@@ -116,21 +129,24 @@ class Run:
     def __iter__(self) -> Iterator[Record]:
         """Records of the steps still to be made, each when it has been written."""
         folder, state = self.folder, self.state
+        if self.finished:  # perhaps where nothing can be written
+            claim(folder / "card.json", self.card, found=_card_in(folder))
+            print(f"{folder.name}: finished before, read from {folder / 'model.safetensors'}")
+            return
         with only_writer(folder):
             for path in folder.glob(f".*{TEMPORARY}"):  # of a process killed while it wrote
                 path.unlink()
-            unfinished = bool(_checkpoints(folder))
-            finished = self.finished
-            note = None if finished else self.note  # which says how it was made
-            if unfinished:  # with more or fewer threads sums would round otherwise
+            begun, mark = bool(_checkpoints(folder)), None
+            found = _card_in(folder) if begun else None
+            if begun:  # with more or fewer threads sums would round otherwise
                 use_threads(recorded_threads(folder / "card.json"))
-            claim(folder / "card.json", self.card, binding=finished or unfinished, note=note)
-            if finished:
-                print(f"{folder.name}: finished before, read from {folder / 'model.safetensors'}")
-                return
+            claim(folder / "card.json", self.card, binding=begun, note=self.note, found=found)
+            name = ""
             peak_memory(reset=True)
-            with self.team(_resume(folder, state, self.settings) if unfinished else ""):
-                yield from self._steps()
+            if begun:
+                name, mark = _resume(folder, state, self.settings)
+            with self.team(name):
+                yield from self._steps(mark)
             averages = getattr(state, "averages", [])
             residuals = getattr(self.settings, "more_residuals", ())
             for residual, average in zip(residuals, averages, strict=True):
@@ -143,7 +159,7 @@ class Run:
         _remove(_checkpoints(self.folder))
         return denoiser
 
-    def _steps(self) -> Iterator[Record]:
+    def _steps(self, mark: dict | None) -> Iterator[Record]:
         """Pass the records on: each is written first, the state saved when it is time."""
         folder, state, settings, saving = self.folder, self.state, self.settings, self.saving
         measured = [line["metric"] for line in trim(folder / "metric.jsonl", state.step)]
@@ -154,7 +170,7 @@ class Run:
         with (
             interrupt_between_steps() as self.stop,
             named_failures(folder, settings),
-            History(folder, state.step) as history,
+            History(folder, state.step, mark) as history,
         ):
             for record in self.records:
                 history.record(record)
@@ -171,14 +187,14 @@ class Run:
                     or time.monotonic() - saved > 60 * saving.minutes
                     or (saving.steps and record.step % saving.steps == 0)
                 ):
-                    history.write()
+                    mark = history.mark()
                     # On a GPU the loss is read a step later; a state without it is not kept.
                     check_finite(record.losses, record.step, settings)
                     # What a phase led to comes first: killed in between, a run makes it again.
                     if phase_ends and record.step < settings.num_steps:
                         result = folder / f"phase-{state.phase + 1}.safetensors"
                         save_model(result, state.ema, {**self.card, "phase": record.phase})
-                    _save(folder, state, self.card, saving.keep)
+                    _save(folder, state, self.card | {"history": mark}, saving.keep)
                     saved = time.monotonic()
                 yield record
                 if ending:
@@ -235,15 +251,25 @@ def _remove(paths: Iterable[Path]) -> None:
         path.unlink(missing_ok=True)  # another process may have
 
 
-def _resume(folder: Path, state, settings: Training) -> str:
+def _card_in(folder: Path) -> dict | None:
+    """The card in a file of a run whose own is lost, of which the newest that is whole counts."""
+    if run_cards(folder):
+        return None
+    for path in [folder / "model.safetensors", *_checkpoints(folder)]:
+        with suppress(ValueError, OSError):
+            return read_tensors(path)[1]
+    return None
+
+
+def _resume(folder: Path, state, settings: Training) -> tuple[str, dict | None]:
     """Bring the state to the newest checkpoint that is whole; say which, and why not a newer.
 
-    Returns its name.
+    Returns its name, and its mark of the history.
     """
     fresh, reasons = dict(vars(state)), []
     for path in _checkpoints(folder):
         try:
-            load_state(path, state)
+            mark = load_state(path, state).get("history")
             _check_place(path, state, settings)
         except ValueError as error:
             vars(state).update(fresh)  # a first teacher that a later phase had replaced
@@ -251,7 +277,7 @@ def _resume(folder: Path, state, settings: Training) -> str:
             reasons.append(str(error))
             continue
         print(f"{folder.name}: resuming after step {state.step} from {path.name}")
-        return path.name
+        return path.name, mark
     raise ValueError(
         f"no checkpoint in {folder} can be resumed: restore one, or remove that folder to begin "
         f"again; of the newest, {reasons[0]}"
