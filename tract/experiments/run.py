@@ -23,6 +23,7 @@ from tract.denoiser import Denoiser
 from tract.distill import DistillationState
 from tract.experiments.card import claim
 from tract.experiments.history import History, append, trim
+from tract.experiments.status import Reporter
 from tract.networks.weights import fingerprint, load_model, load_state, save_model, save_state
 from tract.optimize import check_finite
 from tract.records import Record
@@ -121,9 +122,11 @@ class Run:
                 print(f"{folder.name}: finished before, read from {folder / 'model.safetensors'}")
                 return
             peak_memory(reset=True)
-            with self.team(_resume(folder, state, self.settings) if unfinished else ""):
-                yield from self._steps()
-            save_model(folder / "model.safetensors", state.ema, self.card | peak_memory())
+            checkpoint = _resume(folder, state, self.settings) if unfinished else ""
+            at = self.settings.batch_size, state.step, self.settings.num_steps
+            with Reporter(folder, *at) as reporter, self.team(checkpoint):
+                yield from self._steps(reporter)
+                save_model(folder / "model.safetensors", state.ema, self.card | peak_memory())
 
     def result(self) -> Denoiser:
         """The average of a finished run, which needs its checkpoints no more."""
@@ -131,7 +134,7 @@ class Run:
         _remove(_checkpoints(self.folder))
         return denoiser
 
-    def _steps(self) -> Iterator[Record]:
+    def _steps(self, reporter: Reporter) -> Iterator[Record]:
         """Pass the records on: each is written first, the state saved when it is time."""
         folder, state, settings, saving = self.folder, self.state, self.settings, self.saving
         measured = [line["metric"] for line in trim(folder / "metric.jsonl", state.step)]
@@ -150,7 +153,8 @@ class Run:
                     value = _measure(folder, state, self.card, saving.metric, best)
                     history.add(record.step, metric=value)
                     best = min(best, value)  # still the best if the value is nan
-                ending = any_rank(self.stop.requested)
+                reporter.take(record)
+                ending = any_rank(self.stop.requested or reporter.stop_requested)
                 phase_ends = record.step % settings.steps_per_phase == 0
                 if (
                     ending
