@@ -59,22 +59,23 @@ class Preview:
 
     def watch(self, records: Iterator[Record]) -> Iterator[Record]:
         """Pass records on; previews are written after the run has written the record's step."""
-        start, spent = time.monotonic(), 0.0
-        latest, cost = start - SECONDS, 0.0
+        start, spent, cost, latest = time.monotonic(), 0.0, 0.0, -SECONDS
         for record in records:
             if self._record is None:
                 trim(self.folder / PHASE_METRIC, record.step - 1)
             self._record = record
             yield record
-            now = time.monotonic()
             if self._every and record.step % self._every == 0:
                 self._measure(record)
+            now = time.monotonic() - start
             # What it cost last time is waited for first, so that the share is kept.
-            if now - latest >= SECONDS and spent + cost <= SHARE * (now - start):
+            due = now - latest >= SECONDS and spent + cost <= SHARE * now
+            if due or record.step == record.num_steps:
+                first, latest = self._step == 0, now
                 self.write()
-                latest = time.monotonic()
-                cost = latest - now
-                spent += cost
+                if not first:  # which is slow, and would keep the next ones waiting
+                    cost = time.monotonic() - start - now
+                    spent += cost
 
     def write(self) -> None:
         """Write the preview of the last step; nothing before the first."""

@@ -91,7 +91,7 @@ class Curves:
             self._fixed[label].set_ydata([value, value])
         shown = [line for line in shown if len(line.get_xdata())] + [*self._fixed.values()]
         if shown:
-            ax.legend(handles=shown, fontsize=7, loc="upper right", framealpha=0.6)
+            ax.legend(handles=shown, fontsize=7, loc="best", framealpha=0.6)
 
     def _set_range(self, ax) -> None:
         """Let an axis hold all that is drawn, its outliers aside, and what it held before."""

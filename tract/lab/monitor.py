@@ -164,7 +164,8 @@ class Panel(w.VBox):
         if not active:
             self.stop.description = "Stop"
         self.start.disabled = bool(active) or done == len(statuses) or not resumable
-        self.start.description = "Resume" if begun and done < len(statuses) else "Start"
+        ready = "Finished" if done == len(statuses) else "Resume" if begun else "Start"
+        self.start.description = "Running" if active else ready
         if len(statuses) > 1:
             self.said.value = f"{done} of {len(statuses)} runs finished"
 
