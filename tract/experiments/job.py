@@ -18,12 +18,14 @@ import torch
 
 from tract.base.compute import use_threads
 from tract.denoiser import Denoiser
+from tract.experiments.card import claim
 from tract.experiments.experiment import TEACHER, Experiment, run_name
 from tract.experiments.preview import Preview, distance_to_data
-from tract.experiments.run import Checkpointing, complete
+from tract.experiments.run import Checkpointing, Run, complete
 from tract.experiments.status import (
     FAILED,
     FINISHED,
+    NEW,
     STOPPED,
     WAITING,
     Status,
@@ -64,25 +66,37 @@ class Task:
         distilled = isinstance(self.settings, Distillation)
         return f"{self.settings.method} {self.settings.schedule}" if distilled else TEACHER
 
-    def train(self) -> Denoiser:
-        """Train, resume or read the run here, under a text bar; returns its average."""
+    def run(self) -> Run:
+        """The run, with previews; ValueError, with the remedy, for what cannot be trained."""
         experiment, settings = self.experiment, self.settings
         metric = None
         if self.metric_every:
             metric = distance_to_data(experiment, settings, self.features)
-        saving = Checkpointing(self.minutes, metric=metric, metric_every=self.metric_every)
+        how = Checkpointing(self.minutes, metric=metric, metric_every=self.metric_every)
         if self.network:
-            run = experiment.training(self.network, settings, saving, self.processes)
+            run = experiment.training(self.network, settings, how, self.processes)
         else:
-            run = experiment.distillation(settings, saving, self.processes)
+            run = experiment.distillation(settings, how, self.processes)
         preview = Preview(experiment, settings, run.state, run.folder, metric, self.metric_every)
         run.records = preview.watch(run.records)
+        return run
+
+    def check(self) -> None:
+        """ValueError, with the remedy, for what cannot be trained, or was begun otherwise."""
+        run = self.run()
+        if (run.folder / "card.json").is_file() and read_status(run.folder).state != NEW:
+            claim(run.folder / "card.json", run.card)
+
+    def train(self) -> Denoiser:
+        """Train, resume or read the run here, under a text bar; returns its average."""
+        run = self.run()
         if not run.finished:
             self.write()
         try:
             return complete(run)
-        finally:
-            preview.write()
+        except KeyboardInterrupt:
+            run.records.close()  # which writes a preview of where it stopped
+            raise
 
     def write(self) -> None:
         """Leave the task in its run directory, from which a job can be launched."""

@@ -64,7 +64,11 @@ class Preview:
             if self._record is None:
                 trim(self.folder / PHASE_METRIC, record.step - 1)
             self._record = record
-            yield record
+            try:
+                yield record
+            except GeneratorExit:
+                self.write()
+                raise
             if self._every and record.step % self._every == 0:
                 self._measure(record)
             now = time.monotonic() - start

@@ -10,7 +10,8 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from tract.data import to_uint8
-from tract.lab.plots import DATA, SELF_TEACHER, STUDENT, TEACHER, new_figure, plain_ticks
+from tract.lab.plots import new_figure, plain_ticks
+from tract.lab.style import DATA, SELF_TEACHER, STUDENT, TEACHER
 
 POINTS = 200  # of a curve: of more records means are drawn
 PANELS = ("weighted loss", "squared error of x0", "error by level", "distance to the data")
@@ -29,13 +30,9 @@ class Curves:
         width, height = SIZE
         self._figure, axes = new_figure(1, len(PANELS), (len(PANELS) * width / 100, height / 100))
         self._axes = axes[0]
-        colours = STUDENT, STUDENT, SELF_TEACHER, STUDENT
-        style = {"marker": ".", "markersize": 3, "linewidth": 1.2}
-        self._lines = [
-            ax.plot([], [], color=colour, **style)[0]
-            for ax, colour in zip(self._axes, colours, strict=True)
-        ]
-        self._phase_line = self._axes[3].plot([], [], color=STUDENT, linestyle=":", **style)[0]
+        style = {"color": STUDENT, "marker": ".", "markersize": 3, "linewidth": 1.2}
+        self._lines = [ax.plot([], [], **style)[0] for ax in self._axes]
+        self._phase_line = self._axes[3].plot([], [], linestyle=":", **style)[0]
         self._fixed: dict[str, object] = {}  # horizontal lines of the last panel, by label
         self._ranges: dict[object, tuple[float, float]] = {}
         for ax, title in zip(self._axes, PANELS, strict=True):

@@ -63,6 +63,7 @@ class Trainings:
         """Launch what is not finished, as one job that trains in turn."""
         tasks = [task for task in self.tasks if read_status(task.folder).state != FINISHED]
         for task in tasks:
+            task.check()
             task.write()
         launch([task.folder for task in tasks])
 
@@ -81,13 +82,13 @@ def train(tasks: Sequence[Task], editor=None) -> Trainings:
     """Show a panel with the buttons Start, Stop and Resume, and return at once.
 
     Where nobody can click all is trained here, one after the other, and a picture shown in the
-    end. editor: where the first task's settings are chosen.
+    end. editor: where the first task's settings are chosen. ValueError, with the remedy, for what
+    cannot be trained.
     """
     trainings = Trainings(tasks, editor)
     live = somebody_clicks()
-    if not live:
-        for task in trainings.tasks:
-            task.train()
+    for task in trainings.tasks:
+        task.check() if live else task.train()
     panel = Panel(trainings.folders, trainings.start)
     if editor is not None:
         editor.on_start(panel.start_clicked)
