@@ -13,5 +13,8 @@ In reading order:
     explorer         a schedule to drag, and one noise by all models
     view             what a run directory shows of its training
     monitor          train as a job; watch, stop and resume
-    browser          all runs of a folder, compared
+    svg              line charts with hover values
+    run_table        a table of runs that is sorted by its heads
+    sampler          samples of runs, made in a thread
+    browser          all runs of a folder, live and compared
 """

@@ -22,7 +22,7 @@ from tract.metrics.features import file_sha256
 from tract.metrics.samples import cycling_labels, noise
 from tract.networks.weights import fingerprint, load_model, read_tensors
 from tract.phases import first_grid
-from tract.samplers import sample, step_indices
+from tract.samplers import step_indices, trajectory
 from tract.seeds import SUBSET, generator_for
 from tract.teachers.load import Teacher, load_teacher
 
@@ -206,10 +206,17 @@ def _tensor(image: Image.Image) -> Tensor:
     return pixels[None] if pixels.ndim == 2 else pixels.permute(2, 0, 1)
 
 
-def open_run(path: Path, device: str, role: str = "", compute: Compute = EAGER) -> Opened:
+def open_run(
+    path: Path,
+    device: str,
+    role: str = "",
+    compute: Compute = EAGER,
+    progress: Callable[[float], None] = lambda share: None,
+) -> Opened:
     """A model of a run, which steps through the grid that its schedule starts with.
 
-    role: which network of a checkpoint. ValueError for a model that is of no run.
+    role: which network of a checkpoint. progress: called with the share done after each step of a
+    reading. ValueError for a model that is of no run.
     """
     denoiser, card = load_model(path, device, role)
     try:
@@ -222,10 +229,18 @@ def open_run(path: Path, device: str, role: str = "", compute: Compute = EAGER) 
         ) from error
     grid_steps = first_grid(card.get("settings", {}).get("step_schedule", [teacher_steps]))
     teacher = Teacher(denoiser, noise_schedule, grid_steps, "a run")
-    return _model(path, teacher, device, compute, clamp=clamp)
+    return _model(path, teacher, device, compute, clamp=clamp, progress=progress)
 
 
-def _model(path: Path, teacher: Teacher, device: str, compute: Compute, *, clamp: bool) -> Opened:
+def _model(
+    path: Path,
+    teacher: Teacher,
+    device: str,
+    compute: Compute,
+    *,
+    clamp: bool,
+    progress: Callable[[float], None] = lambda share: None,
+) -> Opened:
     """Samples of a model, with DDIM, from noise that depends on seed and index alone."""
     options = teacher.denoiser.config["options"]
     if "image_size" not in options:
@@ -255,7 +270,9 @@ def _model(path: Path, teacher: Teacher, device: str, compute: Compute, *, clamp
             labels = cycling_labels(teacher.num_classes, start, stop)
             labels = None if labels is None else labels.to(device)
             with matmul_precision(compute):
-                x = sample(denoise, eps, levels, num_steps, labels=labels)
+                walk = trajectory(denoise, eps, levels, num_steps, labels=labels)
+                for done, (_, x) in enumerate(walk):
+                    progress(done / num_steps)
             return _rounded(x, str(path))
 
         now = about | {"nfe": num_steps, "seed": seed}
