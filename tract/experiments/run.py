@@ -149,11 +149,11 @@ class Run:
         ):
             for record in self.records:
                 history.record(record)
+                reporter.take(record)
                 if saving.metric_every and record.step % saving.metric_every == 0:
                     value = _measure(folder, state, self.card, saving.metric, best)
                     history.add(record.step, metric=value)
                     best = min(best, value)  # still the best if the value is nan
-                reporter.take(record)
                 ending = any_rank(self.stop.requested or reporter.stop_requested)
                 phase_ends = record.step % settings.steps_per_phase == 0
                 if (

@@ -80,8 +80,11 @@ def _read(path: Path) -> Status:
 def write_status(folder: Path, status: Status) -> None:
     """Replace a run's status at once; unlike results it is not flushed to disk."""
     temporary = folder / f".{STATUS}.{os.getpid()}{TEMPORARY}"
-    temporary.write_text(json.dumps(asdict(status) | {"time": time.time()}))
-    temporary.replace(folder / STATUS)
+    try:
+        temporary.write_text(json.dumps(asdict(status) | {"time": time.time()}))
+        temporary.replace(folder / STATUS)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def process_of(pid: int) -> dict:

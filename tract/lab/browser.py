@@ -142,8 +142,8 @@ class RunBrowser(ipw.VBox):
         """Put the rows that have all words into the table."""
         with self._lock:
             words, table = self.search.value.lower().split(), self.overview
-            texts = table[["run", "label", "state"]].agg(" ".join, axis=1).str.lower()
-            shown = table[[all(word in line for word in words) for line in texts]]
+            texts = table["run"] + " " + table["label"] + " " + table["state"]
+            shown = table.loc[[all(word in line.lower() for word in words) for line in texts]]
             self.count.value = f"{len(shown)} of {len(table)} runs"
             newest = shown[shown["state"] != DAMAGED].sort_values("trained").tail(3)
             shown = seeds_grouped(shown, self.runs) if self.group.value else shown
