@@ -87,7 +87,8 @@ def names(folder):
 
 
 def test_a_run_leaves_card_history_and_model(whole):
-    assert sorted(names(whole)) == [".lock", "card.json", "history.jsonl", "model.safetensors"]
+    left = [".lock", "card.json", "history.jsonl", "model.safetensors", "status.json"]
+    assert sorted(names(whole)) == left
     assert [step for step, _ in losses(whole)] == [1, 2, 3, 4, 5, 6]
 
 

@@ -12,6 +12,7 @@ import torch
 from helpers import allow_tf32, weights
 from PIL import Image
 from tiny import files, teacher
+from tract.lab.probes import distance_to_data, students_samples, students_steps, target_errors
 
 from tract.cli.main import main
 from tract.data import to_uint8
@@ -23,7 +24,6 @@ from tract.experiments.measure import Distance
 from tract.experiments.run import Checkpointing
 from tract.lab import monitor
 from tract.lab.curves import Curves, image_strip
-from tract.lab.probes import distance_to_data, students_samples, students_steps, target_errors
 from tract.metrics.distances import frechet_distance, moments_of
 from tract.networks.weights import save_model
 from tract.samplers import sample

@@ -42,16 +42,6 @@ def add_speed_commands(commands: argparse._SubParsersAction) -> None:
     add_json(command)
     command.set_defaults(command=_bench)
 
-    command = commands.add_parser(
-        "overhead",
-        help="what watching a run costs, in blocks of steps that are watched and not",
-    )
-    command.add_argument("run_dir", type=Path, help="a folder with a teacher, as of the quickstart")
-    command.add_argument("--steps", type=int, default=240, help="of which half are watched")
-    command.add_argument("--threads", type=int, default=1, help=THREADS)
-    add_json(command)
-    command.set_defaults(command=_overhead)
-
 
 def _cost(options: argparse.Namespace) -> None:
     from tract.base.compute import Compute, use_threads
@@ -93,11 +83,3 @@ def _bench(options: argparse.Namespace) -> None:
         rows.append(row)
     if not options.json:
         print_rows(rows, as_json=False)
-
-
-def _overhead(options: argparse.Namespace) -> None:
-    from tract.base.compute import use_threads
-    from tract.lab.overhead import overhead
-
-    use_threads(options.threads)
-    print_rows([overhead(options.run_dir, options.steps)], options.json)

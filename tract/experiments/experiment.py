@@ -97,6 +97,11 @@ class Experiment:
         """data_dir as seen from any folder."""
         return str(place(self.data_dir).resolve()) if self.data_dir else ""
 
+    def as_json(self) -> dict:
+        """All of it, for another process, perhaps in another folder than a notebook's kernel."""
+        places = {"folder": str(self.folder.resolve()), "data_dir": self._data_place()}
+        return asdict(self) | places
+
     def card(self) -> dict:
         """What must stay the same for two runs to be comparable."""
         card = asdict(self)
@@ -162,10 +167,8 @@ class Experiment:
         check_share(settings.batch_size, size)
 
         def team(checkpoint: str) -> AbstractContextManager[None]:
-            # The others may have been started in another folder than a notebook's kernel.
-            places = {"folder": str(self.folder.resolve()), "data_dir": self._data_place()}
             task = {
-                "experiment": asdict(self) | places,
+                "experiment": self.as_json(),
                 "data_sha256": self.data.sha256 if size > 1 else "",
                 "settings": asdict(settings),
                 "network": network_name,

@@ -107,19 +107,27 @@ def measure(
     reference_steps: the others are compared to it. features: those of `features.extractor` in
     which the Frechet distance to the data is measured. ValueError before any sampling for what
     cannot be. Of the samples the first KEPT are kept; the distance to the teacher is theirs.
+    Samples of the very same weights that are there already are not made again.
     """
     levels, table = experiment.grid(settings), experiment.folder / RESULTS
     check_measuring(levels, steps, features)
     read_results(table)  # refused if it is damaged
     distances = [Distance(experiment, name) for name in features]
     eps, labels = experiment.noise
-    samples = {n: _sampled(experiment, denoiser, eps, levels, n, labels) for n in steps}
-    kept = {n: x[:KEPT] for n, x in samples.items()}
     folder = experiment.folder / run_name(settings)
     path = folder / SAMPLES
-    before = read_samples(folder) if path.is_file() else {}
-    made_by = {"model": read_sha256(folder / "model.safetensors")}
-    write_tensors(path, {str(n): x for n, x in {**before, **kept}.items()}, made_by)
+    model = read_sha256(folder / "model.safetensors")
+    about = {"model": model, "compute": str(experiment.compute)}
+    before, known = read_tensors(path) if path.is_file() else ({}, about)
+    same = {int(n): x.to(eps) for n, x in before.items() if len(x) == len(eps) and known == about}
+    samples = {
+        n: same[n] if n in same else _sampled(experiment, denoiser, eps, levels, n, labels)
+        for n in steps
+    }
+    kept = {n: x[:KEPT] for n, x in samples.items()}
+    if not same.keys() >= kept.keys():
+        before = before if known == about else {}  # else of other weights
+        write_tensors(path, before | {str(n): x for n, x in kept.items()}, about)
     reference = saved_samples(experiment, TEACHER)[experiment.reference_steps].to(eps)
     row = run_row(experiment.folder / run_name(settings), denoiser)
     rows = []

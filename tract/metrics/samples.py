@@ -1,5 +1,7 @@
 """Sample a denoiser in batches from noise that is the same for every model."""
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -54,15 +56,19 @@ def sample_batches(
     solver: Solver = ddim_x0,
     compute: Compute = EAGER,
     shown: bool = True,
+    on_step: Callable[[float], None] = lambda share: None,
 ) -> Tensor:
-    """Samples (N, ...) for noise of any N, a batch at a time; shown: under a progress bar."""
+    """Samples (N, ...) for noise of any N, a batch at a time; shown: under a progress bar.
+
+    on_step: called with the share of all steps that is done; what it raises ends the sampling.
+    """
     step_indices(levels.num_steps, num_steps)
     if isinstance(denoise, Denoiser):
         prepare_network(denoise, compute)
     denoise = with_precision(denoise, compute)
     limited = clamped(denoise) if clamp else denoise
     starts = range(0, len(eps), batch)
-    done = []
+    done, steps = [], 0
     with (
         matmul_precision(compute),
         progress(
@@ -78,5 +84,7 @@ def sample_batches(
             options = {"labels": mine, "solver": solver}
             for index, x in trajectory(limited, eps[part], levels, num_steps, **options):
                 bar.update(index < levels.num_steps)  # the first is the noise, not a step
+                steps += index < levels.num_steps
+                on_step(steps / (len(starts) * num_steps))
             done.append(x)
     return torch.cat(done)

@@ -205,10 +205,17 @@ def _tensor(image: Image.Image) -> Tensor:
     return pixels[None] if pixels.ndim == 2 else pixels.permute(2, 0, 1)
 
 
-def open_run(path: Path, device: str, role: str = "", compute: Compute = EAGER) -> Opened:
+def open_run(
+    path: Path,
+    device: str,
+    role: str = "",
+    compute: Compute = EAGER,
+    progress: Callable[[float], None] = lambda share: None,
+) -> Opened:
     """A model of a run, which steps through the grid that its schedule starts with.
 
-    role: which network of a checkpoint. ValueError for a model that is of no run.
+    role: which network of a checkpoint. progress: called with the share done after each step of a
+    reading. ValueError for a model that is of no run.
     """
     denoiser, card = load_model(path, device, role)
     try:
@@ -221,10 +228,18 @@ def open_run(path: Path, device: str, role: str = "", compute: Compute = EAGER) 
         ) from error
     grid_steps = first_grid(card.get("settings", {}).get("step_schedule", [teacher_steps]))
     teacher = Teacher(denoiser, noise_schedule, grid_steps, "a run")
-    return _model(path, teacher, device, compute, clamp=clamp)
+    return _model(path, teacher, device, compute, clamp=clamp, progress=progress)
 
 
-def _model(path: Path, teacher: Teacher, device: str, compute: Compute, *, clamp: bool) -> Opened:
+def _model(
+    path: Path,
+    teacher: Teacher,
+    device: str,
+    compute: Compute,
+    *,
+    clamp: bool,
+    progress: Callable[[float], None] = lambda share: None,
+) -> Opened:
     """Samples of a model, with DDIM, from noise that depends on seed and index alone."""
     network = teacher.denoiser.config["options"]
     if "image_size" not in network:
@@ -250,7 +265,11 @@ def _model(path: Path, teacher: Teacher, device: str, compute: Compute, *, clamp
         def read(start: int, stop: int) -> Tensor:
             eps = noise(shape, start, stop, seed).to(device)
             labels = cycling_labels(teacher.num_classes, start, stop)
-            drawn = {"labels": None if labels is None else labels.to(device), "batch": len(eps)}
+            drawn = {
+                "labels": None if labels is None else labels.to(device),
+                "batch": len(eps),
+                "on_step": progress,
+            }
             x = sample_batches(teacher.denoiser, eps, levels, num_steps, **drawn, **options)
             return _rounded(x, str(path))
 
