@@ -10,10 +10,11 @@ from pathlib import Path
 import ipywidgets as w
 from IPython.display import display
 
+from tract.base.yaml_files import read_yaml
 from tract.distill import check_solver
 from tract.experiments.experiment import TEACHER, Experiment
 from tract.jobs.cost import estimate
-from tract.jobs.parameters import line, parameters_of, presets_in, read_yaml, yaml_of
+from tract.jobs.parameters import line, parameters_of, presets_in, yaml_of
 from tract.jobs.plan import plan, split
 from tract.lab.live import clicks_arrive, happened
 from tract.lab.plots import png
