@@ -64,7 +64,7 @@ screenshots: $(READY) ## Take the README's pictures of JupyterLab again, after `
 	.venv/bin/python tests/screenshots.py
 
 notebooks: $(READY) ## Execute all notebooks again, in place, as they are committed
-	.venv/bin/tract execute notebooks/*.ipynb
+	.venv/bin/tract run --in-place notebooks/*.ipynb
 
 clean: ## Remove the environment and what tests left; runs/ stays
 	rm -rf .venv .test .screenshots .pytest_cache .ruff_cache *.egg-info

@@ -89,7 +89,7 @@ class Distillation(Training):
     more_residuals: tuple[float, ...] = ()  # of further averages, measured beside the result
     phase_change: str = "restart"  # or "carry_on": the teacher alone is renewed, as the authors do
     clamp: str = "none"  # whose predictions are clamped to [-1, 1] in targets: a name in CLAMPS
-    student_network: str = ""  # a name in networks.build.NETWORKS
+    student_network: str = ""  # a name in networks.named.NETWORKS
     student_prediction: str = ""  # a name in denoiser.SCALINGS
 
     def __post_init__(self):

@@ -1,4 +1,4 @@
-"""Print tables and JSON lines."""
+"""What commands have in common: tables, JSON lines and options."""
 
 import argparse
 import contextlib

@@ -3,8 +3,8 @@
 import argparse
 from pathlib import Path
 
+from tract.base.yaml_files import read_yaml
 from tract.cli.output import add_compute, add_json, print_rows
-from tract.jobs.parameters import read_yaml
 
 THREADS = "CPU threads; 0: as many as there are idle cores"
 
@@ -28,7 +28,10 @@ def add_speed_commands(commands: argparse._SubParsersAction) -> None:
     command.add_argument("--threads", type=int, default=0, help=THREADS)
     add_json(command)
     command.set_defaults(command=_cost)
+    _add_bench(commands)
 
+
+def _add_bench(commands: argparse._SubParsersAction) -> None:
     command = commands.add_parser(
         "bench",
         help="images per second, against the bare network calls and the device's matrix products",

@@ -2,7 +2,6 @@
 
 import ast
 import difflib
-import re
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import MISSING, fields
@@ -11,6 +10,7 @@ from pathlib import Path
 import nbformat
 import yaml
 
+from tract.base.yaml_files import read_parameters
 from tract.phases import format_schedule
 from tract.settings import Distillation
 
@@ -125,37 +125,6 @@ def _kind(value: object) -> str:
     if isinstance(value, int | float):
         return "number"
     return {str: "text", list: "list"}.get(type(value), type(value).__name__)
-
-
-class _Loader(yaml.SafeLoader):
-    """Safe YAML in which 1e-3 is a number, as in YAML 1.2 and in Python, and not text."""
-
-
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"[-+]?[0-9]+[eE][-+]?[0-9]+$"), list("-+0123456789")
-)
-
-
-def read_yaml(text: str, where: str | Path) -> object:
-    """What YAML says; ValueError, with where it stands, for what is none. Nothing is executed."""
-    try:
-        return yaml.load(text, _Loader)
-    except yaml.YAMLError as error:
-        raise ValueError(f"{where} is no YAML, correct it: {error}") from error
-
-
-def read_parameters(file: Path) -> dict:
-    """Parameters by name from a YAML file; FileNotFoundError or ValueError with the remedy."""
-    if not file.is_file():
-        raise FileNotFoundError(f"no file of parameters {file}: correct the path")
-    try:
-        text = file.read_text()
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{file} is no text ({error}): give parameters as YAML") from error
-    parameters = read_yaml(text, file)
-    if not isinstance(parameters, dict):
-        raise ValueError(f"{file} is no list of `name: value` lines: write it so")
-    return parameters
 
 
 # Written even if they are the defaults: what notebooks of distillations have parameters for.

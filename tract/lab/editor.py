@@ -8,11 +8,12 @@ from pathlib import Path
 
 import ipywidgets as w
 
+from tract.base.yaml_files import read_yaml
 from tract.distill import check_solver
 from tract.experiments.experiment import TEACHER, Experiment
 from tract.experiments.job import Task
 from tract.jobs.cost import estimate
-from tract.jobs.parameters import line, parameters_of, presets_in, read_yaml, yaml_of
+from tract.jobs.parameters import line, parameters_of, presets_in, yaml_of
 from tract.jobs.plan import plan, split
 from tract.lab.plots import png
 from tract.lab.schedule import schedule_picture

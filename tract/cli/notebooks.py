@@ -1,0 +1,119 @@
+"""Commands that execute notebooks and copy runs."""
+
+import argparse
+import signal
+from pathlib import Path
+
+from tract.base.yaml_files import read_parameters, read_yaml
+from tract.cli.output import add_json, messages, print_rows
+
+
+def add_notebook_commands(commands: argparse._SubParsersAction) -> None:
+    command = commands.add_parser("quickstart", help="teacher, BTD and TRACT on digits, compared")
+    add_json(command)
+    command.set_defaults(command=_quickstart)
+
+    command = commands.add_parser("run", help="execute a notebook with parameters")
+    command.add_argument("notebook", type=Path, nargs="?")
+    command.add_argument("output", type=Path, nargs="?", help="where the executed notebook goes")
+    command.add_argument(
+        "--in-place",
+        type=Path,
+        nargs="+",
+        default=[],
+        metavar="NOTEBOOK",
+        help="execute these where they are instead, as they are committed",
+    )
+    _add_parameters(command)
+    command.set_defaults(command=_run, launched=True)
+
+    command = commands.add_parser("sweep", help="execute one notebook over a grid of parameters")
+    command.add_argument("notebook", type=Path)
+    command.add_argument("out_dir", type=Path, help="where the executed notebooks go")
+    _add_parameters(command)
+    command.add_argument(
+        "-g",
+        "--grid",
+        nargs=2,
+        action="append",
+        default=[],
+        metavar=("NAME", "VALUES"),
+        help="a YAML list of values; of several grids, all combinations",
+    )
+    command.add_argument("--workers", type=int, help="executions here at a time; one for each core")
+    command.add_argument("--scheduler", help="address of a dask cluster to use instead")
+    command.add_argument("--gpus", action="store_true", help="one GPU for each execution")
+    add_json(command)
+    command.set_defaults(command=_sweep)
+
+    command = commands.add_parser("branch", help="copy a run to go on with other settings")
+    command.add_argument("run_dir", type=Path, help="a run's folder, or a folder of runs")
+    command.add_argument("new", type=Path, help="where the copy goes")
+    command.set_defaults(command=_branch)
+
+
+def _add_parameters(command: argparse.ArgumentParser) -> None:
+    command.add_argument("-f", "--file", type=Path, help="parameters, as YAML")
+    command.add_argument(
+        "-p", "--parameter", nargs=2, action="append", default=[], metavar=("NAME", "VALUE")
+    )
+
+
+def _parameters(options: argparse.Namespace) -> dict:
+    parameters = read_parameters(options.file) if options.file else {}
+    return parameters | {name: read_yaml(value, name) for name, value in options.parameter}
+
+
+def _quickstart(options: argparse.Namespace) -> None:
+    from tract.jobs.quickstart import quickstart
+
+    with messages(options.json):
+        table = quickstart()
+    print_rows(table.to_dict("records"), options.json)
+
+
+def _run(options: argparse.Namespace) -> None:
+    from tract.experiments.team import leading
+    from tract.experiments.worker import follow_launch
+    from tract.jobs.execute import execute
+
+    if bool(options.in_place) == bool(options.output):
+        raise ValueError("give NOTEBOOK and OUTPUT, or --in-place and notebooks")
+    pairs = [(path, path) for path in options.in_place] or [(options.notebook, options.output)]
+    if not follow_launch():
+        with leading():
+            for notebook, output in pairs:
+                if options.in_place:
+                    print(f"\n== {notebook} ==", flush=True)
+                execute(notebook, output, _parameters(options))
+
+
+def _sweep(options: argparse.Namespace) -> None:
+    from tract.jobs.sweep import sweep
+
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as clusters and systems ask
+    grid = {name: read_yaml(values, name) for name, values in options.grid}
+    if len(grid) < len(options.grid):
+        raise ValueError("a parameter has two grids: give all its values in one")
+    with messages(options.json):
+        outcomes = sweep(
+            options.notebook,
+            options.out_dir,
+            _parameters(options),
+            grid,
+            workers=options.workers,
+            scheduler=options.scheduler,
+            gpus=options.gpus,
+        )
+    columns = ("name", "state", "seconds")
+    print_rows([{name: getattr(o, name) for name in columns} for o in outcomes], options.json)
+    failed = [f"{outcome.name}: {outcome.error}" for outcome in outcomes if outcome.error]
+    if failed:
+        raise RuntimeError("\n".join([f"{len(failed)} of {len(outcomes)} not done", *failed]))
+
+
+def _branch(options: argparse.Namespace) -> None:
+    from tract.experiments.run import branch
+
+    branch(options.run_dir, options.new)
+    print(f"{options.new}: finished runs stay so, unfinished ones take the settings given next")
