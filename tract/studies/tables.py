@@ -139,7 +139,7 @@ def distance_table(
         real = mine[(mine["method"] == "real images") & (mine["metric"] == study.metric)]
         teachers = study.teachers(results, students).sort_values("nfe", ascending=False)
         named = [
-            real.assign(what="real images, of the test split"),
+            real.assign(what="real images"),
             teachers.assign(what=[f"teacher, {in_steps(n)}" for n in teachers["nfe"]]),
             students.assign(what=students["recipe"]),
         ]
