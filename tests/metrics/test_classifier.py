@@ -118,7 +118,7 @@ def test_a_card_without_accuracy_is_refused(fitted, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("setting", "value"), [("epochs", 0), ("batch", 0), ("learning_rate", 0), ("seed", -1)]
+    ("setting", "value"), [("epochs", 0), ("batch_size", 0), ("learning_rate", 0), ("seed", -1)]
 )
 def test_settings_that_cannot_be_are_refused_by_name(setting, value):
     with pytest.raises(ValueError, match=f"{setting} is {value}"):

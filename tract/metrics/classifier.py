@@ -25,13 +25,13 @@ class Fitting:
     """Settings of the training of a classifier. ValueError names the setting that cannot be."""
 
     epochs: int = 20
-    batch: int = 128
+    batch_size: int = 128
     learning_rate: float = 2e-3  # of Adam, falling to 0 as a cosine
     seed: int = 0
 
     def __post_init__(self):
         check_whole("epochs", self.epochs, 1)
-        check_whole("batch", self.batch, 1)
+        check_whole("batch_size", self.batch_size, 1)
         check_positive("learning_rate", self.learning_rate)
         check_whole("seed", self.seed, 0)
 
