@@ -4,8 +4,10 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import pandas as pd
+from IPython.display import HTML
 
 from tract.base.files import write_atomically
+from tract.lab.style import in_words
 from tract.phases import in_steps
 from tract.studies.ablations import ALL, CLAIMS, Study, baselines_of
 
@@ -141,7 +143,7 @@ def distance_table(
         real = mine[(mine["method"] == "real images") & (mine["metric"] == study.metric)]
         teachers = study.teachers(results, students).sort_values("nfe", ascending=False)
         named = [
-            real.assign(what="real images, of the test split"),
+            real.assign(what="real images"),
             teachers.assign(what=[f"teacher, {in_steps(n)}" for n in teachers["nfe"]]),
             students.assign(what=students["recipe"]),
         ]
@@ -179,6 +181,18 @@ def cost_table(results: pd.DataFrame, comparisons: Sequence[str], study: Study) 
             "device": by["device"].first().to_numpy(),
         }
     )
+
+
+def shown(table: pd.DataFrame) -> HTML:
+    """A table for a notebook: heads in words, three digits, blanks, and no index."""
+
+    def text(value: object) -> str:
+        if pd.isna(value):
+            return ""
+        return f"{value:.3g}" if isinstance(value, float) else in_words(str(value))
+
+    heads = {name: in_words(str(name)) for name in table}
+    return HTML(table.map(text).rename(columns=heads).to_html(index=False, border=0))
 
 
 def over_seeds(rows: pd.DataFrame, by: Sequence[str]) -> pd.DataFrame:
