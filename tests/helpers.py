@@ -27,6 +27,19 @@ def assert_identical(ours, theirs):
     assert [name for name in ours if not torch.equal(ours[name], theirs[name])] == []
 
 
+def allow_tf32(monkeypatch, module, name):
+    """Let convolutions be in TF32; returns a list of whether they were in each call of a method."""
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
+    real, seen = getattr(module, name), []
+
+    def noting(self, *inputs):
+        seen.append(torch.backends.cudnn.allow_tf32)
+        return real(self, *inputs)
+
+    monkeypatch.setattr(module, name, noting)
+    return seen
+
+
 def write_notebook(path, parameters, *sources):
     """Write a notebook whose first code cell holds the parameters."""
     cells = [v4.new_markdown_cell("# Title"), v4.new_code_cell(parameters)]

@@ -24,7 +24,7 @@ from tract.settings import Distillation
 
 ROOT = Path(__file__).resolve().parent.parent
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
-NETWORKS = sorted((ROOT / "notebooks" / "presets").glob("*.yaml"))
+PRESETS = sorted((ROOT / "notebooks" / "presets").glob("*.yaml"))
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
@@ -54,7 +54,7 @@ def notebook_of(preset_path):
     return ROOT / "notebooks" / f"{name}.ipynb"
 
 
-@pytest.mark.parametrize("path", NETWORKS, ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", PRESETS, ids=lambda path: path.stem)
 def test_a_preset_names_parameters_of_its_notebook(path):
     parameters = yaml.safe_load(path.read_text())
     declared = declared_parameters(notebook_of(path))
@@ -74,16 +74,64 @@ def test_a_preset_names_parameters_of_its_notebook(path):
 def test_presets_of_fashion_mnist_are_about_the_same_teacher():
     study, teacher = (
         declared_parameters(notebook_of(path)) | yaml.safe_load(path.read_text())
-        for path in NETWORKS
+        for path in PRESETS
         if path.stem in ("fashion_mnist_study", "fashion_mnist_teacher")
     )
-    for name in ("run_dir", "data", "preset", "batch", "reference_steps", "num_samples"):
+    for name in ("run_dir", "data", "network", "batch_size", "reference_steps", "num_samples"):
         assert teacher[name] == study[name]
-    assert teacher["images"] == study["teacher_images"]
+    assert teacher["train_images"] == study["teacher_images"]
     assert teacher["learning_rate"] == study["teacher_learning_rate"]
 
 
-FROM_PUBLISHED = [path for path in NETWORKS if notebook_of(path).stem == "04_edm_ve"]
+# The recipe as the paper's authors run it: their code, commands and README. "M" are 2^20 images.
+VP = {
+    "batch_size": 256,
+    "learning_rate": 2e-4,
+    "loss_weight": "truncated_snr",
+    "loss_reduction": "sum",
+    "clip_norm": 1.0,
+    "phase_change": "carry_on",
+    "ema_residual": 1e-3,
+}
+TRACT = VP | {"train_images": 96 * 2**20, "clamp": "all", "self_ema": 0.5}
+BTD = VP | {"train_images": 96 * 2**20, "clamp": "none"}
+EDM = TRACT | {
+    "batch_size": 512,
+    "learning_rate": 1e-3,
+    "loss_weight": "edm",
+    "loss_reduction": "mean",
+    "clip_norm": 1e9,
+    "clamp": "self_teacher",
+    "solvers": ["heun"],
+    "teacher_steps": 40,
+}
+del EDM["phase_change"]  # of one phase
+AUTHORS = {
+    "cifar10_tract": TRACT | {"step_schedules": [[1024, 32, 1]]},
+    "cifar10_btd": BTD,
+    "cifar10_google_tract": TRACT | {"step_schedules": [[1024, 32, 1], [1024, 32, 2]]},
+    "cifar10_google_small": TRACT
+    | {"train_images": 336 * 2**20, "student_network": "cifar10_small"},
+    "cifar10_google_btd": BTD,
+    "cifar10_edm": EDM,
+    "imagenet64_google_tract": TRACT | {"ema_residual": 1e-4, "conditional": True},
+    "imagenet64_google_btd": BTD | {"conditional": True},
+    "imagenet64_edm": EDM | {"conditional": True},
+}
+
+
+@pytest.mark.parametrize("name", AUTHORS)
+def test_a_preset_of_the_paper_is_its_authors_recipe(name):
+    path = ROOT / "notebooks" / "presets" / f"{name}.yaml"
+    parameters = declared_parameters(notebook_of(path)) | yaml.safe_load(path.read_text())
+    defaults = {field.name: field.default for field in dataclasses.fields(Distillation)}
+    assert {n: (defaults | parameters)[n] for n in AUTHORS[name]} == AUTHORS[name]
+    assert not {"bf16", "tf32"} & set(parameters["compute"])  # float32
+    assert parameters["features"] == ["inception_legacy_pytorch"]
+    assert parameters.get("num_samples", 50_000) == 50_000
+
+
+FROM_PUBLISHED = [path for path in PRESETS if notebook_of(path).stem == "04_edm_ve"]
 
 
 def published_rows():
@@ -108,8 +156,8 @@ def test_every_row_of_the_papers_tables_has_a_preset_that_quotes_its_fid(row):
 
     (text,) = (path.read_text() for path in FROM_PUBLISHED if fits(path))
     assert row["value"] in re.findall(r"\d+\.\d+", text)
-    images = row["images"] or "96000000"
-    assert f"images: {images}\n" in text or f"`-p images {images}`" in text
+    images = int(row["images"] or 96_000_000) // 10**6 * 2**20  # an M of the authors is 2^20
+    assert f"train_images: {images}\n" in text or f"`-p train_images {images}`" in text
     assert "Not run by us." in text
 
 

@@ -53,7 +53,7 @@ def test_examples_are_short():
 def test_a_method_is_one_entry(tmp_path):
     exec(EXAMPLES["method"], {})
     settings = Distillation(
-        train_images=64, batch_size=16, step_schedule=[8, 1], method="half", clamp=False
+        train_images=64, batch_size=16, step_schedule=[8, 1], method="half", clamp="none"
     )
     points = Data("points", torch.randn(64, 2))
     options = {"point_dim": 2, "channels": 8, "num_blocks": 1}

@@ -39,7 +39,7 @@ CARD = {"data": "digits"}
 def recipe(steps_per_phase=6, **more):
     images = 4 * 2 * steps_per_phase
     return Distillation(
-        **{"train_images": images, "batch_size": 4, "step_schedule": (16, 4, 1), "clamp": True}
+        **{"train_images": images, "batch_size": 4, "step_schedule": (16, 4, 1), "clamp": "all"}
         | more
     )
 

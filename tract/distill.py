@@ -6,8 +6,9 @@ there in its place. While the teacher's grid grows, k<n>m, the student and its a
 they are.
 """
 
+import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 
 import torch
@@ -19,7 +20,7 @@ from tract.data import Data
 from tract.denoiser import Denoise, Denoiser, clamped
 from tract.ema import bias_corrected, decay_from_residual, ema_updater
 from tract.levels import Level
-from tract.losses import WEIGHTS, squared_error
+from tract.losses import WEIGHTS, loss_of, squared_error
 from tract.methods import METHODS, closure_target
 from tract.optimize import (
     adam,
@@ -27,6 +28,7 @@ from tract.optimize import (
     check_losses,
     check_student,
     frozen,
+    name_micro_batch,
     optimizer_step,
     report,
 )
@@ -55,10 +57,12 @@ class DistillationState:
     swap_phase: int = 0  # ... in this phase, in place of the teacher; 0 if there is none
     phase: int = 0
     step: int = 0  # over all phases
+    averages: list[Denoiser] = field(default_factory=list)  # with settings.more_residuals
 
     def modules(self) -> dict[str, nn.Module]:
         """Networks to save; the first phase's teacher is given from outside and never changes."""
         networks = {"student": self.student, "self_teacher": self.self_teacher, "ema": self.ema}
+        networks |= {f"average_{i}": average for i, average in enumerate(self.averages)}
         return networks | ({"teacher": self.teacher} if self.phase > 0 else {})
 
     def counters(self) -> dict[str, int]:
@@ -99,19 +103,24 @@ def start_distillation(
     learner = frozen(start).requires_grad_(True)
     optimizer = adam(learner, settings.learning_rate)
     networks = learner, frozen(start), frozen(start)
-    return DistillationState(teacher, *networks, optimizer, new_student, swap_phase or 0)
+    state = DistillationState(teacher, *networks, optimizer, new_student, swap_phase or 0)
+    state.averages = [frozen(start) for _ in settings.more_residuals]
+    return state
 
 
-def start_next_phase(state: DistillationState) -> None:
+def start_next_phase(state: DistillationState, phase_change: str = "restart") -> None:
     """The inference average becomes the teacher, from which everything starts afresh.
 
-    Everything but the teacher starts from the new student instead, in its phase.
+    Or all else carries on. In its phase everything but the teacher starts from the new student.
     """
     state.phase += 1
     state.teacher = frozen(state.ema)
+    if phase_change == "carry_on" and state.phase != state.swap_phase:
+        return
     start = state.new_student if state.phase == state.swap_phase else state.teacher
     state.student = frozen(start).requires_grad_(True)
     state.self_teacher, state.ema = frozen(start), frozen(start)
+    state.averages = [frozen(start) for _ in state.averages]
     state.optimizer = adam(state.student, state.optimizer.defaults["lr"])
 
 
@@ -137,10 +146,12 @@ def distill(
     if state.phase < state.swap_phase:
         _check_learner(state.new_student, data, phases[state.swap_phase :], noisiest)
     check_solver(settings.solver, levels)
-    for network in vars(state).values():
+    for network in (*vars(state).values(), *state.averages):
         if isinstance(network, Denoiser):
             prepare_network(network, compute)
-    return check_losses(_distillation_steps(state, data, levels, settings, compute), settings)
+    records = _distillation_steps(state, data, levels, settings, compute)
+    records = name_micro_batch(records, state, data, settings, compute)
+    return check_losses(records, settings)
 
 
 def check_solver(solver: str, levels: Level) -> None:
@@ -169,17 +180,11 @@ def _check_learner(student: Denoiser, data: Data, phases: Sequence[Phase], noisi
 def _distillation_steps(
     state: DistillationState, data: Data, levels: Level, settings: Distillation, compute: Compute
 ) -> Iterator[Record]:
-    done = state.step - state.phase * settings.steps_per_phase
-    if not 0 <= done <= settings.steps_per_phase or state.phase >= settings.num_phases:
-        raise ValueError(
-            f"the state is in phase {state.phase + 1} after {state.step} steps, but these settings "
-            f"have {settings.num_phases} phases of {settings.steps_per_phase} steps: keep "
-            "train_images, batch_size and step_schedule"
-        )
+    settings.check_place("the state", state.step, state.phase)
     levels = levels.to(data.samples.device)
     while state.step < settings.num_steps:
         if state.step == (state.phase + 1) * settings.steps_per_phase:
-            start_next_phase(state)
+            start_next_phase(state, settings.phase_change)
         yield from _phase_steps(state, data, levels, settings, compute)
 
 
@@ -194,6 +199,7 @@ def _phase_steps(
     )
     student, sigma_data = with_precision(state.student, compute), state.student.sigma_data
     target_of, update_averages = phase_target(state, settings, compute), _averages(state, settings)
+    loss_of_error = loss_of(settings.loss, settings.loss_reduction, math.prod(data.shape))
     begin = state.phase * settings.steps_per_phase
     while (done := state.step - begin) < settings.steps_per_phase:
         part = settings.phases[state.phase].part_at(done, settings.steps_per_phase)
@@ -202,15 +208,16 @@ def _phase_steps(
         eps = torch.randn(x0.shape, generator=generator, device=device)
         first = draw(part, settings.batch_size, generator)  # teacher steps, (B,) in 1..n
         batch = shard(x0, labels, eps, first)
-        losses, rows = 0, len(batch[0])
+        losses = 0
         state.optimizer.zero_grad(set_to_none=True)
         with matmul_precision(compute):
             for x0, labels, eps, first in compute.parts(*batch):  # b of the B rows
                 t, u, s = (levels[i] for i in part.hops(first))  # (b,) each, t noisiest
                 x_t = add_noise(x0, eps, t)  # (b, ...)
-                target = target_of(x_t, t, u, s, labels)  # eq. 8 and 9, or 14 and 15
+                target = target_of(x_t, t, u, s, labels, x0=x0)  # eq. 8 and 9, or 14 and 15
                 error = squared_error(student, x_t, t, target, labels)  # (b,)
-                losses = losses + backward(error, weight(t, sigma_data), rows)
+                loss = weight(t, u, sigma_data).to(error) * loss_of_error(error)
+                losses = losses + backward(loss, error, settings.batch_size)
         numbers = optimizer_step(losses, state, settings)
         state.step += 1
         update_averages()
@@ -220,32 +227,36 @@ def _phase_steps(
 def phase_target(
     state: DistillationState, settings: Distillation, compute: Compute = EAGER
 ) -> Callable[..., Tensor]:
-    """The target of the present phase, as a function of x_t, t, u, s and labels."""
+    """The target of the present phase, as a function of x_t, t, u, s, labels and x0=x0."""
     teacher, second = (
         with_precision(network, compute) for network in (state.teacher, state.self_teacher)
     )
-    if settings.clamp:
-        teacher, second = clamped(teacher), clamped(second)
+    teacher = clamped(teacher) if settings.clamp == "all" else teacher
+    second = clamped(second) if settings.clamp != "none" else second
     phase, method = settings.phases[state.phase], METHODS[settings.method]
     second = method.second_hop(teacher, second) if phase.segment > 1 else None
     # A student, which later phases have for a teacher, knows where its own DDIM step is to lead;
     # it has no slope that Heun's method could average.
     solver = SOLVERS[settings.solver] if state.phase == 0 else ddim_x0
-    return partial(closure_target, teacher, second, solver=solver)
+    return partial(closure_target, teacher, second, solver=method.first_hop or solver)
 
 
 def _averages(state: DistillationState, settings: Distillation) -> Callable[[], None]:
     """A function that updates the averages of this phase after a step."""
     update_self_teacher = ema_updater(state.self_teacher, state.student)
-    update_ema = ema_updater(state.ema, state.student)
-    decay = decay_from_residual(settings.ema_residual, settings.steps_per_phase)
-    begin = begun = state.phase * settings.steps_per_phase
-    if not settings.restart_ema:  # then from where this network began
-        swap_phase = state.swap_phase if state.phase >= state.swap_phase else 0
-        begun = swap_phase * settings.steps_per_phase
+    residuals = (settings.ema_residual, *settings.more_residuals)
+    updaters = [
+        (ema_updater(network, state.student), decay_from_residual(r, settings.steps_per_phase))
+        for network, r in zip((state.ema, *state.averages), residuals, strict=True)
+    ]
+    begun = state.phase  # the phase in which these networks started afresh
+    if settings.phase_change == "carry_on":
+        begun = state.swap_phase if state.phase >= state.swap_phase else 0
 
     def update() -> None:
-        update_self_teacher(bias_corrected(settings.self_ema, state.step - begin))
-        update_ema(bias_corrected(decay, state.step - begun))
+        updates = state.step - begun * settings.steps_per_phase
+        update_self_teacher(bias_corrected(settings.self_ema, updates))
+        for update_ema, decay in updaters:
+            update_ema(bias_corrected(decay, updates))
 
     return update

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from tract.base.checks import check_choice, check_whole
+from tract.phases import MOST_STEPS
 
 
 @dataclass(frozen=True)
@@ -128,4 +129,4 @@ def levels_of(noise_schedule: str, num_steps: int) -> Level:
 
 
 def _check_num_steps(num_steps: int, least: int) -> None:
-    check_whole("num_steps", num_steps, least)
+    check_whole("num_steps", num_steps, least, MOST_STEPS)

@@ -1,7 +1,7 @@
 """BTD, TRACT and consistency distillation as data, and the target that they share.
 
-From a level t the teacher makes the first hop, one step to u. Who makes the second, from u to the
-end s of the group, and at which levels the student is taught, is all that the methods differ in.
+From a level t a first hop leads to u, one step on, and a second from there to the end s of the
+group. Who makes them, and at which levels the student is taught, is all that the methods differ in.
 """
 
 from collections.abc import Callable, Sequence
@@ -13,7 +13,7 @@ from torch import Tensor
 from tract.denoiser import Denoise
 from tract.levels import Level, broadcast
 from tract.phases import Phase, halving_schedule
-from tract.samplers import Solver, ddim_x0
+from tract.samplers import Solver, data_x0, ddim_x0
 from tract.step import closure_weight, ddim_step
 
 
@@ -31,10 +31,11 @@ def draw_group_start(phase: Phase, batch: int, generator: torch.Generator) -> Te
 
 
 class Method(NamedTuple):
-    """Who makes the second hop, and where the student must be taught for that.
+    """Who makes the two hops, and where the student must be taught for that.
 
     self_taught: whether the second hop is the self-teacher's, for pictures. check: raises
     ValueError for phases that the method cannot have. schedule: its own schedule from [T, ..., n].
+    first_hop: None for the teacher's step, by the solver of the settings.
     """
 
     name: str
@@ -43,6 +44,7 @@ class Method(NamedTuple):
     draw: Callable[[Phase, int, torch.Generator], Tensor]
     check: Callable[[Sequence[Phase]], None]
     schedule: Callable[[list[int]], list[int]]
+    first_hop: Solver | None = None
 
 
 def _any_phases(phases: Sequence[Phase]) -> None:
@@ -89,7 +91,10 @@ CONSISTENCY = TRACT._replace(
     name="consistency", check=_one_phase, schedule=lambda steps: [steps[0], 1]
 )
 
-METHODS = {method.name: method for method in (BTD, TRACT, CONSISTENCY)}
+# Song et al. 2023, algorithm 3, in any segments: the data make the first hop, and nobody teaches.
+CT = TRACT._replace(name="CT", first_hop=data_x0)
+
+METHODS = {method.name: method for method in (BTD, TRACT, CONSISTENCY, CT)}
 
 
 @torch.no_grad()
@@ -102,16 +107,19 @@ def closure_target(
     s: Level,
     labels: Tensor | None = None,
     solver: Solver = ddim_x0,
+    x0: Tensor | None = None,
 ) -> Tensor:
     """x0 (B, ...) that leads from t to s in one step, as the hops t -> u and u -> s do in two.
 
     Paper eq. 8 and 9 for VP, 14 and 15 for VE; with the teacher as `second` it is BTD's target.
-    Where u = s it is the teacher's x0; second is None where that is so for all. solver: how
-    the teacher steps, in both of its hops if it makes both.
+    Where u = s it is the first hop's x0; second is None where that is so for all. solver: makes
+    the first hop, and the teacher's second. x0: the data (B, ...), for solvers that know them.
     """
-    x0_first = solver(teacher, x_t, t, u, labels)
+    x0_first = solver(teacher, x_t, t, u, labels, x0)
     if second is None:
         return x0_first
     estimate = solver if second is teacher else ddim_x0
-    x0_second = estimate(second, ddim_step(x_t, x0_first, t, u), u, s, labels)
-    return torch.lerp(x0_second, x0_first, broadcast(closure_weight(t, u, s), x_t))
+    x0_second = estimate(second, ddim_step(x_t, x0_first, t, u), u, s, labels, x0)
+    weight = broadcast(closure_weight(t, u, s), x_t)
+    # Not lerp alone: no step from the clean level u = s = 0 is a number.
+    return torch.where(weight == 1, x0_first, torch.lerp(x0_second, x0_first, weight))

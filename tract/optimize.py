@@ -2,14 +2,18 @@
 
 import math
 from collections.abc import Iterator
+from contextlib import suppress
 from copy import deepcopy
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
 
-from tract.base.parallel import average
-from tract.data import Data
+from tract.base.compute import Compute, matmul_precision, with_precision
+from tract.base.parallel import sum_over_ranks, world_size
+from tract.data import Data, to_unit
 from tract.denoiser import Denoiser
+from tract.levels import cosine
 from tract.records import Losses, Record
 from tract.settings import Training
 
@@ -57,6 +61,41 @@ def check_losses(records: Iterator[Record], settings: Training) -> Iterator[Reco
         before = record
 
 
+class StudentOutOfMemory(RuntimeError):
+    """A step did not find enough memory; says for how many images at a time there is enough."""
+
+
+def name_micro_batch(
+    records: Iterator[Record], state, data: Data, settings: Training, compute: Compute
+) -> Iterator[Record]:
+    """Pass records on; StudentOutOfMemory names the micro_batch that would fit."""
+    short = False
+    try:
+        yield from records
+    except torch.OutOfMemoryError:
+        short = True  # and the step, with all that it keeps, goes with this error
+    if short:
+        size = compute.micro_batch or settings.batch_size // world_size()
+        fits = _images_that_fit(state, data, size, replace(compute, compile=False))
+        what = f"add micro_batch={fits} to compute" if fits else "use a smaller network"
+        raise StudentOutOfMemory(f"out of memory at {size} images at a time: {what}")
+
+
+def _images_that_fit(state, data: Data, size: int, compute: Compute) -> int:
+    """Half of so many images, or of that, for which the student's two passes find memory."""
+    student, level = with_precision(state.student, compute), cosine(1)[1]
+    level = level.to(data.samples.device)
+    moments = [] if state.optimizer.state else 2 * list(state.student.parameters())
+    moments = [torch.empty_like(p) for p in moments]  # which Adam has from its first step on
+    while size := size // 2:
+        torch.cuda.empty_cache()
+        labels = None if data.labels is None else data.labels[:size]
+        with suppress(torch.OutOfMemoryError), matmul_precision(compute):
+            student(to_unit(data.samples[:size]), level, labels).square().mean().backward()
+            break
+    return size
+
+
 def check_finite(losses: Losses, step: int, settings: Training) -> None:
     """FloatingPointError if the loss of a step, or its gradient, is no number."""
     loss, _, norm = losses.read()
@@ -73,12 +112,12 @@ def check_student(student: Denoiser, data: Data) -> None:
         check_fits(student.config, data)
 
 
-def backward(error: Tensor, weight: Tensor, rows: int) -> Tensor:
-    """Add to the gradient what these errors (b,) are in a batch of so many rows.
+def backward(loss: Tensor, error: Tensor, batch_size: int) -> Tensor:
+    """Add to the gradient what these losses (b,) are in a batch, that of all processes.
 
     Returns (2,): their shares of the batch's loss and squared error, which are means over it.
     """
-    shares = torch.stack([(error * weight.to(error)).sum(), error.sum()]) / rows
+    shares = torch.stack([loss.sum(), error.sum()]) / batch_size
     shares[0].backward()
     return shares.detach()
 
@@ -86,7 +125,7 @@ def backward(error: Tensor, weight: Tensor, rows: int) -> Tensor:
 def optimizer_step(losses: Tensor, state, settings: Training) -> Losses:
     """One step of the optimizer on state.student, whose gradient is that of these losses (2,).
 
-    Where several processes have joined, gradient and losses become the means over all of them. A
+    Where several processes have joined, gradient and losses become the sums over all of them. A
     loss that is no number leaves the weights as they are: FloatingPointError on a CPU; on a GPU,
     which would have to be waited for, this step and all that follow are skipped there, and
     `check_losses` raises.
@@ -95,7 +134,7 @@ def optimizer_step(losses: Tensor, state, settings: Training) -> Losses:
     for group in optimizer.param_groups:
         group["lr"] = learning_rate(settings, state.step)
     parameters = list(state.student.parameters())
-    average([losses, *(p.grad for p in parameters if p.grad is not None)])
+    sum_over_ranks([losses, *(p.grad for p in parameters if p.grad is not None)])
     norm = nn.utils.clip_grad_norm_(parameters, settings.clip_norm, foreach=True)
     numbers = Losses(torch.cat([losses, norm[None]]))
     if numbers.late:
@@ -116,7 +155,8 @@ def learning_rate(settings: Training, step: int) -> float:
     """Adam's learning rate in the step that follows so many steps of a run."""
     length = settings.cooldown * settings.steps_per_phase
     left = settings.steps_per_phase - step % settings.steps_per_phase  # of the phase
-    return settings.learning_rate * (left / length if left < length else 1)
+    risen = min(1, (step + 1) * settings.batch_size / max(settings.warmup, 1))
+    return settings.learning_rate * risen * (left / length if left < length else 1)
 
 
 def frozen(module: nn.Module) -> nn.Module:

@@ -8,6 +8,7 @@ import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+MOST_STEPS = 100_000  # of any grid: a few bytes can claim any number
 Entry = int | Sequence[int]  # a number of steps, or growing grids that the teacher takes in turn
 
 
@@ -86,6 +87,8 @@ def parse_schedule(step_schedule: Sequence[Entry], grid_steps: int | None = None
         raise ValueError(
             f"{shown} but the teacher's grid has {grid_steps} steps: start with {grid_steps}"
         )
+    if max(max(grid) for grid in grids) > MOST_STEPS:
+        raise ValueError(f"{shown}: use {MOST_STEPS:,} steps or less")
     if min(steps) < 1:
         raise ValueError(f"{shown}: {min(steps)} is no number of steps; end at 1 or more")
     for before, after in itertools.pairwise(steps):

@@ -5,6 +5,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from tract.base.parallel import wait_until
+
 
 class Losses:
     """Loss, squared error and gradient norm of a step, on their way from the device to the host.
@@ -30,9 +32,12 @@ class Losses:
         return self._sent is None or self._sent.query()
 
     def read(self) -> tuple[float, float, float]:
-        """(loss, mse, norm), waiting for a GPU if they have not arrived."""
+        """(loss, mse, norm), waiting for a GPU if they have not arrived.
+
+        RuntimeError if a process that trains along has ended.
+        """
         if self._sent is not None:
-            self._sent.synchronize()
+            wait_until(self._sent.query)
         return tuple(self._host.tolist())
 
     def __eq__(self, other: object) -> bool:

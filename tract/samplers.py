@@ -11,17 +11,20 @@ from torch import Tensor
 
 from tract.denoiser import Denoise
 from tract.levels import Level, broadcast
-from tract.step import ddim_step
+from tract.step import ddim_step, mean_square
 
-Solver = Callable[[Denoise, Tensor, Level, Level, Tensor | None], Tensor]
+# x0 (B, ...) along which `ddim_step` moves x_t from t to s. The last argument are the data that x_t
+# was made from, where they are known: in training.
+Solver = Callable[..., Tensor]
+ADDIM_ETA = 0.75  # share of the error of x0 that counts as missing variance; Heek et al. 2024
 
 
-def ddim_x0(denoise: Denoise, x_t: Tensor, t: Level, s: Level, labels: Tensor | None) -> Tensor:
+def ddim_x0(denoise: Denoise, x_t: Tensor, t: Level, s: Level, labels=None, x0=None) -> Tensor:
     """x0 (B, ...) along which DDIM, or Euler's method in VE, moves from t to s. One evaluation."""
     return denoise(x_t, t, labels)
 
 
-def heun_x0(denoise: Denoise, x_t: Tensor, t: Level, s: Level, labels: Tensor | None) -> Tensor:
+def heun_x0(denoise: Denoise, x_t: Tensor, t: Level, s: Level, labels=None, x0=None) -> Tensor:
     """x0 (B, ...) along which Heun's method moves from t to s; the paper's Runge-Kutta teacher.
 
     Heun averages the noise estimates of both ends of an Euler step. In x0 this is D_t +
@@ -36,7 +39,32 @@ def heun_x0(denoise: Denoise, x_t: Tensor, t: Level, s: Level, labels: Tensor | 
     return torch.lerp(x0_t, x0_s, broadcast(weight, x_t))
 
 
-SOLVERS: dict[str, Solver] = {"ddim": ddim_x0, "heun": heun_x0}
+def addim_x0(denoise: Denoise, x_t: Tensor, t: Level, s: Level, labels=None, x0=None) -> Tensor:
+    """x0 (B, ...) along which aDDIM moves from t to s: DDIM with the variance that it lacks.
+
+    x_s = alpha_s D + sqrt(sigma_s^2 + d / |eps|^2 a^2 var) eps with a = alpha_s - alpha_t sigma_s /
+    sigma_t, eps the noise that D leaves in x_t, and d the dimension. var is that of x0 given x_t:
+    0.1 / (2 + SNR), or 0.75 |x0 - D|^2 / d where x0 is known. Heek et al. 2024, algorithm 3. As the
+    step along D + (root - sigma_s) / a eps it cancels nothing, and is DDIM where var = 0.
+    """
+    x0_hat = denoise(x_t, t, labels)
+    eps = (x_t - broadcast(t.alpha, x_t) * x0_hat) / broadcast(t.sigma, x_t)
+    variance = 0.1 / (2 + t.snr) if x0 is None else ADDIM_ETA * mean_square(x0 - x0_hat)
+    missing = variance / mean_square(eps)  # (B,), of the noise as it is
+    a = s.alpha - t.alpha * s.sigma / t.sigma
+    root = (s.sigma**2 + missing * a**2).sqrt().clamp(min=1e-30)  # 0 where nothing is missing
+    return x0_hat + broadcast(a * missing / (root + s.sigma), x_t) * eps
+
+
+def data_x0(denoise: Denoise, x_t: Tensor, t: Level, s: Level, labels=None, x0=None) -> Tensor:
+    """The data themselves: along x0 x_t moves to alpha_s x0 + sigma_s eps, eps being its own.
+
+    No teacher is asked. Song et al. 2023, algorithm 3.
+    """
+    return x0
+
+
+SOLVERS: dict[str, Solver] = {"ddim": ddim_x0, "heun": heun_x0, "addim": addim_x0}
 
 
 def step_indices(grid_steps: int, num_steps: int) -> list[int]:

@@ -3,11 +3,17 @@
 from dataclasses import dataclass
 from functools import cached_property
 
-from tract.base.checks import check_choice, check_flag, check_positive, check_whole, is_number
-from tract.losses import WEIGHTS
+from tract.base.checks import check_choice, check_positive, check_whole, is_number
+from tract.losses import LOSSES, REDUCTIONS, WEIGHTS
 from tract.methods import METHODS
 from tract.phases import Entry, Phase, equal_steps, first_grid, format_schedule, parse_schedule
 from tract.samplers import SOLVERS
+
+
+def check_residual(name: str, value: object) -> None:
+    """ValueError unless the value is a share between 0 and 1."""
+    if not (is_number(value) and 0 < value < 1):
+        raise ValueError(f"{name} is {value!r}: use a share between 0 and 1")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -17,10 +23,13 @@ class Training:
     train_images: int  # samples seen in all, with repetitions
     batch_size: int = 128
     learning_rate: float = 1e-3  # of Adam
+    warmup: int = 0  # images, the first of the run, over which the rate rises linearly from 0
     cooldown: float = 0.0  # share of a phase, its last, in which the rate falls linearly to 0
+    loss: str = "squared"  # a name in LOSSES
+    loss_reduction: str = "mean"  # over pixels; or "sum", as the authors
     loss_weight: str = "truncated_snr"  # a name in WEIGHTS
     ema_residual: float = 1e-3  # share of the start left in the average that is sampled from
-    clip_norm: float = 1.0  # of the gradient of the loss averaged over pixels
+    clip_norm: float = 1.0  # of the gradient
     seed: int = 0
 
     def __post_init__(self):
@@ -31,14 +40,25 @@ class Training:
                 f"train_images is {self.train_images}, less than one batch of {self.batch_size}: "
                 "use more images or a smaller batch"
             )
+        check_choice("loss", self.loss, LOSSES)
+        check_choice("loss_reduction", self.loss_reduction, REDUCTIONS)
         check_choice("loss_weight", self.loss_weight, WEIGHTS)
+        check_whole("warmup", self.warmup, 0)
         check_positive("learning_rate", self.learning_rate)
         if not (is_number(self.cooldown) and 0 <= self.cooldown <= 1):
             raise ValueError(f"cooldown is {self.cooldown!r}: use a share from 0 to 1")
         check_positive("clip_norm", self.clip_norm)
-        if not (is_number(self.ema_residual) and 0 < self.ema_residual < 1):
-            raise ValueError(f"ema_residual is {self.ema_residual!r}: use a share between 0 and 1")
+        check_residual("ema_residual", self.ema_residual)
         check_whole("seed", self.seed, 0)
+
+    def check_place(self, what: object, step: int, phase: int = 0) -> None:
+        """ValueError, which names what is there, unless a run of these can be at this step."""
+        length, phases = self.steps_per_phase, self.num_steps // self.steps_per_phase
+        if not (0 <= phase < phases and 0 <= step - phase * length <= length):
+            raise ValueError(
+                f"{what} is at step {step} in phase {phase + 1}, and these settings have {phases} "
+                f"phases of {length} steps: keep train_images, batch_size and step_schedule"
+            )
 
     @property
     def num_steps(self) -> int:
@@ -48,6 +68,10 @@ class Training:
     @property
     def steps_per_phase(self) -> int:
         return self.num_steps
+
+
+PHASE_CHANGES = ("restart", "carry_on")
+CLAMPS = ("none", "self_teacher", "all")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,10 +84,11 @@ class Distillation(Training):
 
     step_schedule: tuple[Entry, ...]  # such as (1024, 32, 1), from the teacher's grid
     method: str = "TRACT"  # a name in METHODS
-    solver: str = "ddim"  # of the first teacher; or "heun", two evaluations a step
+    solver: str = "ddim"  # of the first teacher: a name in SOLVERS
     self_ema: float = 0.5  # mu_S, the decay of the self-teacher
-    restart_ema: bool = True  # average each phase afresh, else over the phases before as well
-    clamp: bool = True  # clamp predictions to [-1, 1] in targets; for images
+    more_residuals: tuple[float, ...] = ()  # of further averages, measured beside the result
+    phase_change: str = "restart"  # or "carry_on": the teacher alone is renewed, as the authors do
+    clamp: str = "none"  # whose predictions are clamped to [-1, 1] in targets: a name in CLAMPS
     student_network: str = ""  # a name in networks.build.NETWORKS
     student_prediction: str = ""  # a name in denoiser.SCALINGS
 
@@ -79,8 +104,11 @@ class Distillation(Training):
         check_choice("solver", self.solver, SOLVERS)
         if not (is_number(self.self_ema) and 0 <= self.self_ema < 1):
             raise ValueError(f"self_ema is {self.self_ema!r}: use 0 or more and less than 1")
-        check_flag("restart_ema", self.restart_ema)
-        check_flag("clamp", self.clamp)
+        object.__setattr__(self, "more_residuals", tuple(self.more_residuals))
+        for residual in self.more_residuals:
+            check_residual("more_residuals", residual)
+        check_choice("phase_change", self.phase_change, PHASE_CHANGES)
+        check_choice("clamp", self.clamp, CLAMPS)
         METHODS[self.method].check(self.phases)
         self._check_student()
         parts = len(self.phases[0].parts)

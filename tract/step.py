@@ -24,6 +24,11 @@ def ddim_step(x_t: Tensor, x0_hat: Tensor, t: Level, s: Level) -> Tensor:
     return broadcast(k, x_t) * x_t + broadcast(s.alpha - k * t.alpha, x_t) * x0_hat
 
 
+def mean_square(x: Tensor) -> Tensor:
+    """Mean (B,) of the squares of each sample's entries, x of shape (B, ...)."""
+    return x.square().flatten(1).mean(1)
+
+
 def closure_weight(t: Level, u: Level, s: Level) -> Tensor:
     """Share of the first hop t -> u in the x0 that leads from t to s in one step; float64 (B,).
 

@@ -3,6 +3,7 @@
 The loop is a generator that yields a small record after the optimizer and the average stepped.
 """
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -15,13 +16,14 @@ from tract.data import Data
 from tract.denoiser import Denoiser
 from tract.ema import bias_corrected, decay_from_residual, ema_updater
 from tract.levels import Level
-from tract.losses import WEIGHTS, squared_error
+from tract.losses import WEIGHTS, loss_of, squared_error
 from tract.optimize import (
     adam,
     backward,
     check_losses,
     check_student,
     frozen,
+    name_micro_batch,
     optimizer_step,
     report,
 )
@@ -73,7 +75,9 @@ def train_teacher(
     check_student(state.student, data)
     for network in state.modules().values():
         prepare_network(network, compute)
-    return check_losses(_teacher_steps(state, data, levels, settings, compute), settings)
+    records = _teacher_steps(state, data, levels, settings, compute)
+    records = name_micro_batch(records, state, data, settings, compute)
+    return check_losses(records, settings)
 
 
 def _teacher_steps(
@@ -81,6 +85,7 @@ def _teacher_steps(
 ) -> Iterator[Record]:
     device = data.samples.device
     levels, weight = levels.to(device), WEIGHTS[settings.loss_weight]
+    loss_of_error = loss_of(settings.loss, settings.loss_reduction, math.prod(data.shape))
     decay = decay_from_residual(settings.ema_residual, settings.num_steps)
     student, sigma_data = with_precision(state.student, compute), state.student.sigma_data
     follow = ema_updater(state.ema, state.student)
@@ -92,14 +97,15 @@ def _teacher_steps(
             1, len(levels), (settings.batch_size,), generator=generator, device=device
         )
         batch = shard(x0, labels, eps, i_t)
-        losses, rows = 0, len(batch[0])
+        losses = 0
         state.optimizer.zero_grad(set_to_none=True)
         key = settings.seed, DROPOUT, state.step, rank()
         with matmul_precision(compute), dropout_keyed(device, *key):
             for x0, labels, eps, i_t in compute.parts(*batch):
                 t = levels[i_t]
                 error = squared_error(student, add_noise(x0, eps, t), t, x0, labels)
-                losses = losses + backward(error, weight(t, sigma_data), rows)
+                loss = weight(t, levels[0], sigma_data).to(error) * loss_of_error(error)
+                losses = losses + backward(loss, error, settings.batch_size)
         numbers = optimizer_step(losses, state, settings)
         state.step += 1
         follow(bias_corrected(decay, state.step))

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tract.base.compute import Recomputable
+from tract.base.compute import Float32Conv2d, Recomputable
 
 
 class Embedding(nn.Module):
@@ -154,7 +154,7 @@ class UNet(nn.Module):
             return Attention(width, head_channels=head_channels or width, **norms)
 
         self.emb = Embedding(channels, emb_channels, num_classes)
-        self.conv_in = nn.Conv2d(image_channels * patch**2, channels, 3, padding=1)
+        self.conv_in = Float32Conv2d(image_channels * patch**2, channels, 3, padding=1)
         self.down, self.up = nn.ModuleList(), nn.ModuleList()
         width, skips = channels, [channels]
         for size, stage_width in stages:
@@ -178,7 +178,7 @@ class UNet(nn.Module):
                 self.up[-1].append(res(width, width, UpBlock))
         self.norm_out = nn.GroupNorm(groups, width, eps=norm_eps)
         outputs = (out_channels or image_channels) * patch**2
-        self.conv_out = zero_init(nn.Conv2d(width, outputs, 3, padding=1))
+        self.conv_out = zero_init(Float32Conv2d(width, outputs, 3, padding=1))
 
     def forward(self, x: Tensor, logsnr: Tensor, labels: Tensor | None = None) -> Tensor:
         emb = self.emb(logsnr, labels)

@@ -4,29 +4,34 @@ Weights are compared in float64, where a mean's rounding is far below any other 
 """
 
 import time
+from types import SimpleNamespace
 
 import pytest
 import torch
 import torch.distributed as dist
 from helpers import everything
 from tiny import DIGITS, LEVELS, NETWORK, recipe, start, teacher, together
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from tract import distill, train
+from tract.base import parallel
 from tract.base.parallel import (
     any_rank,
-    average,
     broadcast_object,
     check_same,
+    joined,
     rank,
     rank0_first,
     scatter_work,
     shard,
+    sum_over_ranks,
 )
 from tract.datasets.load import load_data
 from tract.distill import distill as distil
 from tract.distill import start_distillation
 from tract.levels import cosine
 from tract.networks.build import build_denoiser
+from tract.records import Losses
 from tract.settings import Training
 from tract.train import start_training, train_teacher
 
@@ -53,6 +58,20 @@ def dropped():
     layer.register_forward_hook(lambda layer, inputs, output: passed.append(output != 0))
     list(train_teacher(state, DIGITS, LEVELS, settings))
     return passed[0], everything(state)
+
+
+def summed():
+    """What sum_over_ranks makes of tensors, and the operations that it takes for them."""
+    tensors, made = [torch.full((n,), rank() + n / 7) for n in (1, 2, 3)], []
+
+    class Noting(TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, arguments=(), keywords=None):
+            made.append(function.name())
+            return function(*arguments, **(keywords or {}))
+
+    with Noting():
+        sum_over_ranks(tensors)
+    return tensors, sum("copy_" in name for name in made)
 
 
 def distilled():
@@ -97,6 +116,7 @@ def pair(tmp_path_factory):
                 "losses": [(r.loss, r.mse) for r in records],
             }
         results["dropped"] = dropped()
+        results["summed"] = summed()
         results["dealt"] = list(scatter_work(range(5), lambda item: torch.full((2,), item)))
         results["first"] = broadcast_object(rank())
         results["found"] = rank0_first(lambda: path.joinpath("made").exists() or touched(path))
@@ -148,6 +168,14 @@ def test_the_others_find_what_the_first_process_wrote(pair):
     assert [results["found"] for results in pair] == [False, True]
 
 
+def test_sums_over_processes_come_back_in_one_operation(pair):
+    for results in pair:
+        tensors, copies = results["summed"]
+        for n, tensor in enumerate(tensors, 1):
+            assert torch.equal(tensor, torch.full((n,), n / 7) + torch.full((n,), 1 + n / 7))
+        assert copies == 1
+
+
 def test_processes_agree(pair):
     for results in pair:
         assert results["first"] == 0
@@ -159,7 +187,7 @@ def test_alone_nothing_is_shared():
     assert not dist.is_initialized()
     x = torch.arange(4.0)
     assert shard(x, None) == (x, None)
-    average([x])
+    sum_over_ranks([x])
     assert x.tolist() == [0, 1, 2, 3]
     assert list(scatter_work([1, 2], float)) == [1.0, 2.0]
     assert rank0_first(lambda: 3) == 3
@@ -175,3 +203,41 @@ def test_a_batch_that_processes_cannot_share_is_refused_at_once(monkeypatch):
     state = start_training(build_denoiser(NETWORK), settings)
     with pytest.raises(ValueError, match="use a multiple of 3"):
         train_teacher(state, DIGITS, cosine(16), settings)
+
+
+@pytest.fixture
+def hanging():
+    """Losses of a step that a GPU never ends."""
+    losses = Losses(torch.zeros(3))
+    losses._sent = SimpleNamespace(query=lambda: False)
+    return losses
+
+
+def test_losses_that_never_arrive_end_the_run_when_another_process_has_ended(hanging):
+    def watch():
+        raise RuntimeError("process 1 of 2 ended")
+
+    with (
+        pytest.raises(RuntimeError, match="process 1 of 2 ended"),
+        joined(dist.HashStore(), 0, 1, watch),
+    ):
+        hanging.read()
+
+
+def test_losses_that_never_arrive_are_waited_for_less_long_than_nccl_would(hanging, monkeypatch):
+    assert parallel.TIMEOUT.total_seconds() > parallel.STEP_TIMEOUT
+    monkeypatch.setattr(parallel, "STEP_TIMEOUT", 0.01)
+    with pytest.raises(RuntimeError, match=r"did not end within 0.01 s: .* run it again"):
+        hanging.read()
+
+
+def test_a_group_is_destroyed_by_those_who_are_done_and_aborted_after_an_error(monkeypatch):
+    left, destroy = [], dist.destroy_process_group
+    monkeypatch.setattr(dist, "destroy_process_group", lambda: left.append(1) or destroy())
+    with joined(dist.HashStore(), 0, 1):
+        pass
+    assert left == [1]
+    with pytest.raises(KeyError), joined(dist.HashStore(), 0, 1):
+        raise KeyError
+    assert left == [1]
+    assert not dist.is_initialized()

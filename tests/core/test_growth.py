@@ -100,7 +100,7 @@ LEVELS = cosine(16)
 
 
 def settings_for(**more):
-    options = {"train_images": 16 * 12, "batch_size": 16, "learning_rate": 1e-2, "clamp": False}
+    options = {"train_images": 16 * 12, "batch_size": 16, "learning_rate": 1e-2, "clamp": "none"}
     return Distillation(**{"step_schedule": [[4, 8, 16], 2, 1], **options, **more})
 
 

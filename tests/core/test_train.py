@@ -54,15 +54,17 @@ def run(state, settings=SETTINGS, data=POINTS, levels=LEVELS, steps=None):
         ("snr_plus_one", lambda snr, sigma_data: snr + 1),
         ("edm", lambda snr, sigma_data: (1 / snr + sigma_data**2) / (1 / snr * sigma_data**2)),
         ("uniform", lambda snr, sigma_data: 1.0),
+        ("inverse_step", lambda snr, sigma_data: 1 / (1 / snr**0.5 - 0.001)),
     ],
 )
 def test_a_weight_is_its_formula(name, formula):
     # edm is written as in its paper, with sigma^2 = 1 / snr.
     for alpha, sigma in [(1.0, 0.002), (1.0, 80.0), (0.8, 0.6), (0.6, 0.8), (1.0, 1.0)]:
         level = Level(*torch.tensor([alpha, sigma], dtype=torch.float64))
+        to = Level(*torch.tensor([2.0, 0.002], dtype=torch.float64))
         expected = formula((alpha / sigma) ** 2, 0.7)
-        assert WEIGHTS[name](level, 0.7).item() == pytest.approx(expected, rel=1e-12)
-    assert set(WEIGHTS) == {"truncated_snr", "snr_plus_one", "edm", "uniform"}
+        assert WEIGHTS[name](level, to, 0.7).item() == pytest.approx(expected, rel=1e-12)
+    assert set(WEIGHTS) == {"truncated_snr", "snr_plus_one", "edm", "uniform", "inverse_step"}
 
 
 def shown_levels(net, levels):
@@ -80,7 +82,7 @@ def test_the_loss_is_the_weighted_squared_error_of_x0(levels, weight):
     net = state.student.net
     t = levels[shown_levels(net, levels)]
     errors = (0.5 * net.shown[0] - x0).square().mean(1).double()
-    expected = (WEIGHTS[weight](t, 0.7) * errors).mean().item()
+    expected = (WEIGHTS[weight](t, levels[0], 0.7) * errors).mean().item()
     # Sums of 64 products in float32.
     assert record.loss == pytest.approx(expected, rel=1e-5)
     assert record.mse == pytest.approx(errors.mean().item(), rel=1e-5)
@@ -308,10 +310,10 @@ def test_a_batch_larger_than_the_data_is_refused_before_the_first_step():
 @pytest.mark.parametrize(
     ("setting", "message"),
     [
-        ({"batch": 0}, "batch_size is 0: use 1 or more"),
-        ({"images": 127}, "train_images is 127, less than one batch of 128"),
-        ({"images": -1}, "train_images is -1: use 1 or more"),
-        ({"weight": "snr"}, "loss_weight is 'snr': choose one of .*'truncated_snr'"),
+        ({"batch_size": 0}, "batch_size is 0: use 1 or more"),
+        ({"train_images": 127}, "train_images is 127, less than one batch of 128"),
+        ({"train_images": -1}, "train_images is -1: use 1 or more"),
+        ({"loss_weight": "snr"}, "loss_weight is 'snr': choose one of .*'truncated_snr'"),
         ({"learning_rate": 0.0}, "learning_rate is 0.0: use a number above 0"),
         ({"learning_rate": -1e-3}, "learning_rate is -0.001: use a number above 0"),
         ({"learning_rate": math.nan}, "learning_rate is nan: use a number above 0"),
@@ -325,4 +327,4 @@ def test_a_batch_larger_than_the_data_is_refused_before_the_first_step():
 )
 def test_a_setting_that_cannot_be_is_refused_with_its_value_and_what_can(setting, message):
     with pytest.raises(ValueError, match=message):
-        Training(**{"images": 1280} | setting)
+        Training(**{"train_images": 1280} | setting)

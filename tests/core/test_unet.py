@@ -249,7 +249,7 @@ def test_presets_are_not_changed_by_their_users():
 
 
 def test_an_unknown_preset_is_refused_with_the_known_ones():
-    with pytest.raises(ValueError, match="preset is 'cifar': choose one of .*'cifar10'"):
+    with pytest.raises(ValueError, match="network is 'cifar': choose one of .*'cifar10'"):
         named_network("cifar")
 
 
@@ -261,7 +261,7 @@ def test_data_of_another_shape_than_the_network_is_refused_with_both(shape):
     ) as refusal:
         check_fits(named_network("digits"), data)
     assert "pictures" in str(refusal.value)
-    assert "choose another preset" in str(refusal.value)
+    assert "choose another network" in str(refusal.value)
 
 
 def test_data_of_another_number_of_classes_is_refused_with_both():

@@ -168,7 +168,7 @@ def settings_for(schedule, steps, **more):
         batch_size=64,
         learning_rate=3e-3,
         loss_weight="edm",
-        clamp=False,
+        clamp="none",
         **more,
     )
 

@@ -72,7 +72,7 @@ def test_the_second_time_nothing_is_decoded(folder, decoded, capsys):
     assert len(decoded) == 5
     shown = capsys.readouterr().out
     assert "5 images are kept as pixels in" in shown
-    assert "passed over" not in shown
+    assert "skipped" not in shown
     assert "enlarged" not in shown
     again, same = cached_pixels(Images(folder), 8)
     assert len(decoded) == 5
@@ -220,7 +220,7 @@ def test_images_that_were_enlarged_are_counted(folder, capsys):
 def test_other_files_in_the_folder_are_counted(folder, capsys):
     (folder / "labels.csv").write_text("1,2,3")
     cached_pixels(Images(folder), 8)
-    assert "\n1 files that are no images were passed over\n" in capsys.readouterr().out
+    assert "1 files skipped, not images: labels.csv\n" in capsys.readouterr().out
 
 
 def test_what_a_killed_process_left_is_removed(folder, home):

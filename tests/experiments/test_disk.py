@@ -269,12 +269,20 @@ def failing(monkeypatch, network, at, error):
     monkeypatch.setattr(network, "forward", forward)
 
 
-@pytest.mark.parametrize("error", [torch.OutOfMemoryError("CUDA out of memory"), MemoryError()])
-def test_out_of_memory_names_the_batch_and_the_run_goes_on(tmp_path, whole, monkeypatch, error):
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (torch.OutOfMemoryError("CUDA"), "out of memory at 4 images at a time: add micro_batch=2"),
+        (MemoryError(), "out of memory with batch 4: use a smaller batch"),
+    ],
+)
+def test_out_of_memory_names_what_fits_and_the_run_goes_on(
+    tmp_path, whole, monkeypatch, error, message
+):
     folder = tmp_path / "run"
     with monkeypatch.context() as patch:
         failing(patch, UNet, 14, error)
-        with pytest.raises(RuntimeError, match="out of memory with batch 4: use a smaller batch"):
+        with pytest.raises(RuntimeError, match=message):
             tiny_run(folder, saving=EVERY)
     assert_intact(folder)
     tiny_run(folder)
@@ -296,7 +304,7 @@ def test_no_number_leaves_the_last_checkpoint_and_a_branch_takes_another_rate(
         return backward(spoil(error) if next(steps) == 5 else error, weight, rows)
 
     with monkeypatch.context() as patch:
-        patch.setattr("tract.optimize.learn", spoilt)
+        patch.setattr("tract.distill.backward", spoilt)
         with pytest.raises(FloatingPointError, match="at step 5, .*learning_rate .*tract branch"):
             tiny_run(folder, saving=EVERY)
     assert_intact(folder)

@@ -12,7 +12,13 @@ from PIL import Image
 from tract.data import to_uint8, to_unit
 from tract.denoiser import clamped
 from tract.experiments.experiment import TEACHER, Experiment, open_experiment, run_name
-from tract.experiments.measure import comparison, measure, measure_phases, saved_samples
+from tract.experiments.measure import (
+    comparison,
+    measure,
+    measure_averages,
+    measure_phases,
+    saved_samples,
+)
 from tract.experiments.results import read_results, wide
 from tract.levels import cosine, karras, levels_of
 from tract.metrics.distances import frechet_distance, moments_of
@@ -120,6 +126,23 @@ def test_a_folder_of_data_is_found_from_any_other_folder(tmp_path, monkeypatch):
     assert len(open_experiment("../run").data) == 2
 
 
+def test_further_averages_are_measured_as_what_a_run_of_their_residual_leads_to(done, tmp_path):
+    folder = tmp_path / "copy"
+    shutil.copytree(done.folder, folder)
+    copy = dataclasses.replace(done, folder=folder)
+    several = dataclasses.replace(STUDENT, step_schedule=(8, 1), more_residuals=(0.1, 0.5))
+    copy.distill(several)
+    measure_averages(copy, several)
+    rows = read_results(folder / "results.csv").query("metric == 'fd_pixels'").set_index("run")
+    for residual in several.more_residuals:
+        alone = dataclasses.replace(several, ema_residual=residual, more_residuals=())
+        measure(copy, copy.distill(alone), alone, [1])
+        found = read_results(folder / "results.csv").set_index(["run", "metric"])["value"]
+        value = rows.loc[f"{run_name(several)}-average{residual:g}", "value"]
+        assert value == found[run_name(alone), "fd_pixels"]
+    assert rows["value"].nunique() == len(rows)
+
+
 @pytest.mark.parametrize("step", ["ddim", "heun"])
 def test_every_phase_is_compared_with_the_first_teachers_rollout(done, tmp_path, step):
     folder = tmp_path / "copy"
@@ -156,7 +179,7 @@ def test_levels_that_only_their_own_number_of_steps_has_are_not_replaced(tmp_pat
 
 def test_the_teacher_of_a_student_is_on_its_card(done):
     card = json.loads((done.folder / run_name(STUDENT) / "card.json").read_text())
-    assert card["teacher"]["images"] == TRAINING.train_images
+    assert card["teacher"]["train_images"] == TRAINING.train_images
     assert card["experiment"]["data_sha256"] == done.data.sha256
     assert card["settings"]["step_schedule"] == [8, 2, 1]
 
@@ -208,7 +231,7 @@ def test_an_experiment_that_cannot_be_is_refused_when_it_is_made(tmp_path, optio
 
 
 def test_a_network_that_does_not_fit_the_data_is_refused_before_anything_is_written(tmp_path):
-    with pytest.raises(ValueError, match="choose another preset or other data"):
+    with pytest.raises(ValueError, match="choose another network or other data"):
         experiment(tmp_path / "never").train_teacher("cifar10", TRAINING)
     assert not (tmp_path / "never").exists()
 
@@ -235,6 +258,8 @@ def test_levels_have_the_names_of_their_processes():
 def test_runs_are_named_by_what_tells_them_apart():
     assert run_name(TRAINING) == "teacher"
     plain = Distillation(train_images=256, step_schedule=(8, 1))
+    assert run_name(plain) == "TRACT-8-1-256images-clampnone-seed0"
+    plain = dataclasses.replace(plain, clamp="all")  # left out: the default when names began
     assert run_name(plain) == "TRACT-8-1-256images-seed0"
     growing = dataclasses.replace(plain, step_schedule=[[4, 8], 1])
     assert run_name(growing) == "TRACT-4_8-1-256images-seed0"
@@ -246,7 +271,10 @@ OTHER = {
     "train_images": 1024,
     "batch_size": 64,
     "learning_rate": 2e-4,
+    "warmup": 64,
     "cooldown": 0.5,
+    "loss": "norm",
+    "loss_reduction": "sum",
     "loss_weight": "uniform",
     "ema_residual": 1e-4,
     "clip_norm": 2.0,
@@ -255,8 +283,9 @@ OTHER = {
     "method": "BTD",
     "solver": "heun",
     "self_ema": 0.9,
-    "restart_ema": False,
-    "clamp": False,
+    "more_residuals": (1e-8, 0.15),
+    "phase_change": "carry_on",
+    "clamp": "self_teacher",
     "student_network": "digits_small",
     "student_prediction": "v",
 }

@@ -87,7 +87,8 @@ def names(folder):
 
 
 def test_a_run_leaves_card_history_and_model(whole):
-    assert sorted(names(whole)) == [".lock", "card.json", "history.jsonl", "model.safetensors"]
+    left = [".lock", "card.json", "history.jsonl", "model.safetensors", "status.json"]
+    assert sorted(names(whole)) == left
     assert [step for step, _ in losses(whole)] == [1, 2, 3, 4, 5, 6]
 
 
@@ -105,6 +106,19 @@ def test_the_card_says_settings_and_where_and_with_what_they_ran(whole):
     assert card["data"] == "points"
     assert torch.__version__.startswith(card["provenance"]["versions"]["torch"])
     assert load_model(whole)[1]["settings"] == card["settings"]
+
+
+def test_a_resumed_run_takes_as_many_threads_as_it_began_with(tmp_path, whole):
+    folder = tmp_path / "run"
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            run(folder, watch=interrupted_at(3, signal.SIGINT))
+        torch.set_num_threads(2)
+        run(folder)
+        assert torch.get_num_threads() == 1
+        assert_is(folder, whole)
+    finally:
+        torch.set_num_threads(1)
 
 
 def test_a_finished_run_is_not_repeated(whole, capsys):
@@ -130,7 +144,7 @@ def test_an_interrupted_run_goes_on_to_the_same_end(tmp_path, whole, capsys, ste
 
 def test_a_distillation_goes_on_across_its_phases(tmp_path):
     settings = Distillation(
-        train_images=16 * 6, batch_size=16, step_schedule=(8, 2, 1), clamp=False
+        train_images=16 * 6, batch_size=16, step_schedule=(8, 2, 1), clamp="none"
     )
 
     def distilled(folder, watch):

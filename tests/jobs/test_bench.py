@@ -1,6 +1,7 @@
 """How fast steps are: the row that is told, ratios of known times, and the table of rows."""
 
 import json
+from functools import partial
 
 import pandas as pd
 import pytest
@@ -9,9 +10,9 @@ import torch
 from tract.base.compute import Compute
 from tract.cli.main import main
 from tract.jobs import bench as benching
-from tract.jobs.bench import bench, write_throughput
+from tract.jobs.bench import bench, usual_ways, write_throughput
 
-KEYS = ["preset", "device", "batch", "options", "images_per_second", "overhead_ratio"]
+KEYS = ["network", "device", "batch", "options", "images_per_second", "overhead_ratio"]
 KEYS += ["utilisation", "peak_memory_mb"]
 
 
@@ -62,20 +63,61 @@ def test_the_overhead_is_the_time_of_a_step_beyond_its_network_calls(monkeypatch
 def test_the_command_prints_an_object_a_line_and_fills_a_table(small, tmp_path, capsys):
     table = tmp_path / "throughput.csv"
     ways = ["fp32", "fp32+channels_last+micro_batch=2"]
-    arguments = ["bench", "--preset", "digits_small", "--batch", "4", "--table", str(table)]
-    assert main([*arguments, "--json", "--options", *ways]) == 0
+    arguments = ["bench", "--network", "digits_small", "--batch", "4", "--table", str(table)]
+    given = ["--compute", "fp32", "--compute", "channels_last", "micro_batch=2"]
+    assert main([*arguments, "--json", *given]) == 0
     rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert [row["options"] for row in rows] == ways
     for row in rows:
         assert list(row)[: len(KEYS)] == KEYS
         assert all(row[name] > 0 for name in KEYS[4:])
+        assert row["note"] == ""
     written = pd.read_csv(table)
     assert list(written["options"]) == ways
     assert list(written["batch"]) == [4, 4]
 
 
+def test_what_does_not_fit_is_a_row_without_numbers(small, monkeypatch):
+    real, tried = benching.memory, []
+
+    def memory(*arguments):
+        tried.append(arguments)
+        if len(tried) == 1:
+            raise torch.OutOfMemoryError
+        return real(*arguments)
+
+    monkeypatch.setattr(benching, "memory", memory)
+    first, second = bench("digits_small", 4, 2 * [Compute()])
+    assert (first["note"], first["images_per_second"]) == ("out of memory", None)
+    assert second["note"] == "" and second["images_per_second"] > 0
+    assert first.keys() == second.keys()
+
+
+def test_large_networks_are_compared_in_parts_that_fit():
+    assert {way.micro_batch for way in usual_ways("imagenet64")} == {64}
+    assert {way.micro_batch for way in usual_ways("cifar10")} == {0}
+
+
+def test_every_way_is_compiled_anew(small, monkeypatch):
+    made = []
+
+    def backend(graph, inputs):
+        made.append(graph)
+        return graph.forward
+
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=backend))
+    monkeypatch.setattr(benching, "ROUNDS", 1)
+    counts = [len(made) for _ in bench("digits_small", 2, 2 * [Compute(compile=True)])]
+    assert 0 < counts[0] == counts[1] - counts[0]
+
+
 def test_a_row_that_is_measured_again_replaces_its_older_one(tmp_path):
-    row = dict.fromkeys(KEYS, 1.0) | {"preset": "a", "device": "cpu", "options": "fp32", "batch": 2}
+    row = dict.fromkeys(KEYS, 1.0) | {
+        "network": "a",
+        "device": "cpu",
+        "options": "fp32",
+        "batch": 2,
+    }
     write_throughput(tmp_path / "t.csv", [row, row | {"options": "bf16"}])
     write_throughput(tmp_path / "t.csv", [row | {"images_per_second": 3.0}])
     table = pd.read_csv(tmp_path / "t.csv")
@@ -89,9 +131,9 @@ def test_a_row_that_is_measured_again_replaces_its_older_one(tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--preset", "digit"], "preset is 'digit': choose one of"),
+        (["--network", "digit"], "network is 'digit': choose one of"),
         (["--batch", "-1"], "batch_size is -1: use 1 or more"),
-        (["--options", "fp33"], "compute is 'fp33': choose one of"),
+        (["--compute", "fp33"], "compute is 'fp33': choose one of"),
     ],
 )
 def test_what_cannot_be_benched_is_one_line(arguments, message, capsys):

@@ -1,10 +1,15 @@
 """Costs told beforehand: FLOP against counts by hand and published ones, steps, time and memory."""
 
+import itertools
+import time
+from functools import partial
+
 import pytest
+import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from tract.base.compute import EAGER
+from tract.base.compute import EAGER, Compute
 from tract.jobs import cost
 from tract.jobs.cost import estimate, image_flops, network_flops, passes
 from tract.networks.build import named_network
@@ -171,16 +176,31 @@ def test_each_kind_of_phase_is_tried(trials):
     assert {phase for phase, _ in trials} == {0}
 
 
-def test_a_slow_step_is_timed_once(monkeypatch):
-    monkeypatch.setattr(cost, "SLOW_SECONDS", 0)
+def test_of_slow_steps_the_second_is_timed_and_no_other_made(monkeypatch):
+    monkeypatch.setattr(cost, "SLOW_SECONDS", 0.01)
     _, records = cost.begin(NETWORK, distillation(), "cosine", 0)
     made = []
     monkeypatch.setattr(cost, "begin", lambda *_: (_, records))
     monkeypatch.setattr(cost, "memory", lambda state, records: made.append(next(records)) or (1, 2))
+    monkeypatch.setattr(cost.time, "perf_counter", itertools.count().__next__)
     seconds, *memory = cost._timed(NETWORK, distillation(), "cosine", 0, EAGER, 2, 5)
-    assert seconds > 0
-    assert memory == [1, 2]
-    assert next(records).step == 2  # one was made
+    assert (seconds, *memory) == (1, 1, 2)
+    assert next(records).step == 3  # two were made
+
+
+def test_time_to_compile_is_no_time_of_a_step(monkeypatch):
+    tried, timed = [], cost._timed
+
+    def backend(graph, inputs):
+        time.sleep(1)
+        return graph.forward
+
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=backend))
+    monkeypatch.setattr(cost, "_timed", lambda *given: tried.append(given[5]) or timed(*given))
+    settings = distillation(train_images=640, batch_size=8, step_schedule=[16, 1])
+    found = estimate(NETWORK, settings, compute=Compute(compile=True))
+    assert found.seconds / found.steps < 0.5
+    assert tried == [8]  # the run's own batch: another would be compiled for another time
 
 
 def test_memory_is_weights_moments_gradients_and_what_the_backward_pass_needs():

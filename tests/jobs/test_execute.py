@@ -1,5 +1,7 @@
 """Notebook parameters: what is declared, what is refused before a kernel starts, what runs."""
 
+import os
+
 import nbformat
 import papermill
 import pytest
@@ -148,21 +150,11 @@ print("half\\rdone with", images, schedule, Path("here.txt").read_text())"""
     assert path.read_bytes() == before
 
 
-def test_a_kernel_that_died_before_it_began_is_started_once_more(tmp_path, monkeypatch):
-    path, started, real = write_notebook(tmp_path / "n.ipynb", "images = 1", "images"), [], []
-
-    def dying(*arguments, **options):
-        started.append(arguments)
-        if len(started) == 1 or not real:
-            raise RuntimeError("Kernel died before replying to kernel_info")
-        return real[0](*arguments, **options)
-
-    real.append(papermill.execute_notebook)
-    monkeypatch.setattr(papermill, "execute_notebook", dying)
-    execute(path, tmp_path / "out.ipynb", shown=False)
-    assert len(started) == 2
-    assert nbformat.read(tmp_path / "out.ipynb", as_version=4).cells[-1].outputs
-    real.clear()
-    with pytest.raises(RuntimeError, match=f"no kernel started for {path}, in 2 tries .*says"):
-        execute(path, tmp_path / "out.ipynb", shown=False)
-    assert len(started) == 4
+def test_a_kernel_that_does_not_start_is_an_error_with_its_last_words(tmp_path, monkeypatch):
+    (tmp_path / "sitecustomize.py").write_text(
+        "import os\nif 'DIE' in os.environ: raise SystemExit"
+    )
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path), prepend=os.pathsep)
+    path = write_notebook(tmp_path / "n.ipynb", PARAMETERS)
+    with pytest.raises(RuntimeError, match=f"(?s)executing {path}; it said last: .*SystemExit"):
+        execute(path, tmp_path / "out.ipynb", shown=False, environment={"DIE": "1"})

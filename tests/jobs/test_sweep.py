@@ -1,4 +1,4 @@
-"""Sweeps: what is executed, what is not repeated, what survives a worker's death."""
+"""Sweeps: what is executed, what is not repeated, what survives the death of a kernel."""
 
 import os
 import signal
@@ -6,6 +6,7 @@ import subprocess
 import sys
 import threading
 import time
+from concurrent.futures import Future
 
 import nbformat
 import psutil
@@ -39,7 +40,7 @@ def executed(monkeypatch):
     """Parameters of all executions, of which none takes place; those of seed 3 fail."""
     calls = []
 
-    def execute(notebook, output, parameters, *, shown):
+    def execute(notebook, output, parameters, *, shown, environment):
         calls.append(parameters)
         output.write_bytes(notebook.read_bytes())
         if parameters["seed"] == 3:
@@ -213,9 +214,9 @@ def test_an_interrupted_execution_is_not_done_and_leaves_the_worker_alive(
 def test_what_a_worker_finished_before_it_died_is_not_executed_again(notebook, tmp_path, executed):
     (task,) = plan(notebook, tmp_path, {}, {"seed": [0]})
     assert not is_finished(task)
-    assert module._execute(task).state == "done"
+    assert module._execute(task, {}).state == "done"
     assert is_finished(task)
-    assert module._execute(task).state == "done"
+    assert module._execute(task, {}).state == "done"
     assert len(executed) == 1
 
 
@@ -267,44 +268,30 @@ def until(condition):
     return condition()
 
 
-def test_a_killed_worker_loses_nothing_and_leaves_no_kernel(tmp_path, monkeypatch):
+def test_a_killed_kernel_is_a_failure_and_a_rerun_executes_it_alone(tmp_path, monkeypatch):
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    monkeypatch.setattr("dask.system.CPU_COUNT", 6)
     notebook = write_notebook(tmp_path / "n.ipynb", PARAMETERS, LOCKING)
-    done = []
 
-    def kill_one():
-        """Kill the worker of a kernel that has begun, after another came to its end."""
+    def kill_one_and_let_the_other_end():
         until(lambda: len(lines(tmp_path, "begin")) == 2)
-        (ended, *_), (_, _, kernel, _) = lines(tmp_path, "begin")
-        (tmp_path / f"end{ended}").touch()
-        until(lambda: len(lines(tmp_path, "begin")) == 3)
-        worker = psutil.Process(int(kernel)).parent()
-        assert worker.pid != os.getpid()
-        worker.kill()
-        done.append("killed")
-        # Nobody told this kernel to end.
-        if until(lambda: not any(psutil.pid_exists(pid) for pid in (worker.pid, int(kernel)))):
-            done.append("gone")
+        os.kill(next(int(line[2]) for line in lines(tmp_path, "begin") if line[0] == "0"), 9)
+        (tmp_path / "end1").touch()
 
-    def kill_and_let_all_end():
-        try:
-            kill_one()
-        finally:
-            for seed in range(4):
-                (tmp_path / f"end{seed}").touch()
+    def swept():
+        grid = {"seed": [0, 1]}
+        return sweep(notebook, tmp_path / "out", {"pause": 600.0}, grid, workers=2)
 
-    killer = threading.Thread(target=kill_and_let_all_end)
+    killer = threading.Thread(target=kill_one_and_let_the_other_end)
     killer.start()
-    grid = {"seed": [0, 1, 2, 3]}
-    outcomes = sweep(notebook, tmp_path / "out", {"pause": 600.0}, grid, workers=2)
+    killed, ended = swept()
     killer.join()
-    assert done == ["killed", "gone"]
-    assert states(outcomes) == {f"seed={n}": "done" for n in range(4)}, outcomes
-    # Each was executed to its end once, and one of them was begun twice.
-    assert sorted(line[0] for line in lines(tmp_path, "end")) == ["0", "1", "2", "3"]
-    assert len(lines(tmp_path, "begin")) == 5
-    again = sweep(notebook, tmp_path / "out", {"pause": 600.0}, grid, workers=2)
-    assert set(states(again).values()) == {"skipped"}
+    assert (killed.state, ended.state) == ("failed", "done")
+    assert "Kernel died" in killed.error
+    (tmp_path / "end0").touch()
+    assert states(swept()) == {"seed=0": "done", "seed=1": "skipped"}
+    assert {line[3] for line in lines(tmp_path, "begin")} == {"3"}  # of six cores
+    assert len(lines(tmp_path, "begin")) == 3
 
 
 @pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
@@ -314,7 +301,7 @@ def test_ctrl_c_lets_a_kernel_save_and_keeps_what_is_finished(tmp_path, signum):
     command += ["-g", "pause", "[0.0, 600.0]"]
     # A shell lets what it starts in the background ignore SIGINT, and Python then leaves it so.
     code = "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler); "
-    code += f"from tract.cli import main; sys.exit(main({command}))"
+    code += f"from tract.cli.main import main; sys.exit(main({command}))"
     process = subprocess.Popen(
         [sys.executable, "-c", code],
         stdout=subprocess.PIPE,
@@ -341,14 +328,11 @@ def test_ctrl_c_lets_a_kernel_save_and_keeps_what_is_finished(tmp_path, signum):
     assert [is_finished(task) for task in tasks] == [True, False]
 
 
-def test_an_execution_that_killed_every_worker_is_a_failure_with_its_reason():
-    class Future:
-        def __init__(self, status):
-            self.status = status
-
-        def exception(self):
-            return RuntimeError("3 workers died")
-
-    outcomes = [module._outcome("a", Future(status)) for status in ("error", "lost")]
+def test_an_execution_that_killed_every_worker_is_a_failure_with_its_reason(notebook, tmp_path):
+    (task,) = plan(notebook, tmp_path, {}, {"seed": [0]})
+    died, lost = Future(), Future()
+    died.set_exception(RuntimeError("3 workers died"))
+    lost.cancel()
+    outcomes = [module._outcome(task, future) for future in (died, lost)]
     assert [outcome.state for outcome in outcomes] == ["failed", "failed"]
-    assert [outcome.error for outcome in outcomes] == ["3 workers died", "lost by dask"]
+    assert outcomes[0].error == "3 workers died"

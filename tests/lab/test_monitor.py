@@ -9,13 +9,14 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from helpers import weights
+from helpers import allow_tf32, weights
 from PIL import Image
 from tiny import files, teacher
+from tract.lab.probes import distance_to_data, students_samples, students_steps, target_errors
 
 from tract.cli.main import main
 from tract.data import to_uint8
-from tract.denoiser import clamped
+from tract.denoiser import Denoiser, clamped
 from tract.experiments.card import claim
 from tract.experiments.experiment import Experiment, run_name
 from tract.experiments.history import history
@@ -23,7 +24,6 @@ from tract.experiments.measure import Distance
 from tract.experiments.run import Checkpointing
 from tract.lab import monitor
 from tract.lab.curves import Curves, image_strip
-from tract.lab.probes import distance_to_data, students_samples, students_steps, target_errors
 from tract.metrics.distances import frechet_distance, moments_of
 from tract.networks.weights import save_model
 from tract.samplers import sample
@@ -192,6 +192,17 @@ def test_errors_by_level_are_those_of_a_plain_loop(experiment):
             x_t = add_noise(x0[rows], eps[rows], t)
             difference = state.student(x_t, t) - state.teacher(x_t, t).clamp(-1, 1)
             assert errors[k] == pytest.approx(difference.square().mean().item(), rel=1e-4)
+
+
+def test_diagnostics_are_float32_in_full(whole, monkeypatch):
+    experiment, student = whole
+    metric = distance_to_data(experiment, SETTINGS, "pixels")
+    seen = allow_tf32(monkeypatch, Denoiser, "forward")
+    state, _, _ = experiment.student_run(SETTINGS)
+    target_errors(experiment, SETTINGS, state)
+    students_samples(experiment, SETTINGS, student, 1, 2)
+    metric(student)
+    assert len(seen) > 3 and not any(seen)
 
 
 def test_students_of_many_steps_are_sampled_in_few_that_divide_them():

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from helpers import assert_identical
+from helpers import allow_tf32, assert_identical
 
 from tract.cli.main import main
 from tract.data import Data, to_unit
@@ -59,6 +59,12 @@ def test_it_is_the_same_for_the_same_seed(digits, tmp_path):
     other, _ = fit_classifier(digits, tmp_path / "c", Fitting(epochs=1, seed=1))
     assert_identical(first.state_dict(), again.state_dict())
     assert not torch.equal(first.head.weight, other.head.weight)
+
+
+def test_it_is_trained_and_judged_in_float32(digits, tmp_path, monkeypatch):
+    seen = allow_tf32(monkeypatch, Classifier, "forward")
+    fit_classifier(digits, tmp_path / "a", SHORT)
+    assert len(seen) > 7 and not any(seen)  # 7 steps
 
 
 @pytest.mark.parametrize("shape", [(1, 2, 2), (1, 8, 8), (3, 32, 32), (3, 20, 65)])
@@ -118,7 +124,7 @@ def test_a_card_without_accuracy_is_refused(fitted, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("setting", "value"), [("epochs", 0), ("batch", 0), ("learning_rate", 0), ("seed", -1)]
+    ("setting", "value"), [("epochs", 0), ("batch_size", 0), ("learning_rate", 0), ("seed", -1)]
 )
 def test_settings_that_cannot_be_are_refused_by_name(setting, value):
     with pytest.raises(ValueError, match=f"{setting} is {value}"):

@@ -13,6 +13,7 @@ from tract.metrics import feature_statistics as module
 from tract.metrics.feature_statistics import statistics
 from tract.metrics.features import PIXELS, Extractor, pixels
 from tract.metrics.sources import Source, open_source
+from tract.networks.weights import read_tensors
 
 
 @pytest.fixture
@@ -128,6 +129,14 @@ def test_what_is_done_is_read_from_the_cache_and_not_for_anything_else(images, t
         before = len(reads)
         statistics(*arguments, tmp_path)
         assert len(reads) == before + 1
+
+
+@pytest.mark.parametrize(("device", "precision"), [("cpu", None), ("cuda", "fp32")])
+def test_what_a_gpu_computes_is_cached_with_its_precision(images, tmp_path, device, precision):
+    extractor = Extractor("pixels", PIXELS.about, pixels, device)
+    statistics(watched(images, []), extractor, 100, 0, tmp_path)
+    (path,) = tmp_path.glob("*.safetensors")
+    assert read_tensors(path)[1]["conditions"].get("precision") == precision
 
 
 def test_a_damaged_file_of_the_cache_is_refused_by_name(images, tmp_path):

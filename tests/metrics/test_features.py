@@ -11,12 +11,20 @@ import torchvision
 from cleanfid import inception_pytorch
 from cleanfid.fid import get_folder_features
 from cleanfid.inception_torchscript import InceptionV3W
+from helpers import allow_tf32
 from PIL import Image
 from torch import nn
 
 from tract.data import to_unit
 from tract.metrics import features
-from tract.metrics.features import PIXELS, classifier, efficientnet_lite0, extractor, inception
+from tract.metrics.features import (
+    FEATURES,
+    PIXELS,
+    classifier,
+    efficientnet_lite0,
+    extractor,
+    inception,
+)
 
 
 class StandIn(nn.Module):
@@ -48,6 +56,13 @@ def published(monkeypatch, path):
     return sha256
 
 
+def test_features_are_float32_in_full_whatever_torch_does_else(monkeypatch):
+    seen = allow_tf32(monkeypatch, nn.Flatten, "forward")
+    features.Extractor("stand-in", {}, nn.Flatten())(torch.zeros(1, 3, 2, 2))
+    assert seen == [False]
+    assert torch.backends.cudnn.allow_tf32
+
+
 @pytest.fixture
 def pictures(tmp_path, generator):
     """Colour images of one size as uint8 (5, 3, 20, 24), and a folder with them as files."""
@@ -71,7 +86,10 @@ def test_inception_is_resized_and_asked_as_clean_fid_does(mode, stand_in, pictur
     sha256 = published(monkeypatch, path)
     theirs = InceptionV3W(stand_in, download=False, resize_inside=mode == "legacy_tensorflow")
     ours = inception(path, mode)
-    assert (ours.name, ours.metric("fd"), ours.metric("kid")) == ("inception", "fid", "kid")
+    suffix = "" if mode == "clean" else f"_{mode}"  # part of what a row of results is found by
+    names = ours.name, ours.metric("fd"), ours.metric("kid")
+    assert names == tuple(f"{name}{suffix}" for name in ("inception", "fid", "kid"))
+    assert names[0] in FEATURES
     assert ours.about["weights_sha256"] == sha256
     assert ours.about["mode"] == mode
     assert ours(images).shape == (5, 2048)

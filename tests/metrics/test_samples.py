@@ -2,10 +2,10 @@
 
 import pytest
 import torch
+from tqdm import tqdm
 
 from tract.data import Data
 from tract.levels import karras
-from tract.metrics import samples as evaluate
 from tract.metrics.samples import cycling_labels, fixed_noise, noise, sample_batches
 from tract.oracle import Mixture
 from tract.samplers import sample
@@ -51,7 +51,7 @@ def test_predictions_are_clamped_if_asked():
 def test_the_progress_bar_counts_calls_of_the_denoiser(monkeypatch):
     ends, calls = set(), []
 
-    class Watched(evaluate.tqdm):
+    class Watched(tqdm):
         def close(self):
             ends.add((self.n, self.total))
             super().close()
@@ -60,7 +60,7 @@ def test_the_progress_bar_counts_calls_of_the_denoiser(monkeypatch):
         calls.append(level)
         return x_t
 
-    monkeypatch.setattr(evaluate, "tqdm", Watched)
+    monkeypatch.setattr("tract.base.progress.tqdm", Watched)
     sample_batches(counting, torch.zeros(7, 3), karras(8), 4, batch=3)
     assert len(calls) == 12
     assert ends == {(12, 12)}

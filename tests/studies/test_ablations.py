@@ -1,6 +1,7 @@
 """Ablations as data, and their tables and charts."""
 
 import re
+from dataclasses import replace
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -87,22 +88,24 @@ def test_residuals_are_those_of_the_papers_decays():
 
 
 def test_recipes_have_the_studys_settings_and_its_smaller_student():
-    study = Study("digits", [7], 5120, smaller="cifar10_small", base={"batch": 64, "clip_norm": 2})
+    study = Study(
+        "digits", [7], 5120, smaller="cifar10_small", base={"batch_size": 64, "clip_norm": 2}
+    )
     recipes = study.recipes("student_network", 7)
     assert {(s.batch_size, s.clip_norm, s.seed, s.train_images) for s in recipes.values()} == {
         (64, 2, 7, 5120)
     }
-    assert [s.student for s in recipes.values()] == ["", "cifar10_small"]
+    assert [s.student_network for s in recipes.values()] == ["", "cifar10_small"]
     assert [s.train_images for s in study.recipes("images", 7).values()] == [2560, 5120, 10240] * 2
 
 
 def test_recipes_that_ablations_share_are_planned_once():
-    plan = STUDY.plan(["self_ema", "restart_ema", "weight"])
-    assert len(plan) == 3 * (4 + 1 + 2)
+    plan = STUDY.plan(["self_ema", "loss_weight"])
+    assert len(plan) == 3 * (4 + 2)
 
 
 def test_an_ablation_that_does_not_exist_is_refused_by_name():
-    with pytest.raises(ValueError, match="ablation is 'phase': choose one of .*'phases'"):
+    with pytest.raises(ValueError, match="comparison is 'phase': choose one of .*'phases'"):
         STUDY.plan(["phase"])
 
 
@@ -144,7 +147,12 @@ def test_an_ordering_holds_beyond_two_standard_deviations_only(paper, one, two, 
 
 
 def test_a_measured_fid_stands_beside_the_published_one_of_its_row_alone(paper):
-    settings = {"data": "cifar10", "metric": "fid", "images": 96_000_000, "samples": 50_000}
+    settings = {
+        "data": "cifar10",
+        "metric": "fid_legacy_pytorch",
+        "images": 96_000_000,
+        "samples": 50_000,
+    }
     table = results({"TRACT 1024>32>1": [5.1, 5.3]}, **settings)
     few = table.assign(samples=5_000, value=1.0)
     shown = paper_table(paper, pd.concat([table, few]), "cifar10").set_index(["method", "NFE"])
@@ -157,7 +165,12 @@ def test_a_measured_fid_stands_beside_the_published_one_of_its_row_alone(paper):
 
 
 def test_another_recipe_of_ours_has_a_row_of_its_own_beside_the_published_one(paper):
-    settings = {"data": "cifar10", "metric": "fid", "images": 96_000_000, "samples": 50_000}
+    settings = {
+        "data": "cifar10",
+        "metric": "fid_legacy_pytorch",
+        "images": 96_000_000,
+        "samples": 50_000,
+    }
     main = results({"TRACT 1024>32>1": [5.1, 5.3]}, **settings)
     other = results({"0": [9.0, 10.0]}, comparison="self_ema", **settings)
     shown = paper_table(paper, pd.concat([main, other]), "cifar10")
@@ -171,7 +184,7 @@ def test_another_recipe_of_ours_has_a_row_of_its_own_beside_the_published_one(pa
 
 
 def test_whole_batches_and_images_that_nobody_published_are_no_difference(paper):
-    settings = {"metric": "fid", "samples": 50_000}
+    settings = {"metric": "fid_legacy_pytorch", "samples": 50_000}
     btd = {"BTD 1024>512>...>1": [7.0]}
     cifar10 = results(btd, data="cifar10", images=95_998_464, **settings)
     imagenet = results(btd, data="imagenet64", images=12_345, **settings)
@@ -187,6 +200,7 @@ def test_students_of_several_teachers_are_no_ablation():
     table = pd.concat([results({"1": [1.0]}, comparison="steps", teacher=t) for t in ("a", "b")])
     with pytest.raises(ValueError, match="students of steps are of several teachers, a, b"):
         STUDY.rows(table, "steps")
+    assert list(replace(STUDY, teacher="b").rows(table, "steps")["teacher"]) == ["b"]
 
 
 def test_a_student_counts_in_the_steps_of_its_schedule_alone():
@@ -302,7 +316,7 @@ def test_tables_of_nothing_measured_are_empty():
 
 def values_in(axes):
     """Horizontal positions of all points that an axes shows."""
-    return sorted(x for line in axes.lines if line.get_marker() == "o" for x in line.get_xdata())
+    return sorted(x for line in axes.lines if line.get_marker() != "None" for x in line.get_xdata())
 
 
 def test_a_chart_shows_every_number_on_the_axis_of_its_kind(paper):

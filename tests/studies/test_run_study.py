@@ -17,7 +17,7 @@ from tract.studies import run_study as evidence
 from tract.studies.ablations import Study
 from tract.studies.run_study import begin_study, export_best, rows_of_samples, run_missing
 
-SMALL = Study("digits", [0], 512, base={"batch": 16})
+SMALL = Study("digits", [0], 512, base={"batch_size": 16})
 
 
 @pytest.fixture
@@ -72,7 +72,7 @@ def test_runs_of_another_teacher_in_the_table_are_refused_before_anything_is_run
     assert table.read_bytes() == before
 
 
-CLOTHES = Study("fashion_mnist_28", [0], 32, metric="fd_classifier", base={"batch": 16})
+CLOTHES = Study("fashion_mnist_28", [0], 32, metric="fd_classifier", base={"batch_size": 16})
 TEACHER = Training(train_images=32, batch_size=16)
 
 
@@ -202,7 +202,7 @@ def test_the_best_students_are_kept_in_half_precision_and_never_replaced(
 ):
     monkeypatch.setitem(ablations.ALL["steps"], "2", {"step_schedule": [8, 4, 2]})
     table = tmp_path / "all.csv"
-    study = Study("digits", [0, 1], 512, base={"batch": 16})
+    study = Study("digits", [0, 1], 512, base={"batch_size": 16})
     run_missing(study, ["steps"], tmp_path / "run", table, Checkpointing())
     rows = read_results(tmp_path / "run" / "results.csv")
     ours = study.rows(rows, "steps").query("nfe == 2")

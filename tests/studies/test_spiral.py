@@ -14,7 +14,7 @@ from tract.studies import spiral as plane
 from tract.studies.ablations import Study
 from tract.studies.spiral import METRIC, exact_flow, run_missing_on_plane, spiral
 
-STUDY = Study("spiral", [0, 1], 512, metric=METRIC, base={"clamp": False, "batch": 64})
+STUDY = Study("spiral", [0, 1], 512, metric=METRIC, base={"clamp": "none", "batch_size": 64})
 
 
 @pytest.fixture

@@ -1,6 +1,7 @@
 """Pipelines of diffusers: read from what it writes, equal to it step by step, and out again."""
 
 import json
+import math
 import os
 import re
 import shutil
@@ -12,6 +13,7 @@ from threading import Thread
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from tract.data import Data
 from tract.denoiser import clamped
@@ -172,10 +174,10 @@ def test_levels_are_the_schedulers(ours, schedule, num_steps):
 
 
 @pytest.mark.parametrize("noise_schedule", ["ddpm_linear", "ddpm_cosine"])
-def test_numbered_levels_have_their_numbers_and_others_lie_between(process, teacher):
-    options = teacher.config["options"] | {"noise_schedule": process}
+def test_numbered_levels_have_their_numbers_and_others_lie_between(noise_schedule, teacher):
+    options = teacher.config["options"] | {"noise_schedule": noise_schedule}
     net = build_denoiser(teacher.config | {"options": options}).net
-    levels = levels_of(process, 1000)
+    levels = levels_of(noise_schedule, 1000)
     numbers = net.timestep(levels.logsnr[1:].float())
     assert torch.equal(numbers, torch.arange(1000.0))
     log_sigma = torch.lerp(levels.logsnr[1:-1], levels.logsnr[2:], 0.25)
@@ -265,8 +267,6 @@ def change(name, **changes):
 
 def reweigh(function):
     def spoil(folder):
-        from safetensors.torch import load_file, save_file
-
         save_file(function(load_file(folder / WEIGHTS)), folder / WEIGHTS)
 
     return spoil
@@ -307,9 +307,10 @@ REFUSED = {
     "classes": (change(CONFIGS, class_embed_type="timestep"), "class_embed_type 'timestep'"),
     "size": (change(CONFIGS, sample_size=None), "sample_size None: write the images' size"),
     "variances": (change(CONFIGS, out_channels=6), "makes 6 channels of 3: .*learned variances"),
-    "unknown": (change(CONFIGS, wings=2), "describes no network to build .*wings"),
-    "layers": (change(CONFIGS, layers_per_block=10**9), "has 1000000000 layers_per_block: fetch"),
-    "no layers": (change(CONFIGS, layers_per_block="two"), "has 'two' layers_per_block: fetch"),
+    "layers": (change(CONFIGS, layers_per_block=10**9), "network to build .*1000000000 among"),
+    "blocks": (change(CONFIGS, layers_per_block=10**4), "network to build .*blocks, more than"),
+    "no layers": (change(CONFIGS, layers_per_block="two"), "describes no network to build"),
+    "nan": (reweigh(lambda t: {n: w * math.nan for n, w in t.items()}), "not finite"),
     "schedules": (change(SCHEDULER, beta_schedule=["linear"]), r"beta_schedule \['linear'\]: use"),
     "predictions": (change(SCHEDULER, prediction_type={}), "prediction_type {}: use one of"),
     "scaled": (
@@ -321,7 +322,7 @@ REFUSED = {
     "zero SNR": (change(SCHEDULER, rescale_betas_zero_snr=True), "has rescale_betas_zero_snr True"),
     "prediction": (change(SCHEDULER, prediction_type="flow"), "prediction_type 'flow': use one of"),
     "steps": (change(SCHEDULER, num_train_timesteps=1), "num_steps is 1: use 2"),
-    "too many steps": (change(SCHEDULER, num_train_timesteps=10**9), "more than 100,000: fetch"),
+    "too many steps": (change(SCHEDULER, num_train_timesteps=10**5 + 1), "use 100000 or less"),
 }
 
 
@@ -331,6 +332,61 @@ def test_what_does_not_fit_is_refused_by_name(folder, spoil, message):
     with pytest.raises((ValueError, FileNotFoundError), match=message) as refusal:
         read_pipeline(folder)
     assert str(folder) in str(refusal.value)
+
+
+def test_keys_that_diffusers_does_not_know_are_named_and_ignored(folder, capsys):
+    change(CONFIGS, wings=2, decay=0.9999)(folder)
+    read_pipeline(folder)
+    assert "config.json: decay, wings unknown to diffusers' UNet2DModel, ignored" in (
+        capsys.readouterr().out
+    )
+
+
+def renamed(folder, name):
+    (folder / WEIGHTS).rename(folder / "unet" / name)
+
+
+def in_parts(folder):
+    """Weights in two files and an index, as save_pretrained writes them."""
+    tensors, parts = load_file(folder / WEIGHTS), {}
+    for i, names in enumerate((sorted(tensors)[::2], sorted(tensors)[1::2])):
+        part = f"diffusion_pytorch_model-0000{i + 1}-of-00002.safetensors"
+        save_file({name: tensors[name] for name in names}, folder / "unet" / part)
+        parts |= dict.fromkeys(names, part)
+    index = folder / "unet/diffusion_pytorch_model.safetensors.index.json"
+    index.write_text(json.dumps({"metadata": {}, "weight_map": parts}))
+    (folder / WEIGHTS).unlink()
+
+
+LAYOUTS = {
+    "half": lambda folder: renamed(folder, "diffusion_pytorch_model.fp16.safetensors"),
+    "parts": in_parts,
+    "average": lambda folder: (folder / "unet_ema").mkdir(),
+}
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_weights_are_found_as_diffusers_lays_them_out(folder, teacher, layout, capsys):
+    LAYOUTS[layout](folder)
+    read = read_pipeline(folder)
+    assert all(map(torch.equal, read.state_dict().values(), teacher.state_dict().values()))
+    shown = capsys.readouterr().out
+    assert "weights of unet/diffusion_pytorch_model" in shown
+    assert ("unet_ema" in shown) == (layout == "average")
+
+
+def test_an_average_of_a_training_is_read_with_the_scheduler_beside_it(folder, tmp_path):
+    (folder / "unet").rename(folder / "unet_ema")
+    change("unet_ema/config.json", decay=0.9999)(folder)
+    read_pipeline(folder / "unet_ema")
+
+
+@pytest.mark.parametrize("parts", [{"a": "../../x.safetensors"}, {}, 3, {"a": "none.safetensors"}])
+def test_an_index_of_what_is_not_there_is_refused(folder, parts):
+    in_parts(folder)
+    change("unet/diffusion_pytorch_model.safetensors.index.json", weight_map=parts)(folder)
+    with pytest.raises((ValueError, FileNotFoundError), match="names no files|is missing: fetch"):
+        read_pipeline(folder)
 
 
 class Evil:

@@ -463,12 +463,12 @@ def test_records_of_another_version_are_refused(path, version):
         ({"label_dim": -1}, "has -1 as the argument label_dim"),
         ({"label_dim": 4}, "model.map_label"),
         ({"channel_mult": 2}, "has 2 as the argument channel_mult"),
-        ({"channel_mult": []}, "no blocks, or of more than 1000"),
+        ({"channel_mult": []}, "no blocks"),
         ({"channel_mult": [1, 2, "2"]}, "as the argument channel_mult"),
-        ({"num_blocks": 10**9}, "more than 1000"),
+        ({"num_blocks": 10**9}, "1000000000 among its options, more than 131,072"),
         ({"num_blocks": 0}, "no blocks"),
         ({"model_channels": 2**40}, "describes no network to build"),
-        ({"model_channels": 2**20}, "of shape"),
+        ({"model_channels": 2**16}, "of shape"),
         ({"dropout": 2}, "describes no network to build"),
         ({"dropout": "no"}, "describes no network to build"),
         ({"sigma_data": 0}, "sigma_data is 0"),
@@ -614,4 +614,4 @@ def test_lists_in_lists_as_an_argument_are_refused(path):
         edm_file(path, edit=lambda c: c["ema"]._init_kwargs.update(num_blocks=deep))
     finally:
         sys.setrecursionlimit(limit)
-    assert forked(lambda: refused(path, "recursion")) == 0
+    assert forked(lambda: refused(path, "has [[[[...]]]] as the argument num_blocks")) == 0

@@ -157,7 +157,7 @@ def test_a_smaller_student_is_trained_kept_and_measured_as_what_it_is(tmp_path, 
     small = count_parameters(named_network("digits_small"))
     assert sum(p.numel() for p in student.parameters()) == small
     folder = tmp_path / run_name(SMALL)
-    assert folder.name == "TRACT-8-2-2-1-12images-batch4-studentdigits_small-seed0"
+    assert folder.name == "TRACT-8-2-2-1-12images-batch_size4-student_networkdigits_small-seed0"
     card = json.loads((folder / "card.json").read_text())
     assert card["network"] == student.config
     assert student.config["options"]["channels"] == 16

@@ -1,39 +1,47 @@
 """Argument checks with uniform messages: name, value given, values allowed."""
 
 import math
+import reprlib
 from collections.abc import Iterable
 
+_SHORT = reprlib.Repr()
+_SHORT.maxlevel, _SHORT.maxstring, _SHORT.maxother = 3, 80, 80
+shown = _SHORT.repr  # of what was read: lists of lists of lists stay short
+LARGEST = 2**40  # of any count: 10^12 samples; what is counted in a computer is less
 
-def check_whole(name: str, value: object, least: int) -> None:
-    """ValueError unless the value is a whole number, at least so large; True is none."""
+
+def check_whole(name: str, value: object, least: int, most: int = LARGEST) -> None:
+    """ValueError unless the value is a whole number in this range; True is not one."""
     if not isinstance(value, int) or isinstance(value, bool):
-        raise ValueError(f"{name} is {value!r}: use a whole number, {least} or more")
+        raise ValueError(f"{name} is {shown(value)}: use a whole number, {least} or more")
     if value < least:
-        raise ValueError(f"{name} is {value}: use {least} or more")
+        raise ValueError(f"{name} is {shown(value)}: use {least} or more")
+    if value > most:
+        raise ValueError(f"{name} is {shown(value)}: use {most} or less")
 
 
 def check_positive(name: str, value: object) -> None:
     """ValueError unless the value is a finite number above 0."""
     if not (is_number(value) and 0 < value < math.inf):
-        raise ValueError(f"{name} is {value!r}: use a number above 0")
+        raise ValueError(f"{name} is {shown(value)}: use a number above 0")
 
 
 def check_choice(name: str, value: object, choices: Iterable[str]) -> None:
     """ValueError unless the value is one of these names."""
     if value not in list(choices):  # a list, because what was given may not be hashable
-        raise ValueError(f"{name} is {value!r}: choose one of {list(choices)}")
+        raise ValueError(f"{name} is {shown(value)}: choose one of {list(choices)}")
 
 
 def check_flag(name: str, value: object) -> None:
     """ValueError unless the value is True or False: the text "no" would count as true."""
     if not isinstance(value, bool):
-        raise ValueError(f"{name} is {value!r}: use True or False")
+        raise ValueError(f"{name} is {shown(value)}: use True or False")
 
 
 def check_text(name: str, value: object) -> None:
     """ValueError unless the value is text."""
     if not isinstance(value, str):
-        raise ValueError(f"{name} is {value!r}: use a text")
+        raise ValueError(f"{name} is {shown(value)}: use a text")
 
 
 def is_number(value: object) -> bool:

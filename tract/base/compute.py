@@ -6,9 +6,11 @@ None of it changes a result by more than rounding: it belongs to where and when 
 import importlib.util
 import os
 import shutil
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -17,7 +19,9 @@ from torch.utils.checkpoint import checkpoint
 from tract.base.checks import check_choice, check_flag, check_whole
 
 PRECISIONS = ("fp32", "tf32", "bf16")
-FLAGS = ("channels_last", "compile", "recompute")
+FLAGS = ("channels_last", "compile", "recompute", "autotune")
+MOST_THREADS = torch.get_num_threads()  # by torch's choice, or OMP_NUM_THREADS
+GRAPHS = 64  # that torch.compile may make: for each network, batch size, precision and format
 
 
 def device() -> str:
@@ -25,15 +29,34 @@ def device() -> str:
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
-def use_threads(count: int) -> None:
-    """Compute with so many CPU threads; 0 leaves the number to torch. ValueError below 0.
+def use_threads(count: int, processes: int = 1) -> None:
+    """Compute with this many CPU threads; 0 shares the idle cores among the processes of a run.
 
-    Threads wait for each other at every layer: with small layers two are hardly faster than one,
-    and far slower as soon as another program wants one of their cores.
+    Threads wait for each other at every layer, and so for any program that shares their cores.
+    A resumed run uses the number on its card again. ValueError below 0.
     """
     check_whole("threads", count, 0)
-    if count:
-        torch.set_num_threads(count)
+    torch.set_num_threads(count or max(1, idle_cores() // processes))
+
+
+def idle_cores(seconds: float = 0.3) -> int:
+    """Cores that no other program wants for a moment, at least 1 and at most torch's threads."""
+    if not hasattr(os, "sched_getaffinity"):  # not Linux, which alone tells
+        return MOST_THREADS
+    before = _idle_seconds()
+    time.sleep(seconds)
+    return max(1, min(MOST_THREADS, round((_idle_seconds() - before) / seconds)))
+
+
+def _idle_seconds() -> float:
+    """Seconds that the cores of this process were idle, or did low-priority work, since boot.
+
+    The load average still tells of what has just ended, such as the notebook before.
+    """
+    cores = {f"cpu{core}" for core in os.sched_getaffinity(0)}
+    lines = map(str.split, Path("/proc/stat").read_text().splitlines())
+    ticks = [int(n) for name, *times in lines if name in cores for n in (times[1], *times[3:5])]
+    return sum(ticks) / os.sysconf("SC_CLK_TCK")  # nice, idle, iowait
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,6 +70,7 @@ class Compute:
     channels_last: bool = False  # pixel by pixel in memory, as tensor cores want it
     compile: bool = False  # by torch.compile: minutes once, then fewer passes over memory
     recompute: bool = False  # blocks once more in the backward pass, instead of keeping them
+    autotune: bool = False  # cudnn's fastest algorithms by trial: repeatable up to rounding
     micro_batch: int = 0  # images that the student sees at a time; 0 for the whole batch
 
     def __post_init__(self):
@@ -69,12 +93,13 @@ class Compute:
             raise ValueError(f"compile needs {needed}, and there is none: install it, or leave out")
 
     @classmethod
-    def of(cls, words: Sequence[str]) -> "Compute":
-        """From words, as parameters and commands give them: ["bf16", "micro_batch=64"]."""
+    def of(cls, words: str | Sequence[str]) -> "Compute":
+        """From words, one after the other or joined by +: "bf16+compile", ["bf16", "compile"]."""
+        words = [words] if isinstance(words, str) else words
         if not isinstance(words, list | tuple) or not all(isinstance(word, str) for word in words):
             raise ValueError(f"compute is {words!r}: use a list, such as ['bf16', 'channels_last']")
         options = {}
-        for word in words:
+        for word in "+".join(words).split("+") if words else ():
             name, _, number = word.partition("=")
             if name == "micro_batch" and number.isdecimal():
                 value = int(number)
@@ -101,11 +126,6 @@ class Compute:
 EAGER = Compute()
 
 
-def compute_of(text: str) -> Compute:
-    """What `str` made a text of, such as bf16+channels_last; ValueError for any other text."""
-    return Compute.of(text.split("+"))
-
-
 def peak_memory(*, reset: bool = False) -> dict[str, float]:
     """The most memory that tensors had on the GPU since the last reset, if there is one."""
     if device() == "cpu":
@@ -126,18 +146,41 @@ def _has_compiler() -> bool:
 
 @contextmanager
 def matmul_precision(compute: Compute) -> Iterator[None]:
-    """Products and convolutions of float32 in full, or in TF32 if compute says so.
+    """Products and convolutions of float32 in full, or in TF32 if compute says so; repeatable.
 
     Left alone, torch rounds the inputs of convolutions on a GPU to TF32 and those of matrix
-    products not.
+    products not. Without autotune cudnn takes algorithms that repeat their results bit for bit.
     """
     products, convolutions = torch.backends.cuda.matmul, torch.backends.cudnn
-    before = products.allow_tf32, convolutions.allow_tf32
-    products.allow_tf32 = convolutions.allow_tf32 = compute.precision == "tf32"
+    tf32 = compute.precision == "tf32"
+    wanted = [
+        (products, "allow_tf32", tf32),
+        (convolutions, "allow_tf32", tf32),
+        (convolutions, "benchmark", compute.autotune),
+        (convolutions, "deterministic", not compute.autotune),
+    ]
+    before = [getattr(backend, name) for backend, name, _ in wanted]
+    for backend, name, value in wanted:
+        setattr(backend, name, value)
     try:
         yield
     finally:
-        products.allow_tf32, convolutions.allow_tf32 = before
+        for (backend, name, _), value in zip(wanted, before, strict=True):
+            setattr(backend, name, value)
+
+
+class Float32Conv2d(nn.Conv2d):
+    """A convolution that autocast leaves in the precision of its weights.
+
+    For a network's first and last: hardly any of the FLOP, and at little noise most of bf16's
+    error.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.is_meta:  # where FLOP are counted there is no autocast
+            return super().forward(x)
+        with torch.autocast(x.device.type, enabled=False):
+            return super().forward(x.to(self.weight.dtype))
 
 
 class Recomputable(nn.Module):
@@ -147,7 +190,9 @@ class Recomputable(nn.Module):
 
     def __call__(self, *inputs: Tensor) -> Tensor:
         if self.recompute and torch.is_grad_enabled():
-            return checkpoint(super().__call__, *inputs, use_reentrant=False)
+            # Only in training mode are numbers drawn, whose generators' states have to be kept.
+            options = {"use_reentrant": False, "preserve_rng_state": self.training}
+            return checkpoint(super().__call__, *inputs, **options)
         return super().__call__(*inputs)
 
 
@@ -169,7 +214,7 @@ def with_precision(denoise: Callable[..., Tensor], compute: Compute) -> Callable
     """The same denoiser in the precision of compute, and compiled; oracles stay as they are."""
     if not isinstance(denoise, nn.Module):
         return denoise
-    run = torch.compile(denoise) if compute.compile else denoise
+    run = _compiled(denoise) if compute.compile else denoise
     if compute.precision != "bf16":
         return run
 
@@ -178,3 +223,24 @@ def with_precision(denoise: Callable[..., Tensor], compute: Compute) -> Callable
             return run(x_t, *inputs)
 
     return autocast
+
+
+def _compiled(denoise: nn.Module) -> Callable[..., Tensor]:
+    """The same denoiser compiled; fewer images than before are padded, for another graph is slow.
+
+    All networks share the code of one `forward`, and torch goes on in eager after a few graphs of
+    it: here there may be GRAPHS of them, and one more, or one that is broken, is an error.
+    """
+    run, most = torch.compile(denoise, fullgraph=True, dynamic=False), 0
+    torch._dynamo.config.recompile_limit = GRAPHS
+
+    def padded(x_t: Tensor, level, labels: Tensor | None = None) -> Tensor:
+        nonlocal most
+        count, most = len(x_t), max(len(x_t), most)
+        if count < most:
+            rows = torch.arange(most, device=x_t.device).clamp(max=count - 1)
+            x_t, labels = x_t[rows], None if labels is None else labels[rows]
+            level = level[rows] if level.alpha.ndim else level
+        return run(x_t, level, labels)[:count]
+
+    return padded

@@ -6,7 +6,7 @@ is killed, finds the old file or the new one, never half of one.
 
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
@@ -15,23 +15,30 @@ from filelock import FileLock, Timeout
 TEMPORARY = ".tmp"  # how names of files under way end; a killed process leaves one behind
 
 
+def place(text: str | Path) -> Path:
+    """A path as it was typed, with ~ for the home folder."""
+    return Path(text).expanduser()
+
+
 def check_new(path: Path) -> None:
     """FileExistsError if there is something that writing would replace."""
     if path.exists():
         raise FileExistsError(f"{path} exists already: give a new name, or remove it")
 
 
-def write_atomically(path: str | Path, content: bytes) -> None:
-    """Replace a file by new content, durably, or leave it as it was.
+def write_atomically(path: str | Path, content: bytes, durable: bool = True) -> None:
+    """Replace a file by new content, or leave it as it was.
+
+    durable: so that it survives a power cut, which takes a while.
 
     OSError, with the remedy, where the disk is full or the folder cannot be written to.
     """
-    with replacing(path, len(content)) as file:
+    with replacing(path, len(content), durable) as file:
         file.write(content)
 
 
 @contextmanager
-def replacing(path: str | Path, size: int) -> Iterator[BinaryIO]:
+def replacing(path: str | Path, size: int, durable: bool = True) -> Iterator[BinaryIO]:
     """A file of size bytes to be written, which takes the path's place when the block succeeds.
 
     OSError, with the remedy, where the disk is full or the folder cannot be written to.
@@ -42,10 +49,12 @@ def replacing(path: str | Path, size: int) -> Iterator[BinaryIO]:
         try:
             with temporary.open("wb") as file:
                 yield file
-                file.flush()
-                os.fsync(file.fileno())
+                if durable:
+                    file.flush()
+                    os.fsync(file.fileno())
             temporary.replace(path)
-            _sync_folder(path.parent)
+            if durable:
+                _sync_folder(path.parent)
         finally:
             temporary.unlink(missing_ok=True)
     except OSError as error:
@@ -58,8 +67,8 @@ def replacing(path: str | Path, size: int) -> Iterator[BinaryIO]:
 
 
 def _sync_folder(folder: Path) -> None:
-    """Make a rename in a folder survive a power cut; other systems than POSIX cannot be asked."""
-    if os.name == "posix":
+    """Make a rename in a folder survive a power cut, on systems and shares that can be asked."""
+    with suppress(OSError):  # Windows; SMB, shared folders of virtual machines
         descriptor = os.open(folder, os.O_RDONLY)
         try:
             os.fsync(descriptor)
@@ -68,19 +77,25 @@ def _sync_folder(folder: Path) -> None:
 
 
 @contextmanager
-def only_writer(folder: Path) -> Iterator[None]:
-    """Hold the run's lock, which the system frees even when its holder is killed."""
+def only_writer(
+    folder: Path, name: str = "", *, wait: bool = False, instead: str = "use another run_dir"
+) -> Iterator[None]:
+    """Hold the lock of a folder, or of the file of this name in it; made if missing.
+
+    The system frees it even when its holder is killed. wait: for another process to be done, else
+    RuntimeError. instead: remedy where the folder cannot be written to.
+    """
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(folder / ".lock")
-        lock.acquire(timeout=0)
+        lock = FileLock(folder / (f".{name}.lock" if name else ".lock"))
+        lock.acquire(timeout=-1 if wait else 0)
     except Timeout as error:
         raise RuntimeError(
             f"another process is writing {folder}: wait for it, stop it, or use another run_dir"
         ) from error
     except OSError as error:
         raise OSError(
-            error.errno, f"cannot write to {folder} ({error.strerror}): use another run_dir"
+            error.errno, f"cannot write to {folder} ({error.strerror}): {instead}"
         ) from error
     try:
         yield

@@ -7,6 +7,7 @@ Where no processes have joined, everything here is what a single one does.
 """
 
 import os
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
@@ -18,6 +19,10 @@ from torch import Tensor
 from torch.distributed.rendezvous import rendezvous
 
 TIMEOUT = timedelta(minutes=30)  # to wait for others, who save and measure between steps
+STEP_TIMEOUT = 600  # seconds for a step to end on a GPU, less than TIMEOUT, which is NCCL's too
+POLL = 0.1  # seconds between looks at the others
+
+_watch: list[Callable[[], None]] = []  # raises RuntimeError where another process has ended
 
 
 def rank() -> int:
@@ -48,15 +53,48 @@ def use_own_gpu(rank: int) -> None:
 
 
 @contextmanager
-def joined(store: dist.Store, rank: int, size: int) -> Iterator[None]:
-    """Work together with the others of this store: over NCCL on GPUs, over gloo on CPUs."""
+def joined(
+    store: dist.Store, rank: int, size: int, watch: Callable[[], None] = lambda: None
+) -> Iterator[None]:
+    """Work together with the others of this store: over NCCL on GPUs, over gloo on CPUs.
+
+    watch: called while a GPU is waited for, to raise RuntimeError if another process has ended.
+    """
     use_own_gpu(rank)
+    # NCCL's own watchdog would end this process without a word to its user.
+    os.environ.setdefault("TORCH_NCCL_ASYNC_ERROR_HANDLING", "0")
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
     dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=TIMEOUT)
+    _watch.append(watch)
+    leave = dist.destroy_process_group
     try:
         yield
+    except Exception:  # to destroy it would be to wait for what a dead process has not sent
+        leave = dist.distributed_c10d._abort_process_group
+        raise
     finally:
-        dist.destroy_process_group()
+        _watch.clear()
+        leave()
+
+
+def wait_until(arrived: Callable[[], bool]) -> None:
+    """Wait for a GPU, and look meanwhile whether the other processes are alive.
+
+    RuntimeError if one is not, or nothing arrives in STEP_TIMEOUT seconds.
+    """
+    begun = looked = time.monotonic()
+    while not arrived():
+        now = time.monotonic()
+        if now - looked > POLL:
+            looked = now
+            for watch in _watch:
+                watch()
+        if now - begun > STEP_TIMEOUT:
+            raise RuntimeError(
+                f"a step did not end within {STEP_TIMEOUT} s: another process or a GPU hangs; run "
+                "it again"
+            )
+        time.sleep(1e-4)
 
 
 @contextmanager
@@ -85,15 +123,15 @@ def shard(*tensors: Tensor | None) -> tuple[Tensor | None, ...]:
     return tuple(None if t is None else t.chunk(world_size())[rank()] for t in tensors)
 
 
-def average(tensors: Sequence[Tensor]) -> None:
-    """Replace tensors by their means over all processes, in one message."""
+def sum_over_ranks(tensors: Sequence[Tensor]) -> None:
+    """Replace tensors by their sums over all processes, in one message."""
     if world_size() == 1:
         return
     message = torch.cat([tensor.flatten() for tensor in tensors])
     dist.all_reduce(message)
-    parts = (message / world_size()).split([tensor.numel() for tensor in tensors])
-    for tensor, part in zip(tensors, parts, strict=True):
-        tensor.copy_(part.view(tensor.shape))
+    parts = message.split([tensor.numel() for tensor in tensors])
+    shaped = [part.view(tensor.shape) for tensor, part in zip(tensors, parts, strict=True)]
+    torch._foreach_copy_(tensors, shaped)
 
 
 def any_rank(flag: bool) -> bool:

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 from tract.base.checks import check_whole
-from tract.cli.output import add_json, messages, print_rows
+from tract.cli.output import add_compute, add_json, messages, print_rows
 from tract.cli.speed import add_speed_commands
 from tract.jobs.parameters import read_parameters, read_yaml
 
@@ -62,7 +62,7 @@ def _add_notebook_commands(commands: argparse._SubParsersAction) -> None:
         metavar=("NAME", "VALUES"),
         help="a YAML list of values; of several grids, all combinations",
     )
-    command.add_argument("--workers", type=int, help="processes here; by default one for each core")
+    command.add_argument("--workers", type=int, help="executions here at a time; one for each core")
     command.add_argument("--scheduler", help="address of a dask cluster to use instead")
     command.add_argument("--gpus", action="store_true", help="one GPU for each execution")
     add_json(command)
@@ -90,21 +90,21 @@ def _add_measuring_commands(commands: argparse._SubParsersAction) -> None:
     command.add_argument("--steps", type=int, nargs="+", default=[], help="of a model's sampler")
     command.add_argument("--seeds", type=int, nargs="+", default=[0], help="of a model's noise")
     command.add_argument("--batch", type=int, default=256, help="images at a time")
-    command.add_argument("--compute", nargs="+", default=[], help="how: bf16, channels_last ...")
+    add_compute(command)
     command.add_argument("--data-dir", help="where data sets that are files lie")
     command.add_argument("--cache", type=Path, help="folder of what is done, to go on from")
     command.add_argument("--results", type=Path, help="table to add a run's numbers to")
     add_json(command)
     command.set_defaults(command=_fid)
 
-    command = commands.add_parser("sample", help="write a model's samples to a file")
+    command = commands.add_parser("sample", help="write a model's samples as image files")
     command.add_argument("model", help="a run or what `tract teacher` knows")
-    command.add_argument("output", type=Path, help="NAME.npz, or NAME.zip of PNG files")
+    command.add_argument("output", type=Path, help="folder of PNG files, or NAME.npz or NAME.zip")
     command.add_argument("--samples", type=int, default=50_000, help="how many")
     command.add_argument("--steps", type=int, required=True, help="of the sampler")
     command.add_argument("--seed", type=int, default=0, help="of the noise")
     command.add_argument("--batch", type=int, default=256, help="images at a time")
-    command.add_argument("--compute", nargs="+", default=[], help="how: bf16, channels_last ...")
+    add_compute(command)
     command.set_defaults(command=_sample)
 
     command = commands.add_parser("classifier", help="train one, for features to measure in")

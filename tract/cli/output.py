@@ -45,5 +45,12 @@ def messages(as_json: bool) -> contextlib.AbstractContextManager:
     return contextlib.redirect_stdout(sys.stderr) if as_json else contextlib.nullcontext()
 
 
+def add_compute(command: argparse.ArgumentParser, action: str = "store") -> None:
+    """--compute of a command; with action "append" it may come several times, to compare them."""
+    text = "how, as in notebooks: bf16 channels_last, or bf16+channels_last"
+    text += "; may be repeated, to compare" if action == "append" else ""
+    command.add_argument("--compute", nargs="+", action=action, default=[], help=text)
+
+
 def add_json(command: argparse.ArgumentParser) -> None:
     command.add_argument("--json", action="store_true", help="one object a line, for machines")

@@ -3,10 +3,10 @@
 import argparse
 from pathlib import Path
 
-from tract.cli.output import add_json, print_rows
+from tract.cli.output import add_compute, add_json, print_rows
 from tract.jobs.parameters import read_yaml
 
-COMPUTE = "how, such as bf16+channels_last+compile, see `compute`"
+THREADS = "CPU threads; 0: as many as there are idle cores"
 
 
 def add_speed_commands(commands: argparse._SubParsersAction) -> None:
@@ -24,8 +24,8 @@ def add_speed_commands(commands: argparse._SubParsersAction) -> None:
     command.add_argument("--student-network", default="", help="of equal steps, see settings")
     command.add_argument("--student-prediction", default="", help="v or x0, likewise")
     command.add_argument("--noise-schedule", default="cosine", help="noise levels")
-    command.add_argument("--compute", default="fp32", help=COMPUTE)
-    command.add_argument("--threads", type=int, default=0, help="CPU threads; 0: torch decides")
+    add_compute(command)
+    command.add_argument("--threads", type=int, default=0, help=THREADS)
     add_json(command)
     command.set_defaults(command=_cost)
 
@@ -36,25 +36,15 @@ def add_speed_commands(commands: argparse._SubParsersAction) -> None:
     )
     command.add_argument("--network", default="digits", help="network, one of `tract models`")
     command.add_argument("--batch", type=int, default=0, help="images per step; 0: a usual number")
-    command.add_argument("--options", nargs="+", default=[], help=f"ways to compare: {COMPUTE}")
-    command.add_argument("--threads", type=int, default=0, help="CPU threads; 0: torch decides")
+    add_compute(command, "append")
+    command.add_argument("--threads", type=int, default=0, help=THREADS)
     command.add_argument("--table", type=Path, help="CSV to put the rows into, one by one")
     add_json(command)
     command.set_defaults(command=_bench)
 
-    command = commands.add_parser(
-        "overhead",
-        help="what watching a run costs, in blocks of steps that are watched and not",
-    )
-    command.add_argument("run_dir", type=Path, help="a folder with a teacher, as of the quickstart")
-    command.add_argument("--steps", type=int, default=240, help="of which half are watched")
-    command.add_argument("--threads", type=int, default=1, help="CPU threads; 0: torch decides")
-    add_json(command)
-    command.set_defaults(command=_overhead)
-
 
 def _cost(options: argparse.Namespace) -> None:
-    from tract.base.compute import compute_of, use_threads
+    from tract.base.compute import Compute, use_threads
     from tract.experiments.experiment import TEACHER
     from tract.jobs.cost import estimate
     from tract.networks.build import named_network
@@ -73,19 +63,19 @@ def _cost(options: argparse.Namespace) -> None:
             student_prediction=options.student_prediction,
             **size,
         )
-    network, compute = named_network(options.network), compute_of(options.compute)
+    network, compute = named_network(options.network), Compute.of(options.compute)
     found = estimate(network, settings, options.noise_schedule, compute)
     print_rows([found.row()], options.json)
 
 
 def _bench(options: argparse.Namespace) -> None:
-    from tract.base.compute import compute_of, device, use_threads
-    from tract.jobs.bench import OPTIONS, bench, write_throughput
+    from tract.base.compute import Compute, use_threads
+    from tract.jobs.bench import bench, usual_ways, write_throughput
 
     use_threads(options.threads)
-    computes = [compute_of(text) for text in options.options or OPTIONS[device()]]
+    ways = [Compute.of(words) for words in options.compute] or usual_ways(options.network)
     rows = []
-    for row in bench(options.network, options.batch, computes):
+    for row in bench(options.network, options.batch, ways):
         if options.table:
             write_throughput(options.table, [row])
         if options.json:
@@ -93,11 +83,3 @@ def _bench(options: argparse.Namespace) -> None:
         rows.append(row)
     if not options.json:
         print_rows(rows, as_json=False)
-
-
-def _overhead(options: argparse.Namespace) -> None:
-    from tract.base.compute import use_threads
-    from tract.lab.overhead import overhead
-
-    use_threads(options.threads)
-    print_rows([overhead(options.run_dir, options.steps)], options.json)

@@ -12,22 +12,20 @@ import re
 import shutil
 import struct
 import time
-from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing
 from pathlib import Path
 
 import numpy as np
 import torch
-from filelock import FileLock
 from PIL import Image
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from tract.base.files import TEMPORARY, replacing
+from tract.base.files import TEMPORARY, only_writer, replacing
 from tract.data import start_hash
 from tract.datasets.images import Images, image_batches, reduced
 
-RECIPE = "1"  # another number whenever the same files come to give other pixels
+RECIPE = "2"  # another number whenever the same files come to give other pixels
 UNKNOWN = "0" * 64  # stands for a hash until it is computed
 
 
@@ -59,30 +57,13 @@ def cached_pixels(
     about |= {"recipe": RECIPE, "files": images.stamp()}
     found = _read(path, about)
     if found is None:
-        with _only_writer(path.parent, path.name):
+        instead = "set XDG_CACHE_HOME to another folder"
+        with only_writer(path.parent, path.name, wait=True, instead=instead):
             found = _read(path, about)  # another process may have made it meanwhile
             if found is None:
                 _build(path, images, labels, about, shape, enlarge)
                 found = _read(path, about)
     return found
-
-
-@contextmanager
-def _only_writer(folder: Path, name: str) -> Iterator[None]:
-    """Hold the lock of a file, which the system frees even when its holder is killed."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(folder / f".{name}.lock")
-        lock.acquire()
-    except OSError as error:
-        raise OSError(
-            error.errno,
-            f"cannot write to {folder} ({error.strerror}): set XDG_CACHE_HOME to another folder",
-        ) from error
-    try:
-        yield
-    finally:
-        lock.release()
 
 
 def _read(path: Path, about: dict[str, str]) -> tuple[Tensor, tuple[str, str]] | None:
@@ -147,8 +128,6 @@ def _build(
         file.flush()
         os.utime(file.name, (when, when))
     print(f"{len(images):,} images are kept as pixels in {path}")
-    if images.num_other:
-        print(f"{images.num_other:,} files that are no images were passed over")
     if enlarged:
         print(f"{len(enlarged):,} images of fewer than {size} pixels were enlarged")
 

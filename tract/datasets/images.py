@@ -5,48 +5,61 @@ Nothing is extracted to disk. What is no whole, still image of 8 or 16 bits is r
 
 import hashlib
 import io
-import itertools
 import os
-import sys
 import zipfile
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
+from threading import Condition
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
-from tqdm import tqdm
+from PIL import Image, UnidentifiedImageError
 
-SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
+from tract.base.checks import shown
+from tract.base.files import place
+from tract.base.progress import progress
+
+SUFFIXES = (".bmp", ".gif", ".jfif", ".jpe", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
 FORMATS = ("BMP", "GIF", "JPEG", "PNG", "TIFF", "WEBP")  # what Pillow may take a file for
-MODES = {"1", "L", "LA", "P", "PA", "RGB", "RGBX", "RGBA", "CMYK", "YCbCr"}  # of 8 bits or less
-MODES_16 = {"I;16", "I;16L", "I;16B", "I;16N"}  # grey, 0..65535
 PIXEL_LIMIT = 2**26  # of one image, such as 8192 x 8192: a few bytes can claim any number
 BYTE_LIMIT = 4 * PIXEL_LIMIT  # of one file
+SCAN_LIMIT = 2**31  # scans of a JPEG times its pixels: each scan passes over them all
 BAD_LIMIT = 100  # bad images after which the others are not looked at
 BATCH = 256  # images decoded at a time
+TURNS = {  # by EXIF's orientation, of which 1 is upright
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
 
 
 class Images:
     """The images below a folder, or in a zip, by name; each is opened when it is read.
 
-    names: sorted paths below the source, with "/". num_other: files passed over because of their
-    suffix; hidden ones and those in __MACOSX are not counted. FileNotFoundError without such a
-    source, ValueError if it is no zip, an encrypted one, or has no images.
+    names: sorted paths below the source, with "/". others: names of files skipped because of their
+    suffix; hidden ones and those in __MACOSX are not among them. labels: content of EDM's
+    dataset.json at the top, or None. FileNotFoundError without such a source, ValueError if it is
+    no zip, or has no images.
     """
 
     def __init__(self, source: str | Path):
-        self.source = Path(source).expanduser()
+        self.source = place(source)
         if self.source.is_dir():
-            self._archive, names = None, set(_names_below(self.source))
+            self._archive, self._members = None, {n: n for n in _names_below(self.source)}
         elif self.source.is_file():
             self._archive = _open_zip(self.source)
-            names = {name for name in self._archive.namelist() if not name.endswith("/")}
+            members = (n for n in self._archive.namelist() if not n.endswith("/"))
+            self._members = {name.replace("\\", "/"): name for name in members}
         else:
             raise FileNotFoundError(f"no folder or zip {self.source}: correct the path")
-        visible = [name for name in names if not _is_hidden(name)]
-        self.names = sorted(name for name in visible if name.lower().endswith(SUFFIXES))
-        self.num_other = len(visible) - len(self.names)
+        visible = sorted(name for name in self._members if not _is_hidden(name))
+        self.names = [name for name in visible if name.lower().endswith(SUFFIXES)]
+        self.others = sorted(set(visible) - {*self.names, "dataset.json"})
         if not self.names:
             raise ValueError(
                 f"{self.source} has no images ({', '.join(SUFFIXES)}): give the folder or zip that "
@@ -56,24 +69,33 @@ class Images:
     def __len__(self) -> int:
         return len(self.names)
 
+    @property
+    def listing(self) -> bytes | None:
+        """Content of dataset.json at the top, in which EDM's tool writes labels, if it is there."""
+        if "dataset.json" not in self._members:
+            return None
+        with self._open("dataset.json") as file:
+            return file.read(BYTE_LIMIT)
+
     def read(self, name: str, *, grey: bool = False) -> Image.Image:
         """One image at its own size in mode "RGB", or "L" if grey; safe to call from threads.
 
         Turned upright as its EXIF says. What is transparent is laid on white; 16 bits of grey are
         rounded to 8 (of 16 bits of colour Pillow keeps the upper 8); CMYK is converted by Pillow's
-        formula, and colour profiles are ignored. ValueError, with name and reason, if the file is
-        damaged, has several frames, numbers of other kinds, or more pixels than PIXEL_LIMIT.
+        formula; other metadata and colour profiles are ignored. ValueError, with name and reason,
+        if the file is damaged, has several frames, 32 bits a pixel, or too many pixels.
         """
         try:
             with self._open(name) as file:
                 content = file.read(BYTE_LIMIT + 1)
-            return _plain(_decoded(content), grey)
+            with _opened(content) as image, _in_flight(image.width * image.height):
+                return _plain(_decoded(image, content), grey)
         except MemoryError:
             raise
         except UnidentifiedImageError as error:
             raise ValueError(f"{name} (no image of a known kind)") from error
         except Exception as error:  # a file from outside can be wrong in any way
-            raise ValueError(f"{name} ({str(error) or repr(error)})") from error
+            raise ValueError(f"{name} ({str(error) or shown(error)})") from error
 
     def stamp(self) -> str:
         """Hash of names, sizes and times, of the files or of their zip; contents are not read."""
@@ -84,7 +106,12 @@ class Images:
         return digest.hexdigest()
 
     def _open(self, name: str) -> io.BufferedIOBase:
-        return self._archive.open(name) if self._archive else (self.source / name).open("rb")
+        if self._archive:
+            return self._archive.open(self._members[name])
+        path = self.source / name
+        if not path.is_file():
+            raise ValueError("no regular file")  # a pipe would be waited for
+        return path.open("rb")
 
 
 def image_batches(
@@ -93,8 +120,9 @@ def image_batches(
     """All images in order, each as make returns it from what `Images.read` gives, BATCH stacked.
 
     make: called from several threads, returns arrays of one shape, refuses an image by ValueError.
-    Under a progress bar. ValueError at the end if images were bad, with how many and the first
-    names; nothing is yielded after the first was found.
+    Under a progress bar; at the end other files are counted and named. ValueError at the end if
+    images were bad, with how many and the first names; nothing is yielded after the first was
+    found.
     """
     bad: list[str] = []
 
@@ -110,13 +138,7 @@ def image_batches(
             bad.append(f"{name} ({error})")
             return None
 
-    bar = tqdm(
-        desc=f"reading {images.source.name}",
-        total=len(images),
-        unit="image",
-        file=sys.stdout,
-        mininterval=1,
-    )
+    bar = progress(f"reading {images.source.name}", len(images), "image")
     with bar, ThreadPoolExecutor() as pool:
         for start in range(0, len(images), BATCH):
             batch = list(pool.map(attempt, images.names[start : start + BATCH]))
@@ -126,11 +148,17 @@ def image_batches(
             elif len(bad) >= BAD_LIMIT:
                 break
     if bad:
-        shown = ", ".join(sorted(bad)[:5]) + (", ..." if len(bad) > 5 else "")
         raise ValueError(
-            f"{len(bad)} of the {bar.n:,} images read from {images.source} are refused: {shown}; "
-            "remove or replace them"
+            f"{len(bad)} of the {bar.n:,} images read from {images.source} are refused: "
+            f"{first_few(sorted(bad))}; remove or replace them"
         )
+    if images.others:
+        print(f"{len(images.others):,} files skipped, not images: {first_few(images.others)}")
+
+
+def first_few(names: list[str]) -> str:
+    """The first five of some names, for a message."""
+    return ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
 
 
 def reduced(image: Image.Image, size: int, *, enlarge: bool = False) -> np.ndarray:
@@ -150,23 +178,6 @@ def reduced(image: Image.Image, size: int, *, enlarge: bool = False) -> np.ndarr
     square = (0, 0, side / factor, side / factor)
     pixels = np.asarray(halved.resize((size, size), Image.Resampling.BICUBIC, square))
     return pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1)
-
-
-def folder_labels(names: list[str]) -> tuple[list[int], list[str]]:
-    """A label for each name, and the sorted names of the folders that they stand for.
-
-    Folders that all images share are passed over; those on the next level are the classes. Both
-    lists are empty if not every image lies in one.
-    """
-    parents = [name.split("/")[:-1] for name in names]
-    # What the first and the last in the alphabet share is shared by all.
-    pairs = zip(min(parents), max(parents), strict=False)
-    depth = len(list(itertools.takewhile(lambda pair: pair[0] == pair[1], pairs)))
-    if any(len(parent) == depth for parent in parents):
-        return [], []
-    classes = sorted({parent[depth] for parent in parents})
-    numbers = {name: number for number, name in enumerate(classes)}
-    return [numbers[parent[depth]] for parent in parents], classes
 
 
 def _names_below(folder: Path) -> Iterator[str]:
@@ -191,35 +202,76 @@ def _is_hidden(name: str) -> bool:
 
 def _open_zip(path: Path) -> zipfile.ZipFile:
     try:
-        archive = zipfile.ZipFile(path)
-    except zipfile.BadZipFile as error:
+        return zipfile.ZipFile(path)
+    except Exception as error:  # a file from outside can be wrong in any way
         raise ValueError(f"{path} is no zip ({error}): give a whole zip, or a folder") from error
-    if any(member.flag_bits & 1 for member in archive.infolist()):
-        raise ValueError(f"{path} is encrypted: unpack it, and give the folder")
-    return archive
 
 
-def _decoded(content: bytes) -> Image.Image:
-    """The image in a file, decoded and turned upright, in the mode it was stored in."""
+_budget = Condition()
+_pixels = 0  # being decoded, in all threads
+
+
+@contextmanager
+def _in_flight(pixels: int) -> Iterator[None]:
+    """Wait until no more than PIXEL_LIMIT pixels are being decoded, these included."""
+    global _pixels
+    with _budget:
+        _budget.wait_for(lambda: _pixels + pixels <= PIXEL_LIMIT)
+        _pixels += pixels
+    try:
+        yield
+    finally:
+        with _budget:
+            _pixels -= pixels
+            _budget.notify_all()
+
+
+def _opened(content: bytes) -> Image.Image:
+    """The image in a file, not yet decoded; ValueError for what would take too long or much."""
     if len(content) > BYTE_LIMIT:
         raise ValueError(f"more than {BYTE_LIMIT:,} bytes")
-    with Image.open(io.BytesIO(content), formats=FORMATS) as image:
-        if image.width * image.height > PIXEL_LIMIT:
-            raise ValueError(f"{image.width}x{image.height} are more than {PIXEL_LIMIT:,} pixels")
-        if image.mode not in MODES | MODES_16:
-            raise ValueError(f"mode {image.mode}: save it with 8 or 16 bits")
-        # The second picture of a camera's MPO is a preview.
-        if getattr(image, "n_frames", 1) > 1 and image.format != "MPO":
-            raise ValueError(f"{image.n_frames} frames: save the one that is meant")
-        image.verify()  # a PNG's checksums, which decoding passes over; the image is used up
-    image = Image.open(io.BytesIO(content), formats=FORMATS)
-    ImageOps.exif_transpose(image, in_place=True)
+    image = Image.open(io.BytesIO(_without_text(content)), formats=FORMATS)
+    pixels = image.width * image.height
+    if pixels > PIXEL_LIMIT:
+        raise ValueError(f"{image.width}x{image.height} are more than {PIXEL_LIMIT:,} pixels")
+    if image.mode in ("I", "F"):
+        raise ValueError(f"mode {image.mode}: save it with 8 or 16 bits")
+    # The second picture of a camera's MPO is a preview.
+    if getattr(image, "n_frames", 1) > 1 and image.format != "MPO":
+        raise ValueError(f"{image.n_frames} frames: save the one that is meant")
+    if image.format in ("JPEG", "MPO") and content.count(b"\xff\xda") * pixels > SCAN_LIMIT:
+        raise ValueError("a JPEG of too many scans: save it again")
     return image
+
+
+def _without_text(content: bytes) -> bytes:
+    """A PNG without texts and colour profiles, which Pillow limits in size; others as they are."""
+    if not content.startswith(b"\x89PNG\r\n\x1a\n"):
+        return content
+    kept, start = [content[:8]], 8
+    while start < len(content):
+        stop = start + 12 + int.from_bytes(content[start : start + 4])
+        if content[start + 4 : start + 8] not in (b"tEXt", b"zTXt", b"iTXt", b"iCCP"):
+            kept.append(content[start:stop])
+        start = stop
+    return b"".join(kept)
+
+
+def _decoded(image: Image.Image, content: bytes) -> Image.Image:
+    """An opened image, decoded and turned upright, in the mode it was stored in."""
+    image.verify()  # a PNG's checksums, which decoding passes over; the image is used up
+    image = Image.open(io.BytesIO(_without_text(content)), formats=FORMATS)
+    image.load()  # which turns a TIFF
+    try:
+        turn = TURNS.get(image.getexif().get(0x112))
+    except Exception:  # metadata say nothing of pixels, and can be wrong in any way
+        turn = None
+    return image if turn is None else image.transpose(turn)
 
 
 def _plain(image: Image.Image, grey: bool) -> Image.Image:
     """The image in mode "L" or "RGB"."""
-    if image.mode in MODES_16:  # Pillow itself would clip them at 255
+    if image.mode.startswith("I;16"):  # Pillow itself would clip them at 255
         levels = np.asarray(image).astype(np.uint32)
         levels[levels == image.info.get("transparency", -1)] = 65535
         image = Image.fromarray(((levels * 255 + 32767) // 65535).astype(np.uint8))
@@ -227,3 +279,10 @@ def _plain(image: Image.Image, grey: bool) -> Image.Image:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
     return image.convert("L" if grey else "RGB")
+
+
+def png_bytes(pixels: np.ndarray) -> bytes:
+    """Pixels (H, W) or (H, W, C) as a PNG file, written quickly rather than small."""
+    content = io.BytesIO()
+    Image.fromarray(pixels).save(content, "PNG", compress_level=1)
+    return content.getvalue()

@@ -12,9 +12,12 @@ import torch
 from torch import Tensor
 
 from tract.base.checks import check_choice, check_flag, check_text, check_whole
+from tract.base.files import place
 from tract.data import Data
+from tract.datasets.arrays import read_images
 from tract.datasets.cache import cached_pixels
-from tract.datasets.images import Images, folder_labels
+from tract.datasets.images import Images
+from tract.datasets.labels import labels_of
 
 
 def has_test_split(name: str) -> bool:
@@ -117,10 +120,13 @@ def _imagenet64(data_dir: str | None) -> Data:
 
     Those that are smaller are enlarged, as in the literature, and counted.
     """
-    images = Images(_given("imagenet64", data_dir))
-    labels, classes = folder_labels(images.names)
+    source = place(_given("imagenet64", data_dir))
+    if source.suffix == ".npz" or any(source.glob("*.npz")):
+        return _downsampled("imagenet64", source, 64)
+    images = Images(source)
+    labels, classes = labels_of(images)
     odd = [name for name in classes if not re.fullmatch(r"n\d{8}", name)]
-    if odd or not classes:
+    if images.listing is None and (odd or not classes):
         raise ValueError(
             f"{images.source} has no class folders such as n01440764 and n01443537, but "
             f"{odd[0] if odd else 'images alone'}: give the folder or zip of the photographs to "
@@ -132,11 +138,11 @@ def _imagenet64(data_dir: str | None) -> Data:
 def _images(
     data_dir: str | None, image_size: int = 0, grey: bool = False, flip: bool = False
 ) -> Data:
-    """Any images, with labels if they all lie in folders of their class."""
+    """Any images, with labels from dataset.json or if all lie in folders of their class."""
     if not image_size:
         raise ValueError("image_size is 0: data 'images' are reduced to one size, give it")
     images = Images(_given("images", data_dir))
-    labels, _ = folder_labels(images.names)
+    labels, _ = labels_of(images)
     return _converted("images", images, labels, image_size, grey=grey, flip=flip)
 
 
@@ -146,6 +152,20 @@ def _converted(
     numbers = torch.tensor(labels) if labels else None
     samples, hashes = cached_pixels(images, size, numbers, **options)
     return Data(name, samples, numbers, flip, hashes)
+
+
+def _downsampled(name: str, source: Path, size: int) -> Data:
+    """Batches of downsampled ImageNet, one .npz or a folder of them by name, in memory."""
+    paths = sorted(source.glob("*.npz")) if source.is_dir() else [source]
+    parts = [read_images(path) for path in paths]
+    for path, (samples, labels) in zip(paths, parts, strict=True):
+        if samples.shape[1:] != (3, size, size) or labels is None:
+            raise ValueError(
+                f"{path} has no data and labels of 3x{size}x{size} pixels: give the folder of "
+                "downsampled ImageNet's training batches"
+            )
+    print(f"{len(paths)} batches of downsampled ImageNet, in that project's order of classes")
+    return Data(name, *(torch.cat(tensors) for tensors in zip(*parts, strict=True)), flip=True)
 
 
 LOADERS = {
@@ -174,7 +194,7 @@ def _given(name: str, data_dir: str | None) -> str:
 
 
 def _folder(name: str, data_dir: str | None) -> Path:
-    folder = Path(_given(name, data_dir)).expanduser()
+    folder = place(_given(name, data_dir))
     if not folder.is_dir():
         raise FileNotFoundError(f"data_dir {str(data_dir)!r} is no folder: correct the path")
     return folder

@@ -15,19 +15,19 @@ from torch import Tensor
 
 from tract.base.checks import check_flag, check_text, check_whole
 from tract.base.compute import EAGER, Compute, device
-from tract.base.files import only_writer
+from tract.base.files import only_writer, place
 from tract.base.parallel import check_share
 from tract.data import Data
 from tract.datasets.load import load_data
 from tract.denoiser import Denoiser
 from tract.distill import DistillationState, distill, start_distillation
-from tract.experiments.card import claim, read_card
+from tract.experiments.card import claim
 from tract.experiments.run import Checkpointing, Run, complete
 from tract.experiments.team import team_size, together
 from tract.levels import FIXED, Level, levels_of
 from tract.metrics.samples import fixed_noise
 from tract.networks.build import build_denoiser, named_network, student_for
-from tract.networks.weights import fingerprint, load_model, save_model
+from tract.networks.weights import fingerprint, load_model, read_card, save_model
 from tract.optimize import check_fits
 from tract.records import Record
 from tract.samplers import step_indices
@@ -51,7 +51,7 @@ class Experiment:
     teacher_steps: int = 1024  # T, the length of the teacher's grid
     reference_steps: int = 256  # the teacher's own, that students are compared with
     num_samples: int = 384
-    clamp: bool = True  # predictions to [-1, 1], in targets and sampling
+    clamp: bool = True  # predictions to [-1, 1] in sampling
     seed: int = 0  # of the noise that is sampled from
     image_size: int = 0  # this and the next two are DATA_OPTIONS, for data "images" alone
     grey: bool = False
@@ -60,7 +60,7 @@ class Experiment:
 
     def __post_init__(self):
         check_text("run_dir", str(self.folder) if isinstance(self.folder, Path) else self.folder)
-        object.__setattr__(self, "folder", Path(self.folder))
+        object.__setattr__(self, "folder", place(self.folder))
         step_indices(self.levels.num_steps, self.reference_steps)
         check_flag("conditional", self.conditional)
         check_whole("num_samples", self.num_samples, 2)
@@ -95,7 +95,12 @@ class Experiment:
 
     def _data_place(self) -> str:
         """data_dir as seen from any folder."""
-        return str(Path(self.data_dir).expanduser().resolve()) if self.data_dir else ""
+        return str(place(self.data_dir).resolve()) if self.data_dir else ""
+
+    def as_json(self) -> dict:
+        """All of it, for another process, perhaps in another folder than a notebook's kernel."""
+        places = {"folder": str(self.folder.resolve()), "data_dir": self._data_place()}
+        return asdict(self) | places
 
     def card(self) -> dict:
         """What must stay the same for two runs to be comparable."""
@@ -162,10 +167,8 @@ class Experiment:
         check_share(settings.batch_size, size)
 
         def team(checkpoint: str) -> AbstractContextManager[None]:
-            # The others may have been started in another folder than a notebook's kernel.
-            places = {"folder": str(self.folder.resolve()), "data_dir": self._data_place()}
             task = {
-                "experiment": asdict(self) | places,
+                "experiment": self.as_json(),
                 "data_sha256": self.data.sha256 if size > 1 else "",
                 "settings": asdict(settings),
                 "network": network_name,
@@ -269,11 +272,15 @@ def open_experiment(folder: str | Path, compute: Compute = EAGER) -> Experiment:
             f"no {path}: execute 01_teacher first, or what else trains its teacher, or correct "
             "run_dir"
         )
-    card = read_card(path)
+    card = read_card(path, whole=True)
     try:
         sha256 = card.pop("data_sha256")
         data_dir = card.pop("provenance")["data_dir"]
         experiment = Experiment(Path(folder), data_dir=data_dir, compute=compute, **card)
+    except FileNotFoundError as error:
+        raise FileNotFoundError(
+            f"{error}; if the data of {path} moved, execute 01_teacher with their new data_dir"
+        ) from error
     except (KeyError, TypeError) as error:  # an entry is missing, or is none of ours
         raise ValueError(
             f"{path} describes no experiment ({error}): restore it, or begin in another run_dir"
@@ -286,20 +293,31 @@ def open_experiment(folder: str | Path, compute: Compute = EAGER) -> Experiment:
     return experiment
 
 
+def _short(value: object) -> str:
+    """A setting's value in the name of a run: 0.9, or 1e-08_0.15 of several."""
+    return "_".join(map(str, value)) if isinstance(value, tuple) else str(value)
+
+
+# Names of runs, and with them rows of results, keep their meaning when a default changes: what they
+# leave out is what it was.
+UNNAMED = {"clamp": "all"}
+
+
 def run_name(settings: Training) -> str:
     """Directory of a run: the teacher's, or what tells one distillation from another.
 
-    Such as TRACT-1024-32-1-30720images-seed0; settings that are not the default come in between.
+    Such as TRACT-1024-32-1-30720images-seed0; settings with other values than the default, or than
+    in UNNAMED, come in between.
     """
     if not isinstance(settings, Distillation):
         return TEACHER
     steps = settings.schedule.replace(">", "-").replace("<", "_")  # names of files on any system
     images = f"{settings.train_images}images"
     changed = [
-        f"{field.name}{getattr(settings, field.name)}"
+        f"{field.name}{_short(getattr(settings, field.name))}"
         for field in fields(settings)
         if field.default is not MISSING
         and field.name not in ("method", "seed")
-        and getattr(settings, field.name) != field.default
+        and getattr(settings, field.name) != UNNAMED.get(field.name, field.default)
     ]
     return "-".join([settings.method, steps, images, *changed, f"seed{settings.seed}"])

@@ -134,8 +134,8 @@ def _scheduler(denoiser: Denoiser, levels: Level, clamp: bool) -> dict:
     own = levels_of(options["noise_schedule"], options["num_steps"])
     if not (len(own) == len(levels) and torch.allclose(own.logsnr, levels.logsnr, rtol=1e-9)):
         raise ValueError(
-            f"the network numbers the {options['num_steps']} levels of {options['process']}, and "
-            "these levels are others: distil on the teacher's own"
+            f"the network numbers the {options['num_steps']} levels of "
+            f"{options['noise_schedule']}, and these levels are others: distil on the teacher's own"
         )
     if options["num_classes"]:
         raise ValueError(

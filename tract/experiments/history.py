@@ -1,7 +1,9 @@
 """History of a run: one JSON line a step, and TensorBoard event files."""
 
-import io
+import hashlib
 import json
+import math
+import os
 import time
 from collections import deque
 from contextlib import suppress
@@ -38,20 +40,24 @@ class Events:
 
 
 HISTORY = "history.jsonl"  # name of the file in a run directory
+COLUMNS = {"step": int, "num_steps": int, "images_seen": int, "loss": float, "mse": float}
+COLUMNS |= {"phase": str, "seconds": int | float}
 
 
 class History(Events):
     """A context in which the records of a run are written that goes on after a step.
 
     A record is written when its losses have arrived, which on a CPU is at once. Those that
-    had not when a run was killed are of steps that it makes again: `write` before a state is saved.
+    had not when a run was killed are of steps that it makes again: `mark` before a state is saved.
+    mark: of the state that the run goes on from.
     """
 
-    def __init__(self, folder: Path, step: int):
-        past = trim(folder / HISTORY, step)
-        super().__init__(folder, step)
+    def __init__(self, folder: Path, step: int, mark: dict | None = None):
         self._path = folder / HISTORY
-        self._begun = time.monotonic() - (past[-1]["seconds"] if past else 0.0)
+        kept, seconds = recovered(self._path, step, mark)
+        super().__init__(folder, step)
+        self._length, self._digest = len(kept), hashlib.sha256(kept)
+        self._begun = time.monotonic() - seconds
         self._waiting: deque[tuple[Record, float]] = deque()
 
     def record(self, record: Record) -> None:
@@ -60,14 +66,19 @@ class History(Events):
         while self._waiting and self._waiting[0][0].losses.arrived:
             self._write_first()
 
-    def write(self) -> None:
-        """Write all records, waiting for those that have not arrived."""
+    def mark(self) -> dict:
+        """Write all records, and return what tells, with a state, that they are as they were."""
         while self._waiting:
             self._write_first()
+        with self._path.open("ab") as file:
+            os.fsync(file.fileno())
+        return {"length": self._length, "sha256": self._digest.hexdigest()}
 
     def _write_first(self) -> None:
         record, seconds = self._waiting.popleft()
-        append(self._path, record.line() | {"seconds": seconds})
+        line = append(self._path, record.line() | {"seconds": seconds})
+        self._length += len(line)
+        self._digest.update(line)
         self.add(record.step, loss=record.loss, mse=record.mse)
 
 
@@ -77,27 +88,69 @@ def history(folder: str | Path) -> pd.DataFrame:
     if not path.is_file():
         raise FileNotFoundError(f"no {path}: begin that run first, or correct run_dir")
     content = path.read_bytes()
-    whole_lines = content[: content.rfind(b"\n") + 1]
-    return pd.read_json(io.BytesIO(whole_lines), lines=True)
+    lines = content[: content.rfind(b"\n") + 1].splitlines()
+    records = [_record(line) for line in lines]
+    if None in records:
+        raise ValueError(f"{path} is damaged in line {records.index(None) + 1}: restore it")
+    return pd.DataFrame(records, columns=[*COLUMNS])
 
 
-def append(path: Path, line: dict) -> None:
-    """Add one line to a file of JSON lines, at once."""
-    with path.open("a") as file:
-        file.write(json.dumps(line) + "\n")
+def append(path: Path, line: dict) -> bytes:
+    """Add one line to a file of JSON lines, at once; returns it."""
+    content = (json.dumps(line) + "\n").encode()
+    with path.open("ab") as file:
+        file.write(content)
+    return content
+
+
+def _record(line: bytes) -> dict | None:
+    """A line of the history, or None if it is none."""
+    try:
+        record = json.loads(line)
+        whole = all(isinstance(record[name], kind) for name, kind in COLUMNS.items())
+    except (ValueError, TypeError, KeyError, RecursionError):
+        return None
+    return record if whole else None
+
+
+def recovered(path: Path, step: int, mark: dict | None) -> tuple[bytes, float]:
+    """Cut a history to the lines up to a step, and return these and their last seconds.
+
+    One that lacks some, or is not as it was when a state was saved, is kept aside, and that is
+    said; lines that are well formed stay.
+    """
+    content = path.read_bytes() if path.is_file() else b""
+    kept = content[: mark["length"]] if mark else b""
+    good = {}
+    for line in content.splitlines(keepends=True):
+        record = _record(line) if line.endswith(b"\n") else None
+        if record and max(good, default=0) < record["step"] <= step:
+            good[record["step"]] = record["seconds"], line
+    intact = hashlib.sha256(kept).hexdigest() == mark["sha256"] if mark else len(good) == step
+    if not intact or not mark:
+        kept = b"".join(line for _, line in good.values())
+    if not intact:
+        aside = path.with_name(f"history-aside-{time.time_ns()}.jsonl")
+        if content:
+            path.rename(aside)
+        lost = sorted(set(range(1, step + 1)) - good.keys())
+        which = f"lacks {len(lost):,} steps from {lost[0]} to {lost[-1]}" if lost else "was changed"
+        print(f"{path.parent.name}: {path.name} {which}; kept as {aside.name}, the run goes on")
+    if kept != content or not intact:
+        write_atomically(path, kept)
+    return kept, max((seconds for seconds, _ in good.values()), default=0.0)
 
 
 def trim(path: Path, step: int) -> list[dict]:
-    """Cut JSON lines to those up to a step, so that no step appears twice, and return them."""
-    if not path.is_file():
-        return []
+    """Cut measurements to those up to a step, so that no step appears twice, and return them."""
     kept = []
-    for line in path.read_bytes().splitlines():
+    for line in path.read_bytes().splitlines() if path.is_file() else ():
         try:
             record = json.loads(line)
-        except ValueError:
-            break  # the last line of a killed run, or of one without space
-        if record["step"] <= step:
-            kept.append(record)
-    write_atomically(path, "".join(json.dumps(r) + "\n" for r in kept).encode())
+            if record["step"] <= step and record["metric"] <= math.inf:
+                kept.append(record)
+        except (ValueError, TypeError, KeyError, RecursionError):
+            print(f"{path.parent.name}: {path.name} has a damaged line, which is left out")
+    if path.is_file():
+        write_atomically(path, "".join(json.dumps(r) + "\n" for r in kept).encode())
     return kept

@@ -7,25 +7,23 @@ results.csv                   one row for each measured number, see `results`
 """
 
 import json
-import sys
 from collections.abc import Sequence
 from contextlib import suppress
 from functools import reduce
 from pathlib import Path
 
 import pandas as pd
-from filelock import FileLock
 from torch import Tensor
-from tqdm import tqdm
 
-from tract.base.checks import check_choice
+from tract.base.checks import check_choice, shown
 from tract.base.compute import device
+from tract.base.files import only_writer
+from tract.base.progress import progress
 from tract.base.provenance import provenance
 from tract.data import to_uint8, to_unit
 from tract.datasets.cache import cache_folder
 from tract.datasets.load import has_test_split, load_data
 from tract.denoiser import Denoiser
-from tract.experiments.card import read_card
 from tract.experiments.experiment import TEACHER, Experiment, run_name
 from tract.experiments.history import history
 from tract.experiments.results import (
@@ -36,13 +34,23 @@ from tract.experiments.results import (
     read_results,
     wide,
 )
+from tract.experiments.run import average_file
 from tract.levels import Level
 from tract.metrics.distances import Moments, frechet_distance, moments_of, rmse
 from tract.metrics.feature_statistics import statistics
 from tract.metrics.features import FEATURES, Extractor, extractor, metric_name
 from tract.metrics.samples import sample_batches
 from tract.metrics.sources import open_source
-from tract.networks.weights import fingerprint, load_model, read_tensors, write_tensors
+from tract.networks.cards import about_model
+from tract.networks.weights import (
+    check_numbers,
+    fingerprint,
+    load_model,
+    read_card,
+    read_sha256,
+    read_tensors,
+    write_tensors,
+)
 from tract.phases import format_schedule, in_steps
 from tract.samplers import SOLVERS, Solver, ddim_x0, step_indices
 from tract.settings import Distillation, Training
@@ -73,7 +81,7 @@ class Distance:
 
     def __call__(self, samples: Tensor) -> float:
         batches = to_uint8(samples).split(BATCH[device()])
-        with tqdm(batches, self.metric, file=sys.stdout, mininterval=1, leave=False) as bar:
+        with progress(self.metric, len(batches), "batch", iterable=batches, leave=False) as bar:
             moments: Moments = reduce(Moments.merged, (moments_of(self.extract(x)) for x in bar))
         return frechet_distance(moments, self.reference)
 
@@ -99,31 +107,64 @@ def measure(
     reference_steps: the others are compared to it. features: those of `features.extractor` in
     which the Frechet distance to the data is measured. ValueError before any sampling for what
     cannot be. Of the samples the first KEPT are kept; the distance to the teacher is theirs.
+    Samples of the very same weights that are there already are not made again.
     """
     levels, table = experiment.grid(settings), experiment.folder / RESULTS
     check_measuring(levels, steps, features)
     read_results(table)  # refused if it is damaged
     distances = [Distance(experiment, name) for name in features]
     eps, labels = experiment.noise
-    samples = {n: _sampled(experiment, denoiser, eps, levels, n, labels) for n in steps}
+    folder = experiment.folder / run_name(settings)
+    path = folder / SAMPLES
+    model = read_sha256(folder / "model.safetensors")
+    about = {"model": model, "compute": str(experiment.compute)}
+    before, known = read_tensors(path) if path.is_file() else ({}, about)
+    same = {int(n): x.to(eps) for n, x in before.items() if len(x) == len(eps) and known == about}
+    samples = {
+        n: same[n] if n in same else _sampled(experiment, denoiser, eps, levels, n, labels)
+        for n in steps
+    }
     kept = {n: x[:KEPT] for n, x in samples.items()}
-    path = experiment.folder / run_name(settings) / SAMPLES
-    before = saved_samples(experiment, run_name(settings)) if path.is_file() else {}
-    write_tensors(path, {str(n): x for n, x in {**before, **kept}.items()}, {})
+    if not same.keys() >= kept.keys():
+        before = before if known == about else {}  # else of other weights
+        write_tensors(path, before | {str(n): x for n, x in kept.items()}, about)
     reference = saved_samples(experiment, TEACHER)[experiment.reference_steps].to(eps)
     row = run_row(experiment.folder / run_name(settings), denoiser)
     rows = []
     for n, x in samples.items():
-        at = row | {"nfe": n}
-        all_of_them = at | {"samples": len(x)}
-        rows += [all_of_them | _number(d.metric, d(x), **d.conditions) for d in distances]
-        error = _number("rmse_to_teacher", rmse(kept[n], reference), nfe=experiment.reference_steps)
-        rows.append(at | {"samples": len(kept[n])} | error)
+        rows += _rows_of_samples(experiment, row | {"nfe": n}, x, reference, distances)
     card = read_tensors(path.with_name("model.safetensors"))[1]
     if "peak_memory_mb" in card:  # of its training, on a GPU
         at = row | {"nfe": steps[0], "samples": 0}
         rows.append(at | _number("peak_memory_mb", card["peak_memory_mb"]))
     return wide(append_results(table, rows))
+
+
+def measure_averages(
+    experiment: Experiment, settings: Distillation, features: Sequence[str] = ("pixels",)
+) -> None:
+    """Add rows of a run's further averages, which are runs RUN-averageRESIDUAL in the table."""
+    levels, (eps, labels) = experiment.grid(settings), experiment.noise
+    folder, nfe = experiment.folder / run_name(settings), settings.step_schedule[-1]
+    reference = saved_samples(experiment, TEACHER)[experiment.reference_steps].to(eps)
+    distances, rows = [Distance(experiment, name) for name in features], []
+    for residual in settings.more_residuals:
+        denoiser = load_model(folder / average_file(residual), device())[0]
+        x = _sampled(experiment, denoiser, eps, levels, nfe, labels)
+        at = run_row(folder, denoiser) | {"nfe": nfe, "run": f"{folder.name}-average{residual:g}"}
+        rows += _rows_of_samples(experiment, at, x, reference, distances)
+    append_results(experiment.folder / RESULTS, rows)
+
+
+def _rows_of_samples(
+    experiment: Experiment, at: dict, x: Tensor, reference: Tensor, distances: Sequence[Distance]
+) -> list[dict]:
+    """Rows of the distances of samples (N, ...) to the data, and to the teacher's own (M, ...)."""
+    rows = [at | {"samples": len(x)} | _number(d.metric, d(x), **d.conditions) for d in distances]
+    count = min(len(x), len(reference))
+    error = rmse(x[:count], reference[:count])
+    number = _number("rmse_to_teacher", error, nfe=experiment.reference_steps)
+    return [*rows, at | {"samples": count} | number]
 
 
 def measure_real(experiment: Experiment, features: Sequence[str]) -> None:
@@ -185,8 +226,21 @@ def saved_samples(experiment: Experiment, name: str) -> dict[int, Tensor]:
     path = experiment.folder / name / SAMPLES
     if not path.is_file():
         raise FileNotFoundError(f"no {path}: execute the notebook that measures {name} first")
-    samples = {int(n): x for n, x in read_tensors(path)[0].items()}
-    return dict(sorted(samples.items(), reverse=True))
+    return read_samples(path.parent)
+
+
+def read_samples(folder: Path) -> dict[int, Tensor]:
+    """Samples in a run's folder by number of steps, most first; ValueError if not its model's."""
+    tensors, card = read_tensors(folder / SAMPLES)
+    model = folder / "model.safetensors"
+    if "model" in card and model.is_file() and card["model"] != read_sha256(model):
+        raise ValueError(
+            f"{folder / SAMPLES} are samples of another model: remove them, and measure again"
+        )
+    check_numbers(tensors, folder / SAMPLES)
+    if odd := [name for name in tensors if not name.isdecimal() or tensors[name].ndim < 2]:
+        raise ValueError(f"{folder / SAMPLES} has {shown(odd[0])}, no samples at steps: remove it")
+    return {int(n): tensors[n] for n in sorted(tensors, key=int, reverse=True)}
 
 
 def comparison(experiment: Experiment, table: pd.DataFrame, count: int) -> dict[str, Tensor]:
@@ -225,18 +279,25 @@ def _rollout(
     """The teacher's samples with all steps of a grid, made once. step: a name in SOLVERS."""
     folder = experiment.folder / TEACHER
     path = folder / f"rollout-{step}-{levels.num_steps}-{len(eps)}.safetensors"
-    with FileLock(path.with_name(f".{path.name}.lock")):
+    made_by = {"model": read_sha256(folder / "model.safetensors")}
+    with only_writer(path.parent, path.name, wait=True):
         if not path.is_file():
             teacher, steps = load_model(folder, device())[0], levels.num_steps
             x = _sampled(experiment, teacher, eps, levels, steps, labels, SOLVERS[step])
-            write_tensors(path, {"samples": x}, {})
-        return read_tensors(path)[0]["samples"].to(eps)
+            write_tensors(path, {"samples": x}, made_by)
+        tensors, card = read_tensors(path)
+    if card != made_by or "samples" not in tensors:
+        raise ValueError(f"{path} is of another teacher: remove it, and it is made again")
+    return tensors["samples"].to(eps)
 
 
 def run_row(folder: str | Path, denoiser: Denoiser) -> dict:
     """What rows of results say about the finished run in a folder, and its network."""
-    card = read_card(Path(folder) / "card.json")
+    path = Path(folder) / "card.json"
+    card = read_card(path, whole=True)
+    about_model(card, path)
     experiment, settings = card["experiment"], card.get("settings", {})
+    made = card.get("provenance") or {}
     # A published teacher was not trained here: of its images and seconds nothing is known.
     past = {"images_seen": 0, "seconds": 0.0} if "source" in card else history(folder).iloc[-1]
     return {
@@ -247,8 +308,8 @@ def run_row(folder: str | Path, denoiser: Denoiser) -> dict:
         "student_params": sum(p.numel() for p in denoiser.parameters()),
         "images": int(past["images_seen"]),
         "seed": settings.get("seed", 0),
-        "device": card["provenance"]["device"],
-        "commit": card["provenance"]["commit"],
+        "device": made.get("device", ""),
+        "commit": made.get("commit", ""),
         "seconds": round(past["seconds"], 1),
         "run": Path(folder).resolve().name,
         "teacher": card.get("teacher_sha256", "")[:12] or teacher_name(denoiser),

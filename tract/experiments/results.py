@@ -4,9 +4,8 @@ from collections.abc import Iterable
 from pathlib import Path
 
 import pandas as pd
-from filelock import FileLock
 
-from tract.base.files import write_atomically
+from tract.base.files import only_writer, write_atomically
 
 RESULTS = "results.csv"  # name of the table in a run directory
 
@@ -61,7 +60,7 @@ def append_results(path: str | Path, rows: Iterable[dict]) -> pd.DataFrame:
         if row.keys() != set(COLUMNS):
             odd = ", ".join(sorted(row.keys() ^ set(COLUMNS)))
             raise ValueError(f"a row of results has too much or too little: correct {odd}")
-    with FileLock(path.with_name(f".{path.name}.lock")):
+    with only_writer(path.parent, path.name, wait=True):
         before = read_results(path).to_dict("records")
         # A dictionary keeps the place of the row that is replaced.
         merged = {tuple(str(row[name]) for name in KEY): row for row in [*before, *rows]}
@@ -73,26 +72,12 @@ def append_results(path: str | Path, rows: Iterable[dict]) -> pd.DataFrame:
 def publish(run_dir: str | Path, path: str | Path) -> int:
     """Add the rows of a run directory to the table at path; returns how many.
 
-    FileNotFoundError if nothing was measured there. ValueError, and nothing is added, for runs that
-    are there with another teacher: under one name they would pass for seeds of one recipe.
+    FileNotFoundError if nothing was measured there.
     """
     source = Path(run_dir) / RESULTS
     if not source.is_file():
         raise FileNotFoundError(f"no {source}: execute a notebook that measures, or correct it")
-    found, known = read_results(source), read_results(path)
-    same = ["data", "noise_schedule", "run"]
-    ours, theirs = (
-        table[[*same, "teacher"]].drop_duplicates()
-        for table in (found[found["schedule"] != ""], known)
-    )
-    pairs = ours.merge(theirs, "inner", same)
-    odd = pairs[pairs["teacher_x"] != pairs["teacher_y"]]
-    if len(odd):
-        first = odd.iloc[0]
-        raise ValueError(
-            f"{path} has {first['run']} of the teacher {first['teacher_y']}, and {source} of "
-            f"{first['teacher_x']}: give another table, or take the rows of that teacher out"
-        )
+    found = read_results(source)
     append_results(path, found.to_dict("records"))
     return len(found)
 

@@ -4,27 +4,35 @@ import json
 import math
 import os
 import shutil
-import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
+from contextlib import AbstractContextManager, closing, contextmanager, nullcontext, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import torch
-from tqdm import tqdm
 
 from tract.base.checks import check_whole, is_number
-from tract.base.compute import peak_memory
+from tract.base.compute import peak_memory, use_threads
 from tract.base.files import TEMPORARY, only_writer
 from tract.base.interrupts import Stop, interrupt_between_steps
 from tract.base.parallel import any_rank, check_same
+from tract.base.progress import progress
 from tract.denoiser import Denoiser
 from tract.distill import DistillationState
-from tract.experiments.card import claim
+from tract.experiments.card import claim, recorded_threads
 from tract.experiments.history import History, append, trim
-from tract.networks.weights import fingerprint, load_model, load_state, save_model, save_state
-from tract.optimize import check_finite
+from tract.experiments.status import Reporter
+from tract.networks.weights import (
+    fingerprint,
+    load_model,
+    load_state,
+    read_tensors,
+    run_cards,
+    save_model,
+    save_state,
+)
+from tract.optimize import StudentOutOfMemory, check_finite
 from tract.records import Record
 from tract.settings import Training
 from tract.train import TeacherState
@@ -40,13 +48,25 @@ def named_failures(folder: Path, settings: Training) -> Iterator[None]:
         raise FloatingPointError(
             f"{error}; {intact} with other settings: `tract branch` {folder} and a new name"
         ) from error
+    except StudentOutOfMemory as error:
+        raise RuntimeError(f"{error}; {intact}") from error
     except (torch.OutOfMemoryError, MemoryError) as error:
         raise RuntimeError(
             f"out of memory with batch {settings.batch_size}: use a smaller batch; {intact}"
         ) from error
     except OSError as error:
         reason = error.strerror or error
+        if not folder.is_dir():
+            raise FileNotFoundError(
+                f"the folder {folder} of the run vanished while it went on: restore it, and "
+                "run it again from its last checkpoint"
+            ) from error
         raise OSError(error.errno, f"{reason}; {intact} once there is space") from error
+
+
+def average_file(residual: float) -> str:
+    """Name of the file of a finished run's further inference average."""
+    return f"average-{residual:g}.safetensors"
 
 
 @dataclass(frozen=True)
@@ -110,20 +130,30 @@ class Run:
     def __iter__(self) -> Iterator[Record]:
         """Records of the steps still to be made, each when it has been written."""
         folder, state = self.folder, self.state
+        if self.finished:  # perhaps where nothing can be written
+            claim(folder / "card.json", self.card, found=_card_in(folder))
+            print(f"{folder.name}: finished before, read from {folder / 'model.safetensors'}")
+            return
         with only_writer(folder):
             for path in folder.glob(f".*{TEMPORARY}"):  # of a process killed while it wrote
                 path.unlink()
-            unfinished = bool(_checkpoints(folder))
-            finished = self.finished
-            note = None if finished else self.note  # which says how it was made
-            claim(folder / "card.json", self.card, binding=finished or unfinished, note=note)
-            if finished:
-                print(f"{folder.name}: finished before, read from {folder / 'model.safetensors'}")
-                return
+            begun, mark = bool(_checkpoints(folder)), None
+            found = _card_in(folder) if begun else None
+            if begun:  # with more or fewer threads sums would round otherwise
+                use_threads(recorded_threads(folder / "card.json"))
+            claim(folder / "card.json", self.card, binding=begun, note=self.note, found=found)
+            name = ""
             peak_memory(reset=True)
-            with self.team(_resume(folder, state, self.settings) if unfinished else ""):
-                yield from self._steps()
-            save_model(folder / "model.safetensors", state.ema, self.card | peak_memory())
+            if begun:
+                name, mark = _resume(folder, state, self.settings)
+            at = self.settings.batch_size, state.step, self.settings.num_steps
+            with Reporter(folder, *at) as reporter, self.team(name):
+                yield from self._steps(mark, reporter)
+                averages = getattr(state, "averages", [])
+                residuals = getattr(self.settings, "more_residuals", ())
+                for residual, average in zip(residuals, averages, strict=True):
+                    save_model(folder / average_file(residual), average, self.card)
+                save_model(folder / "model.safetensors", state.ema, self.card | peak_memory())
 
     def result(self) -> Denoiser:
         """The average of a finished run, which needs its checkpoints no more."""
@@ -131,7 +161,7 @@ class Run:
         _remove(_checkpoints(self.folder))
         return denoiser
 
-    def _steps(self) -> Iterator[Record]:
+    def _steps(self, mark: dict | None, reporter: Reporter) -> Iterator[Record]:
         """Pass the records on: each is written first, the state saved when it is time."""
         folder, state, settings, saving = self.folder, self.state, self.settings, self.saving
         measured = [line["metric"] for line in trim(folder / "metric.jsonl", state.step)]
@@ -142,15 +172,17 @@ class Run:
         with (
             interrupt_between_steps() as self.stop,
             named_failures(folder, settings),
-            History(folder, state.step) as history,
+            History(folder, state.step, mark) as history,
         ):
             for record in self.records:
                 history.record(record)
+                reporter.take(record)
                 if saving.metric_every and record.step % saving.metric_every == 0:
+                    record.losses.read()  # a GPU that hangs would be waited for without an end
                     value = _measure(folder, state, self.card, saving.metric, best)
                     history.add(record.step, metric=value)
                     best = min(best, value)  # still the best if the value is nan
-                ending = any_rank(self.stop.requested)
+                ending = any_rank(self.stop.requested or reporter.stop_requested)
                 phase_ends = record.step % settings.steps_per_phase == 0
                 if (
                     ending
@@ -158,14 +190,14 @@ class Run:
                     or time.monotonic() - saved > 60 * saving.minutes
                     or (saving.steps and record.step % saving.steps == 0)
                 ):
-                    history.write()
+                    mark = history.mark()
                     # On a GPU the loss is read a step later; a state without it is not kept.
                     check_finite(record.losses, record.step, settings)
                     # What a phase led to comes first: killed in between, a run makes it again.
                     if phase_ends and record.step < settings.num_steps:
                         result = folder / f"phase-{state.phase + 1}.safetensors"
                         save_model(result, state.ema, {**self.card, "phase": record.phase})
-                    _save(folder, state, self.card, saving.keep)
+                    _save(folder, state, self.card | {"history": mark}, saving.keep)
                     saved = time.monotonic()
                 yield record
                 if ending:
@@ -177,12 +209,12 @@ class Run:
 
 def complete(run: Run) -> Denoiser:
     """Carry a run through to its end, under a text bar that all can show; returns its average."""
-    about = {"desc": run.folder.name, "total": run.settings.num_steps, "unit": "step"}
     bar = None
     try:
         for record in run:
             if bar is None:  # after the first step it is known where the run goes on
-                bar = tqdm(initial=record.step, file=sys.stdout, mininterval=1, **about)
+                total = run.settings.num_steps
+                bar = progress(run.folder.name, total, initial=record.step)
             elif bar.update():  # redrawn, as seldom as that: to read a loss may be to wait
                 bar.set_postfix_str(f"{record.phase} loss {record.loss:.3g}", refresh=False)
     finally:
@@ -222,15 +254,25 @@ def _remove(paths: Iterable[Path]) -> None:
         path.unlink(missing_ok=True)  # another process may have
 
 
-def _resume(folder: Path, state, settings: Training) -> str:
+def _card_in(folder: Path) -> dict | None:
+    """The card in a file of a run whose own is lost, of which the newest that is whole counts."""
+    if run_cards(folder):
+        return None
+    for path in [folder / "model.safetensors", *_checkpoints(folder)]:
+        with suppress(ValueError, OSError):
+            return read_tensors(path)[1]
+    return None
+
+
+def _resume(folder: Path, state, settings: Training) -> tuple[str, dict | None]:
     """Bring the state to the newest checkpoint that is whole; say which, and why not a newer.
 
-    Returns its name.
+    Returns its name, and its mark of the history.
     """
     fresh, reasons = dict(vars(state)), []
     for path in _checkpoints(folder):
         try:
-            load_state(path, state)
+            mark = load_state(path, state).get("history")
             _check_place(path, state, settings)
         except ValueError as error:
             vars(state).update(fresh)  # a first teacher that a later phase had replaced
@@ -238,7 +280,7 @@ def _resume(folder: Path, state, settings: Training) -> str:
             reasons.append(str(error))
             continue
         print(f"{folder.name}: resuming after step {state.step} from {path.name}")
-        return path.name
+        return path.name, mark
     raise ValueError(
         f"no checkpoint in {folder} can be resumed: restore one, or remove that folder to begin "
         f"again; of the newest, {reasons[0]}"
@@ -249,17 +291,7 @@ def _check_place(path: Path, state, settings: Training) -> None:
     """ValueError unless a loaded state is where its file and these settings say it can be."""
     if path != _checkpoint(path.parent, state.step):
         raise ValueError(f"{path} holds step {state.step}, which is not its name: remove it")
-    if state.step > settings.num_steps:
-        raise ValueError(
-            f"{path} is at step {state.step}, beyond the {settings.num_steps} of these "
-            "settings: use more images, or begin in another run_dir"
-        )
-    phase, length = state.counters().get("phase", 0), settings.steps_per_phase
-    if not 0 <= state.step - phase * length <= length:
-        raise ValueError(
-            f"{path} is at step {state.step} in phase {phase + 1}, but phases have {length} steps: "
-            "keep images, batch and step_schedule"
-        )
+    settings.check_place(path, state.step, state.counters().get("phase", 0))
 
 
 def _checkpoint(folder: Path, step: int) -> Path:

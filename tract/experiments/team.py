@@ -8,15 +8,15 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from tempfile import TemporaryDirectory
 
 import torch
 import torch.distributed as dist
 
 from tract.base.checks import check_whole
-from tract.base.parallel import joined, launched, store_of_launch, use_own_gpu
+from tract.base.parallel import POLL, joined, launched, store_of_launch, use_own_gpu
 
-POLL = 0.1  # seconds between looks at the store
 PATIENCE = 5  # seconds in which a process that broke its connections has ended
 
 
@@ -53,7 +53,8 @@ def together(task: dict, size: int) -> Iterator[None]:
             while not store.check([f"{number}/ready/{rank}"]):
                 _check(store, started)
                 time.sleep(POLL)
-        with joined(dist.PrefixStore(f"{number}/group", store), 0, size):
+        watch = partial(_check, store, started)
+        with joined(dist.PrefixStore(f"{number}/group", store), 0, size, watch):
             print(f"{size} processes train together")
             try:
                 yield
@@ -96,6 +97,12 @@ def _check(store: dist.Store, started: Sequence[subprocess.Popen]) -> None:
             )
 
 
+def _check_parent(parent: int) -> None:
+    """RuntimeError if the process that started this one has ended."""
+    if os.getppid() != parent:
+        raise RuntimeError("the first process has ended, and the run with it")
+
+
 def follow(
     store: dist.Store, rank: int, size: int, prepare: Callable[[dict], Callable[[], None]]
 ) -> None:
@@ -116,7 +123,8 @@ def follow(
             store.set("failed", f"process {rank} of {size}: {error}")
             raise
         store.set(f"{number}/ready/{rank}", "")
-        with joined(dist.PrefixStore(f"{number}/group", store), rank, size):
+        watch = partial(_check_parent, parent)
+        with joined(dist.PrefixStore(f"{number}/group", store), rank, size, watch):
             work()
 
 

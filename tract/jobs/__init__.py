@@ -5,7 +5,7 @@ In reading order:
     parameters  parameters of notebooks, checked
     execute     execute a notebook with papermill
     sweep       a notebook over a grid of parameters
-    cluster     dask clients
+    cluster     threads here, or the workers of a dask cluster
     quickstart  the main job: teacher, BTD and TRACT on digits
     synthetic   a few steps on random data
     cost        FLOP, time and memory of a run before it starts

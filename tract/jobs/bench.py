@@ -3,6 +3,7 @@
 import statistics
 import time
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -22,6 +23,8 @@ ROUNDS = 5
 ROUND_SECONDS = 0.5  # a round makes as many steps as fit, at least one
 WIDTH = {"cpu": 1024, "cuda": 8192}  # of the matrices whose product is the ceiling
 KEY = ["network", "device", "batch", "options"]  # of a row in the table
+MEASURED = ("images_per_second", "overhead_ratio", "utilisation", "peak_memory_mb")
+MEASURED += ("ceiling_tflops",)
 # A batch that is usual with these networks on a CPU; elsewhere 256.
 CPU_BATCH = {"digits": 128, "digits_small": 128, "fashion_mnist": 32}
 # Compared by default: float32 in full against each way to be faster, and all of them.
@@ -35,9 +38,18 @@ OPTIONS = {
         "bf16+channels_last",
         "bf16+compile",
         "bf16+channels_last+compile",
+        "bf16+channels_last+compile+autotune",
         "bf16+channels_last+compile+recompute",
     ],
 }
+# Of 64 images these keep 29.5 GB for the backward pass, in float32.
+MICRO_BATCH = {"imagenet64": 64, "edm_imagenet64_adm": 64}
+
+
+def usual_ways(network_name: str) -> list[Compute]:
+    """The ways to compute a named network that are compared by default on this device."""
+    size = MICRO_BATCH.get(network_name, 0)
+    return [replace(Compute.of(way), micro_batch=size) for way in OPTIONS[device()]]
 
 
 def bench(network_name: str, batch: int, computes: Iterable[Compute]) -> Iterator[dict]:
@@ -46,33 +58,48 @@ def bench(network_name: str, batch: int, computes: Iterable[Compute]) -> Iterato
     batch: images per step; 0 for a usual number. images_per_second: of training. overhead_ratio:
     of a step's time to that of its bare network calls. utilisation: share of the ceiling that the
     FLOP of these calls reach. peak_memory_mb: as CUDA tells it; elsewhere weights, gradients,
-    moments and what is kept for the backward pass, added up.
+    moments and what is kept for the backward pass, added up. note: "out of memory" in a row
+    without numbers.
     """
     config = named_network(network_name)
     batch = batch or (CPU_BATCH.get(network_name, 256) if device() == "cpu" else 256)
     settings = Distillation(
         train_images=2 * 10**6 * batch, batch_size=batch, step_schedule=[1024, 32, 1]
     )
-    flop = image_flops(config, settings)[0] * batch
     for compute in computes:
-        state, records = begin(config, settings, "cosine", 0, compute)
-        held, more = memory(state, records)
-        step, bare = _in_turns(partial(next, records), _bare_calls(state, config, batch, compute))
-        seconds = statistics.median(step)
-        ceiling = product_flops(compute)
-        yield {
+        row = {
             "network": network_name,
             "device": torch.cuda.get_device_name() if device() == "cuda" else "cpu",
             "batch": batch,
             "options": str(compute),
-            "images_per_second": batch / seconds,
-            "overhead_ratio": statistics.median(a / b for a, b in zip(step, bare, strict=True)),
-            "utilisation": flop / seconds / ceiling,
-            "peak_memory_mb": (held + more) / 1e6,
-            "ceiling_tflops": ceiling / 1e12,
+            **dict.fromkeys(MEASURED),
             "threads": torch.get_num_threads(),
             "torch": torch.__version__,
+            "note": "",
         }
+        try:
+            row |= _measured(config, settings, compute)
+        except torch.OutOfMemoryError:
+            row["note"] = "out of memory"
+        yield row
+
+
+def _measured(config: dict, settings: Distillation, compute: Compute) -> dict[str, float]:
+    """The numbers of a row, by their names in MEASURED."""
+    batch = settings.batch_size
+    state, records = begin(config, settings, "cosine", 0, compute)
+    held, more = memory(state, records)
+    step, bare = _in_turns(partial(next, records), _bare_calls(state, config, batch, compute))
+    seconds, ceiling = statistics.median(step), product_flops(compute)
+    flop = image_flops(config, settings)[0] * batch
+    numbers = (
+        batch / seconds,
+        statistics.median(a / b for a, b in zip(step, bare, strict=True)),
+        flop / seconds / ceiling,
+        (held + more) / 1e6,
+        ceiling / 1e12,
+    )
+    return dict(zip(MEASURED, numbers, strict=True))
 
 
 def _bare_calls(

@@ -1,15 +1,48 @@
-"""Dask clients: an existing cluster, or worker processes on this machine."""
+"""Where executions run: in threads of this process, or on the workers of a dask cluster."""
 
 import gc
-import logging
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
+from queue import SimpleQueue
+from typing import NamedTuple
+
+
+class Pool(NamedTuple):
+    """Somewhere to call functions of a task and of environment variables for its kernel."""
+
+    submit: Callable[..., Future]  # function, task
+    everywhere: Callable[..., Sequence]  # calls a function wherever tasks run, returns the values
 
 
 @contextmanager
-def client_at(address: str) -> Iterator:
-    """A client of the dask cluster at an address; OSError if there is none."""
+def threads(environments: Sequence[dict[str, str]]) -> Iterator[Pool]:
+    """A thread for each environment; what they execute is in processes of its own."""
+    free: SimpleQueue = SimpleQueue()
+    for environment in environments:
+        free.put(environment)
+
+    def call(function: Callable, task):
+        environment = free.get()
+        try:
+            return function(task, environment)
+        finally:
+            free.put(environment)
+
+    with ThreadPoolExecutor(len(environments)) as pool:
+        yield Pool(
+            lambda function, task: pool.submit(call, function, task),
+            lambda function, *arguments: [function(*arguments)],
+        )
+
+
+@contextmanager
+def workers_at(address: str, gpus: bool) -> Iterator[Pool]:
+    """The workers of the dask cluster at an address; OSError if there is none.
+
+    gpus: each call takes one of a worker's resource GPU.
+    """
     from distributed import Client
 
     problem = None
@@ -20,46 +53,17 @@ def client_at(address: str) -> Iterator:
     if problem:
         gc.collect()  # half a client: collected while another starts, it would block that
         raise OSError(f"no dask scheduler at {address} ({problem}): correct the address")
-    with client:
-        yield client
-
-
-# Ctrl-C in a terminal reaches every process there; what it means is decided by one of them.
-DEAF = "import signal; signal.signal(signal.SIGINT, signal.SIG_IGN)"
-
-
-@contextmanager
-def local_client(environments: Sequence[dict[str, str]]) -> Iterator:
-    """A client of one process here for each environment; nobody else can give them work."""
-    from distributed import Client, Nanny, Scheduler, Security, SpecCluster
-
-    common = {
-        "host": "127.0.0.1",
-        "protocol": "tls://",
-        "security": Security.temporary(),
-        "dashboard": False,
-        "dashboard_address": "127.0.0.1:0",  # what is left of it would listen to the world
-    }
-    worker = common | {"nthreads": 1, "memory_limit": 0}
-    worker |= {"preload": [DEAF], "silence_logs": logging.ERROR}
-    workers = {
-        i: {"cls": Nanny, "options": worker | {"env": environment}}
-        for i, environment in enumerate(environments)
-    }
-    with (
-        SpecCluster(
-            workers,
-            {"cls": Scheduler, "options": common},
-            security=common["security"],
-            silence_logs=logging.ERROR,
-        ) as cluster,
-        Client(cluster) as client,
-    ):
-        yield client
+    with client, client.get_executor(pure=False, resources={"GPU": 1} if gpus else {}) as pool:
+        yield Pool(
+            lambda function, task: pool.submit(function, task, {}),
+            lambda function, *arguments: [
+                *client.run(function, *arguments, on_error="ignore").values()
+            ],
+        )
 
 
 def environments(workers: int | None, gpus: bool) -> list[dict[str, str]]:
-    """What each worker process on this machine is given: its GPU, and a share of the cores."""
+    """What each of several executions on this machine is given: its GPU, and a share of cores."""
     import torch
     from dask.system import CPU_COUNT
 
@@ -75,6 +79,6 @@ def environments(workers: int | None, gpus: bool) -> list[dict[str, str]]:
             "fewer workers or the address of a scheduler, or leave out gpus"
         )
     places = places[:workers]
-    threads = str(max(1, CPU_COUNT // len(places)))
-    share = {name: os.environ.get(name, threads) for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS")}
+    cores = str(max(1, CPU_COUNT // len(places)))
+    share = {name: os.environ.get(name, cores) for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS")}
     return [share | place for place in places]

@@ -24,7 +24,7 @@ from tract.settings import Distillation, Training
 
 STEPS = 5  # that are timed
 STEP_SECONDS = 1.5  # a step that is tried takes no longer, if a smaller batch can help it
-SLOW_SECONDS = 4.0  # from here on a first step is timed and no other made
+SLOW_SECONDS = 4.0  # after which no further step is timed
 
 
 class Passes(NamedTuple):
@@ -149,9 +149,12 @@ class _Trial(NamedTuple):
 def _try(
     config: dict, settings: Training, noise_schedule: str, phase: int, compute: Compute
 ) -> _Trial:
-    """Make a few steps of a phase, of as many images as are done in STEP_SECONDS."""
-    batch = 1
-    seconds, held, more = _timed(config, settings, noise_schedule, phase, compute, batch, steps=1)
+    """Make a few steps of a phase, of as many images as are done in STEP_SECONDS.
+
+    Of all images where networks are compiled, which is done for one size of batch.
+    """
+    batch, steps = (settings.batch_size, STEPS) if compute.compile else (1, 1)
+    seconds, held, more = _timed(config, settings, noise_schedule, phase, compute, batch, steps)
     while batch < settings.batch_size and seconds <= STEP_SECONDS / 2:
         batch = min(settings.batch_size, int(batch * STEP_SECONDS / seconds))
         seconds, held, more = _timed(config, settings, noise_schedule, phase, compute, batch, STEPS)
@@ -178,13 +181,10 @@ def _timed(
         phase,
         compute,
     )
-    start = time.perf_counter()
-    held, more = memory(state, records)
-    times = [time.perf_counter() - start]
-    if times[0] < SLOW_SECONDS:  # else the time to warm up is small in it
-        times = []
-        for _ in range(steps):
-            start = time.perf_counter()
-            _ = next(records).loss  # waits for the GPU
-            times.append(time.perf_counter() - start)
+    held, more = memory(state, records)  # the first step, in which much is done only once
+    times = []
+    while len(times) < steps and sum(times) < SLOW_SECONDS:
+        start = time.perf_counter()
+        _ = next(records).loss  # waits for the GPU
+        times.append(time.perf_counter() - start)
     return statistics.median(times), held, more

@@ -3,14 +3,13 @@
 import asyncio
 import errno
 import os
-import shutil
 import signal
 import sys
 import tempfile
-import weakref
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
+from typing import ClassVar
 
 import nbformat
 import papermill
@@ -19,31 +18,53 @@ from nbconvert.preprocessors.coalescestreams import CoalesceStreamsPreprocessor
 
 from tract.jobs.parameters import check_parameters, declared_parameters
 
-STARTS = 2  # of a kernel: on a busy machine one in hundreds died before it had begun
+START_SECONDS = 600  # until a kernel answers, on a machine that is busy with others
 WIDGET_VIEW = "application/vnd.jupyter.widget-view+json"
 
 
 class LocalKernel(AsyncKernelManager):
     """A kernel reached through files that only its owner can open, not through network ports.
 
-    Ctrl-C and SIGTERM interrupt the cell, which can then save, where nbclient would kill it.
+    Ctrl-C and SIGTERM interrupt the cell, which can then save, where nbclient would kill it. A
+    subclass says folder (for its files), environment (for its process) and output.
     """
+
+    folder: Path
+    environment: Mapping[str, str]
+    output: Path
+    running: ClassVar[dict[Path, "LocalKernel"]] = {}  # kernels of this process by their output
 
     def __init__(self, **options):
         if sys.platform != "win32":
             # By default the files are named alike and lie in the current folder.
-            folder = tempfile.mkdtemp(prefix="kernel-")
-            weakref.finalize(self, shutil.rmtree, folder, ignore_errors=True)
-            options |= {"transport": "ipc", "ip": f"{folder}/ipc"}
+            options |= {"transport": "ipc", "ip": f"{self.folder}/ipc"}
         super().__init__(**options)
+
+    async def _async_launch_kernel(self, kernel_cmd: list[str], **options) -> None:
+        options["env"] = {**options["env"], **self.environment}
+        with (self.folder / "stderr").open("wb") as errors:
+            await super()._async_launch_kernel(kernel_cmd, **options | {"stderr": errors})
 
     async def _async_post_start_kernel(self, **options) -> None:
         await super()._async_post_start_kernel(**options)
-        loop = asyncio.get_running_loop()
-        # Windows; not the main thread, where whoever has that must interrupt.
+        self.loop = asyncio.get_running_loop()
+        self.running[self.output] = self
+        # Windows; not the main thread, which then calls interrupt_kernels.
         with suppress(NotImplementedError, RuntimeError):
             for signum in (signal.SIGINT, signal.SIGTERM):
-                loop.add_signal_handler(signum, lambda: loop.create_task(self.interrupt_kernel()))
+                self.loop.add_signal_handler(signum, self.interrupt_soon)
+
+    def interrupt_soon(self) -> None:
+        """Interrupt the cell; any thread may call it."""
+        asyncio.run_coroutine_threadsafe(self.interrupt_kernel(), self.loop)
+
+
+def interrupt_kernels(outputs: Iterable[Path]) -> int:
+    """Interrupt this process's kernels that work for these notebooks; returns how many."""
+    found = [LocalKernel.running[path] for path in outputs if path in LocalKernel.running]
+    for kernel in found:
+        kernel.interrupt_soon()
+    return len(found)
 
 
 def execute(
@@ -52,15 +73,18 @@ def execute(
     parameters: Mapping[str, object] | None = None,
     *,
     shown: bool = True,
+    environment: Mapping[str, str] | None = None,
 ) -> None:
     """Execute a notebook in its own folder and write the result; what it prints is shown live.
 
-    shown: False keeps what it prints to the result alone. Any thread may call it. The kernel dies
-    with this process, about a second later even where that is killed.
+    shown: False keeps what it prints to the result alone. environment: variables of the kernel's
+    process, besides those of this one. Any thread may call it. The kernel dies with this process,
+    about a second later even where that is killed.
 
     ValueError for a parameter the notebook does not declare or of another kind than its default,
-    FileNotFoundError for a missing notebook; both before a kernel is started. RuntimeError if no
-    kernel starts, or a cell fails; output then holds the notebook up to there, with the traceback.
+    FileNotFoundError for a missing notebook; both before a kernel is started. RuntimeError if the
+    kernel dies, with its last words, or a cell fails; output then holds the notebook up to there,
+    with the traceback.
     """
     notebook, output = Path(notebook), Path(output)
     if not notebook.is_file():
@@ -71,7 +95,7 @@ def execute(
         output.parent.mkdir(parents=True, exist_ok=True)
         if not os.access(output.parent, os.W_OK):
             raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
-        _execute(notebook, output, parameters, shown)
+        _execute(notebook, output, parameters, shown, environment or {})
     except papermill.PapermillExecutionError as error:
         if error.ename == "KeyboardInterrupt":
             raise KeyboardInterrupt from None
@@ -88,31 +112,32 @@ def execute(
     strip_for_commit(output)
 
 
-def _execute(notebook: Path, output: Path, parameters: dict, shown: bool) -> None:
-    """Execute with papermill; once more, if the kernel died before it had begun."""
-    for tries_left in reversed(range(STARTS)):
+def _execute(
+    notebook: Path, output: Path, parameters: dict, shown: bool, environment: Mapping[str, str]
+) -> None:
+    with tempfile.TemporaryDirectory(prefix="kernel-", ignore_cleanup_errors=True) as folder:
+        kernel = {"folder": Path(folder), "environment": environment, "output": output}
         try:
             papermill.execute_notebook(
                 str(notebook),
                 str(output),
                 parameters,
                 kernel_name="python3",
-                kernel_manager_class=LocalKernel,
+                kernel_manager_class=type("Kernel", (LocalKernel,), kernel),
+                start_timeout=START_SECONDS,
                 # Not papermill's cwd, which changes that of the whole process.
                 resources={"metadata": {"path": str(notebook.parent)}},
                 progress_bar=False,
                 stdout_file=sys.stdout if shown else None,
                 stderr_file=sys.stderr if shown else None,
             )
-            return
-        except RuntimeError as error:
-            if "kernel_info" not in str(error):  # which a kernel is asked before any cell
-                raise
-            if not tries_left:
-                raise RuntimeError(
-                    f"no kernel started for {notebook}, in {STARTS} tries ({error}): see what "
-                    f"`{sys.executable} -m ipykernel_launcher` says, or free memory"
-                ) from error
+        except RuntimeError as error:  # of the kernel, not of a cell
+            errors = Path(folder) / "stderr"
+            lines = errors.read_text(errors="replace").splitlines() if errors.is_file() else []
+            last = "\n".join(lines[-20:]) or "nothing, as where memory has run out"
+            raise RuntimeError(f"{error} executing {notebook}; it said last: {last}") from error
+        finally:
+            LocalKernel.running.pop(output, None)
 
 
 def strip_for_commit(notebook: str | Path) -> None:

@@ -22,13 +22,15 @@ RENAMED = {
     "process": "noise_schedule",
     "preset": "network",
     "teacher_step": "solver",
-    "hops": "solver",
+    "hops": "solvers",
     "student": "student_network",
     "metric_steps": "metric_every",
     "ablations": "comparisons",
     "questions": "comparisons",
     "groups": "comparisons",
 }
+
+NOTEBOOKS = Path(__file__).resolve().parents[2] / "notebooks"
 
 
 def declared_parameters(notebook: str | Path) -> dict[str, object]:
@@ -69,6 +71,38 @@ def refuse_unknown_parameters(cells: Sequence[str]) -> None:
         for cell in cells[: injected[-1]]:  # all that was executed before, perhaps twice
             declared |= _assignments(cell)
         check_parameters(declared, _assignments(cells[injected[-1]]))
+
+
+# Parameters that change where and how fast something is computed, but no result.
+PLACES = ("run_dir", "figure", "figures", "processes", "threads", "compute", "checkpoint_minutes")
+
+
+def as_committed(cells: Sequence[str], name: str) -> bool:
+    """Whether a notebook, by its name without ending, has the parameters that it is committed with.
+
+    cells: IPython's `In`. What is in PLACES may differ. False where the committed notebook is not
+    beside the package.
+    """
+    path = NOTEBOOKS / f"{name}.ipynb"
+    if not path.is_file():
+        return False
+    values: dict[str, object] = {}
+    for cell in cells:
+        if "  # help: " in cell or cell.startswith("# Parameters\n"):
+            values |= _assignments(cell)
+    declared = declared_parameters(path)
+    return all(values.get(n) == value for n, value in declared.items() if n not in PLACES)
+
+
+def check_claims(claims: Mapping[str, bool], asserted: bool) -> None:
+    """Print which claims hold; AssertionError for those that do not, where they are asserted."""
+    for claim, holds in claims.items():
+        print(f"{'holds' if holds else 'does not hold'}: {claim}")
+    failed = [claim for claim, holds in claims.items() if not holds]
+    if asserted and failed:
+        raise AssertionError("; ".join(failed))
+    if not asserted:
+        print("with other parameters than the committed ones: nothing is asserted")
 
 
 def _assignments(source: str) -> dict[str, object]:

@@ -6,22 +6,22 @@ Every execution marks its result once it came to its end: a rerun does what is n
 import hashlib
 import itertools
 import json
+import os
 import re
-import signal
-import sys
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from concurrent.futures import CancelledError, Future
 from dataclasses import dataclass
 from pathlib import Path
 
 import nbformat
-from tqdm import tqdm
 
 from tract.base.checks import check_whole
-from tract.base.files import write_atomically
-from tract.jobs.cluster import client_at, environments, local_client
-from tract.jobs.execute import execute
+from tract.base.files import only_writer, write_atomically
+from tract.base.progress import progress
+from tract.jobs.cluster import Pool, environments, threads, workers_at
+from tract.jobs.execute import execute, interrupt_kernels
 from tract.jobs.parameters import check_parameters, declared_parameters
 
 MARK = "tract_sweep"  # metadata of a notebook that came to its end: what was executed
@@ -65,15 +65,13 @@ def sweep(
 
     grid: values by parameter, of which all combinations are executed, each to a notebook in
     out_dir named for them. What is there from the same parameters and source is skipped. workers:
-    processes on this machine, by default one for each core, or with gpus for each GPU. scheduler:
+    executions at a time here, by default one for each core, or with gpus for each GPU. scheduler:
     address of a dask cluster to use instead, whose workers see the same files; with gpus each
-    execution waits for a worker's resource GPU. A failure stops no other execution; one whose
-    worker died is repeated. Ctrl-C interrupts what is running, which can save.
+    execution waits for a worker's resource GPU, and one whose worker died is repeated. A failure
+    stops no other execution. Ctrl-C interrupts what is running, which can save.
 
     ValueError or FileNotFoundError, before anything is executed, for what cannot be.
     """
-    from tract.base.files import only_writer
-
     tasks = plan(notebook, out_dir, parameters, grid)
     if workers is not None:
         check_whole("workers", workers, 1)
@@ -81,16 +79,15 @@ def sweep(
         raise ValueError(
             f"workers is {workers}, and a scheduler's cluster has its own: leave out one"
         )
-    cluster = client_at(scheduler) if scheduler else local_client(environments(workers, gpus))
+    place = workers_at(scheduler, gpus) if scheduler else threads(environments(workers, gpus))
     with only_writer(Path(out_dir)):
         missing = [task for task in tasks if not is_finished(task)]
         for task in missing:
             _check_place(task)
         outcomes = {task.name: Outcome(task.name, "skipped") for task in tasks}
         if missing:
-            with cluster as client:
-                resources = {"GPU": 1} if scheduler and gpus else {}
-                outcomes |= _run(client, missing, resources, len(tasks))
+            with place as pool:
+                outcomes |= _run(pool, missing, len(tasks))
     return list(outcomes.values())
 
 
@@ -172,14 +169,14 @@ def _check_place(task: Task) -> None:
         )
 
 
-def _execute(task: Task) -> Outcome:
+def _execute(task: Task, environment: Mapping[str, str]) -> Outcome:
     """Execute on a worker. Whatever happens is an outcome: an interrupt would end the worker."""
     if is_finished(task):  # by a worker that died before it could say so
         return Outcome(task.name, "done")
     start = time.monotonic()
     state, problem = "done", ""
     try:
-        execute(task.notebook, task.output, task.parameters, shown=False)
+        execute(task.notebook, task.output, task.parameters, shown=False, environment=environment)
         result = nbformat.read(task.output, as_version=4)
         result.metadata[MARK] = {
             "fingerprint": task.fingerprint,
@@ -193,59 +190,44 @@ def _execute(task: Task) -> Outcome:
     return Outcome(task.name, state, round(time.monotonic() - start, 1), problem)
 
 
-def _run(client, tasks: Sequence[Task], resources: dict, total: int) -> dict[str, Outcome]:
+def _run(pool: Pool, tasks: Sequence[Task], total: int) -> dict[str, Outcome]:
     """Outcomes by name, under a bar; an interrupt is passed on to what is running."""
-    futures = {
-        task.name: client.submit(_execute, task, pure=False, resources=resources) for task in tasks
-    }
+    futures = {pool.submit(_execute, task): task for task in tasks}
+    begun = {"initial": total - len(tasks), "miniters": 0, "smoothing": 0}
     outcomes = {}
-    with tqdm(
-        desc="sweep",
-        total=total,
-        initial=total - len(tasks),
-        unit="notebook",
-        file=sys.stdout,
-        mininterval=1,
-        miniters=0,
-        smoothing=0,
-    ) as bar:
+    with progress("sweep", total, "notebook", **begun) as bar:
         try:
-            while futures:
-                for name in [name for name, future in futures.items() if future.done()]:
-                    # Let go of at once: what a dying worker still held would be done again.
-                    outcomes[name] = _outcome(name, futures.pop(name))
-                    bar.update()
+            while len(outcomes) < len(tasks):
+                for future, task in futures.items():
+                    if future.done() and task.name not in outcomes:
+                        outcomes[task.name] = _outcome(task, future)
+                        bar.update()
                 bar.update(0)
                 time.sleep(0.2)
         except KeyboardInterrupt:
-            _interrupt(client, futures)
+            _interrupt(pool, futures)
             raise
     return outcomes
 
 
-def _outcome(name: str, future) -> Outcome:
+def _outcome(task: Task, future: Future) -> Outcome:
     """What a worker reported, or why none could."""
-    if future.status == "finished":
+    try:
         return future.result()
-    problem = future.exception() if future.status == "error" else f"{future.status} by dask"
-    return Outcome(name, "failed", error=str(problem))
+    except (Exception, CancelledError) as error:  # of dask, which lost its workers
+        return Outcome(task.name, "failed", error=str(error))
 
 
-def _interrupt(client, futures: Mapping) -> None:
-    """Start nothing more, and interrupt kernels until none is left on the workers concerned."""
-    keys = {future.key for future in futures.values()}
-    workers = [worker for worker, busy in client.processing().items() if keys & set(busy)]
-    client.cancel(list(futures.values()))
+def _interrupt(pool: Pool, futures: Mapping[Future, Task]) -> None:
+    """Start nothing more, and interrupt kernels until all have ended."""
+    for future in futures:
+        future.cancel()
+    outputs = [task.output for task in futures.values()]
     print("\nsweep: interrupting what is running; once more to stop at once", flush=True)
-    while any(client.run(_interrupt_kernels, workers=workers, on_error="ignore").values()):
-        time.sleep(1)
-
-
-def _interrupt_kernels() -> int:
-    """Interrupt the kernels that this worker started; returns how many there are."""
-    import psutil
-
-    kernels = [c for c in psutil.Process().children() if "ipykernel_launcher" in c.cmdline()]
-    for kernel in kernels:
-        kernel.send_signal(signal.SIGINT)
-    return len(kernels)
+    try:
+        while any(pool.everywhere(interrupt_kernels, outputs)) or not all(
+            future.done() for future in futures
+        ):
+            time.sleep(1)
+    except KeyboardInterrupt:
+        os._exit(130)  # which their kernels notice; threads would be waited for

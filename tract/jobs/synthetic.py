@@ -20,7 +20,9 @@ GRID_STEPS = 1024  # of a teacher in training, whose cost does not depend on it
 def begin(
     config: dict, settings: Training, noise_schedule: str, phase: int, compute: Compute = EAGER
 ) -> tuple[TeacherState | DistillationState, Iterator[Record]]:
-    """A run of random weights on random images at the begin of a phase."""
+    """A run of random weights on random images at the begin of a phase; what is compiled is new."""
+    if compute.compile:
+        torch.compiler.reset()
     data, denoiser = random_data(config, settings.batch_size), build_denoiser(config).to(device())
     if not isinstance(settings, Distillation):
         state = start_training(denoiser, settings)

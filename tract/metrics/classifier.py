@@ -1,15 +1,15 @@
 """Train and load a small classifier, whose last hidden layer serves as features."""
 
-import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from tqdm import tqdm
 
 from tract.base.checks import check_positive, check_whole
+from tract.base.compute import EAGER, matmul_precision
+from tract.base.progress import progress
 from tract.base.provenance import provenance
 from tract.data import Data, to_unit
 from tract.networks.weights import read_tensors, write_tensors
@@ -25,13 +25,13 @@ class Fitting:
     """Settings of the training of a classifier. ValueError names the setting that cannot be."""
 
     epochs: int = 20
-    batch: int = 128
+    batch_size: int = 128
     learning_rate: float = 2e-3  # of Adam, falling to 0 as a cosine
     seed: int = 0
 
     def __post_init__(self):
         check_whole("epochs", self.epochs, 1)
-        check_whole("batch", self.batch, 1)
+        check_whole("batch_size", self.batch_size, 1)
         check_positive("learning_rate", self.learning_rate)
         check_whole("seed", self.seed, 0)
 
@@ -65,6 +65,7 @@ def _convolution(channels: int, wide: int, stride: int = 1) -> list[nn.Module]:
     return [nn.Conv2d(channels, wide, 3, stride, 1), nn.GroupNorm(8, wide), nn.SiLU()]
 
 
+@matmul_precision(EAGER)
 def fit_classifier(
     data: Data, path: str | Path, settings: Fitting | None = None
 ) -> tuple[Classifier, dict]:
@@ -105,22 +106,14 @@ def _train(classifier: Classifier, data: Data, settings: Fitting) -> None:
     optimizer = torch.optim.Adam(classifier.parameters(), lr=settings.learning_rate)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, num_steps)
     device = data.samples.device
-    with tqdm(
-        desc=f"classifier of {data.name}",
-        total=num_steps,
-        unit="step",
-        file=sys.stdout,
-        mininterval=1,
-    ) as bar:
-        for step in range(num_steps):
-            generator = generator_for(device, settings.seed, CLASSIFIER, 2, step)
-            x0, labels = data.batch(batch, generator)
-            loss = F.cross_entropy(classifier(x0), labels)
-            optimizer.zero_grad(set_to_none=True)
-            loss.backward()
-            optimizer.step()
-            schedule.step()
-            bar.update()
+    for step in progress(f"classifier of {data.name}", num_steps, iterable=range(num_steps)):
+        generator = generator_for(device, settings.seed, CLASSIFIER, 2, step)
+        x0, labels = data.batch(batch, generator)
+        loss = F.cross_entropy(classifier(x0), labels)
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        optimizer.step()
+        schedule.step()
 
 
 @torch.no_grad()

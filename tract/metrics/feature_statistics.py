@@ -6,7 +6,6 @@ stopped, and nothing is looked at twice.
 
 import hashlib
 import json
-import sys
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -14,10 +13,10 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from tract.base.interrupts import interrupt_between_steps
 from tract.base.parallel import any_rank, broadcast_object, rank, scatter_work
+from tract.base.progress import progress
 from tract.metrics.distances import Moments, moments_of
 from tract.metrics.features import Extractor
 from tract.metrics.sources import Source
@@ -56,6 +55,8 @@ def statistics(
         "features": {"name": extractor.name, **extractor.about},
         "device": extractor.device,
     }
+    if extractor.device != "cpu":  # where torch by itself would take TF32
+        conditions["precision"] = "fp32"
     key = hashlib.sha256(json.dumps(conditions, sort_keys=True).encode()).hexdigest()
     path = Path(cache) / f"{key}.safetensors"
     found = before = _read(path) if rank() == 0 and path.is_file() else None
@@ -91,15 +92,8 @@ def _more(
     def features_of(images: tuple[int, int]) -> Tensor:
         return _features(extractor, source.read(*images))
 
-    with tqdm(
-        desc=f"{extractor.name} of {source.name}",
-        total=count,
-        initial=done,
-        unit="image",
-        file=sys.stdout,
-        mininterval=1,
-        disable=rank() > 0,
-    ) as bar:
+    desc, begun = f"{extractor.name} of {source.name}", {"initial": done, "disable": rank() > 0}
+    with progress(desc, count, "image", **begun) as bar:
         for (start, stop), features in zip(
             batches, scatter_work(batches, features_of), strict=True
         ):

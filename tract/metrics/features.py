@@ -9,6 +9,7 @@ import shutil
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -20,6 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from tract.base.checks import check_choice
+from tract.base.compute import EAGER, matmul_precision
 from tract.data import Data, to_unit
 from tract.metrics.classifier import fit_classifier, read_classifier
 
@@ -33,6 +35,7 @@ MODES = {  # of clean-fid: how it resizes, and the file it then asks
     "legacy_tensorflow": "inception-2015-12-05.pt",
     "legacy_pytorch": "pt_inception-2015-12-05-6726825d.pth",
 }
+INCEPTIONS = ("inception", "inception_legacy_pytorch", "inception_legacy_tensorflow")
 EFFICIENTNET_SIZE = 96  # pixels to which images are enlarged or reduced
 
 
@@ -52,6 +55,7 @@ class Extractor:
     resizes: bool = True
 
     @torch.no_grad()
+    @matmul_precision(EAGER)  # published distances are of float32 features
     def __call__(self, images: Tensor) -> Tensor:
         return self.function(images)
 
@@ -69,10 +73,11 @@ class Extractor:
 def metric_name(kind: str, features: str) -> str:
     """Name of a metric, "fd", "kid", "precision" or "recall", in features by their name.
 
-    Only of Inception's features are these the names that publications use.
+    Only of Inception's features are these the names that publications use, with the mode of
+    clean-fid if it is another than "clean": the same images differ by it.
     """
-    if features == "inception":
-        return "fid" if kind == "fd" else kind
+    if features in INCEPTIONS:
+        return ("fid" if kind == "fd" else kind) + features.removeprefix("inception")
     return f"{'kd' if kind == 'kid' else kind}_{features}"
 
 
@@ -212,7 +217,8 @@ def inception(
         "resize": f"clean-fid {version('clean-fid')}",
         "size": 299,
     }
-    return Extractor("inception", about, function, str(device))
+    name = "inception" if mode == "clean" else f"inception_{mode}"
+    return Extractor(name, about, function, str(device))
 
 
 def _torchscript(path: Path, mode: str) -> nn.Module:
@@ -283,6 +289,8 @@ def file_sha256(path: str | Path) -> str:
 # Features by name: what makes their extractor, and which options of `extractor` that takes.
 FEATURES: dict[str, tuple[Callable[..., Extractor], tuple[str, ...]]] = {
     "inception": (inception, ("weights", "mode")),
+    "inception_legacy_pytorch": (partial(inception, mode="legacy_pytorch"), ("weights",)),
+    "inception_legacy_tensorflow": (partial(inception, mode="legacy_tensorflow"), ("weights",)),
     "efficientnet_lite0": (efficientnet_lite0, ()),
     "classifier": (classifier, ("weights", "data")),
     "pixels": (lambda device: PIXELS, ()),

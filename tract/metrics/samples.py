@@ -1,12 +1,12 @@
 """Sample a denoiser in batches from noise that is the same for every model."""
 
-import sys
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from tract.base.compute import EAGER, Compute, matmul_precision, prepare_network, with_precision
+from tract.base.progress import progress
 from tract.data import Data
 from tract.denoiser import Denoise, Denoiser, clamped
 from tract.levels import Level
@@ -55,24 +55,27 @@ def sample_batches(
     batch: int = 256,
     solver: Solver = ddim_x0,
     compute: Compute = EAGER,
+    shown: bool = True,
+    on_step: Callable[[float], None] = lambda share: None,
 ) -> Tensor:
-    """Samples (N, ...) for noise of any N, a batch at a time, under a progress bar."""
+    """Samples (N, ...) for noise of any N, a batch at a time; shown: under a progress bar.
+
+    on_step: called with the share of all steps that is done; what it raises ends the sampling.
+    """
     step_indices(levels.num_steps, num_steps)
     if isinstance(denoise, Denoiser):
         prepare_network(denoise, compute)
     denoise = with_precision(denoise, compute)
     limited = clamped(denoise) if clamp else denoise
     starts = range(0, len(eps), batch)
-    done = []
+    done, steps = [], 0
     with (
         matmul_precision(compute),
-        tqdm(
-            desc=f"sampling at {num_steps} steps",
-            total=len(starts) * num_steps,
-            unit="step",
-            file=sys.stdout,
-            mininterval=1,
+        progress(
+            f"sampling at {num_steps} steps",
+            len(starts) * num_steps,
             leave=False,
+            disable=not shown,
         ) as bar,
     ):
         for start in starts:
@@ -81,5 +84,7 @@ def sample_batches(
             options = {"labels": mine, "solver": solver}
             for index, x in trajectory(limited, eps[part], levels, num_steps, **options):
                 bar.update(index < levels.num_steps)  # the first is the noise, not a step
+                steps += index < levels.num_steps
+                on_step(steps / (len(starts) * num_steps))
             done.append(x)
     return torch.cat(done)

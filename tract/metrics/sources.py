@@ -12,17 +12,16 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from tract.base.compute import EAGER, Compute, matmul_precision, prepare_network, with_precision
+from tract.base.compute import EAGER, Compute
 from tract.data import Data, to_uint8
 from tract.datasets.images import Images, image_batches
 from tract.datasets.load import LOADERS, load_data
-from tract.denoiser import clamped
 from tract.levels import levels_of
 from tract.metrics.features import file_sha256
-from tract.metrics.samples import cycling_labels, noise
+from tract.metrics.samples import cycling_labels, noise, sample_batches
 from tract.networks.weights import fingerprint, load_model, read_tensors
 from tract.phases import first_grid
-from tract.samplers import sample, step_indices
+from tract.samplers import step_indices
 from tract.seeds import SUBSET, generator_for
 from tract.teachers.load import Teacher, load_teacher
 
@@ -206,10 +205,17 @@ def _tensor(image: Image.Image) -> Tensor:
     return pixels[None] if pixels.ndim == 2 else pixels.permute(2, 0, 1)
 
 
-def open_run(path: Path, device: str, role: str = "", compute: Compute = EAGER) -> Opened:
+def open_run(
+    path: Path,
+    device: str,
+    role: str = "",
+    compute: Compute = EAGER,
+    progress: Callable[[float], None] = lambda share: None,
+) -> Opened:
     """A model of a run, which steps through the grid that its schedule starts with.
 
-    role: which network of a checkpoint. ValueError for a model that is of no run.
+    role: which network of a checkpoint. progress: called with the share done after each step of a
+    reading. ValueError for a model that is of no run.
     """
     denoiser, card = load_model(path, device, role)
     try:
@@ -222,19 +228,25 @@ def open_run(path: Path, device: str, role: str = "", compute: Compute = EAGER) 
         ) from error
     grid_steps = first_grid(card.get("settings", {}).get("step_schedule", [teacher_steps]))
     teacher = Teacher(denoiser, noise_schedule, grid_steps, "a run")
-    return _model(path, teacher, device, compute, clamp=clamp)
+    return _model(path, teacher, device, compute, clamp=clamp, progress=progress)
 
 
-def _model(path: Path, teacher: Teacher, device: str, compute: Compute, *, clamp: bool) -> Opened:
+def _model(
+    path: Path,
+    teacher: Teacher,
+    device: str,
+    compute: Compute,
+    *,
+    clamp: bool,
+    progress: Callable[[float], None] = lambda share: None,
+) -> Opened:
     """Samples of a model, with DDIM, from noise that depends on seed and index alone."""
-    options = teacher.denoiser.config["options"]
-    if "image_size" not in options:
+    network = teacher.denoiser.config["options"]
+    if "image_size" not in network:
         raise ValueError(f"{path} makes no images, but points: give a model of images")
-    shape = (options["image_channels"], options["image_size"], options["image_size"])
+    shape = (network["image_channels"], network["image_size"], network["image_size"])
     levels = levels_of(teacher.noise_schedule, teacher.teacher_steps)
-    prepare_network(teacher.denoiser, compute)
-    denoise = with_precision(teacher.denoiser, compute)
-    denoise = clamped(denoise) if clamp else denoise
+    options = {"clamp": clamp, "compute": compute, "shown": False}
     about = {
         "sha256": fingerprint(teacher.denoiser),
         "noise_schedule": teacher.noise_schedule,
@@ -253,9 +265,12 @@ def _model(path: Path, teacher: Teacher, device: str, compute: Compute, *, clamp
         def read(start: int, stop: int) -> Tensor:
             eps = noise(shape, start, stop, seed).to(device)
             labels = cycling_labels(teacher.num_classes, start, stop)
-            labels = None if labels is None else labels.to(device)
-            with matmul_precision(compute):
-                x = sample(denoise, eps, levels, num_steps, labels=labels)
+            drawn = {
+                "labels": None if labels is None else labels.to(device),
+                "batch": len(eps),
+                "on_step": progress,
+            }
+            x = sample_batches(teacher.denoiser, eps, levels, num_steps, **drawn, **options)
             return _rounded(x, str(path))
 
         now = about | {"nfe": num_steps, "seed": seed}

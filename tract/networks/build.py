@@ -2,13 +2,15 @@
 
 import torch
 
-from tract.base.checks import check_choice
+from tract.base.checks import check_choice, is_number, shown
 from tract.denoiser import Denoiser
 from tract.networks.diffusers_unet import DiffusersUNet
 from tract.networks.edm_unet import ADMUNet, SongUNet
 from tract.networks.mlp import MLP
 from tract.settings import Distillation
 from tract.unet import UNet
+
+MOST_OPTIONS, LARGEST, MOST_BLOCKS = 200, 2**17, 1000  # far beyond published networks
 
 _PAPER = {"channel_mult": [1, 1, 1], "num_blocks": 3, "attention": [16, 8], "emb_channels": 1024}
 _CIFAR10 = {"image_size": 32, "image_channels": 3, **_PAPER}
@@ -148,12 +150,37 @@ def build_denoiser(config: dict, seed: int = 0) -> Denoiser:
         "mlp": MLP,
     }
     check_choice("net", config["net"], nets)
+    _check_bounded(config["options"])
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         net = nets[config["net"]](**config["options"])
     denoiser = Denoiser(net, config["prediction"], config["sigma_data"])
     denoiser.config = config
     return denoiser
+
+
+def _check_bounded(options: dict) -> None:
+    """ValueError for options of more, or larger, layers than a network can have.
+
+    A few bytes of a file can claim any; what they describe is looked at before it is built.
+    """
+    found, ahead = [], [options]
+    while ahead and len(found) + len(ahead) <= MOST_OPTIONS:
+        value = ahead.pop()
+        inner = value.values() if isinstance(value, dict) else value
+        if isinstance(inner, list | tuple | type({}.values())):
+            ahead += inner
+        elif is_number(inner):
+            found.append(inner)
+    if ahead:
+        raise ValueError(f"more than {MOST_OPTIONS} options")
+    if odd := [number for number in found if not abs(number) <= LARGEST]:
+        raise ValueError(f"{shown(odd[0])} among its options, more than {LARGEST:,}")
+    every = options | options.get("unet", {})
+    deep = max(every.get(name, 1) for name in ("num_blocks", "layers_per_block"))
+    stages = max(len(every.get(name, "1")) for name in ("channel_mult", "block_out_channels"))
+    if deep * stages > MOST_BLOCKS:
+        raise ValueError(f"{deep * stages} blocks, more than {MOST_BLOCKS}")
 
 
 def student_for(teacher: Denoiser, settings: Distillation) -> Denoiser | None:

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from tract.base.checks import check_whole
+from tract.base.compute import Float32Conv2d
 from tract.levels import levels_of
 
 NEAR = 1e-3  # of a number; float32 log-SNRs are off by up to 3e-5 of one
@@ -39,6 +40,8 @@ class DiffusersUNet(nn.Module):
             num_class_embeds=num_classes or None,
             **unet,
         )
+        for conv in (self.unet.conv_in, self.unet.conv_out):
+            conv.__class__ = Float32Conv2d
         logsnr = levels_of(noise_schedule, num_steps)[1:].logsnr
         self.register_buffer("logsnr", logsnr, persistent=False)
 

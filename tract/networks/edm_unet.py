@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tract.base.checks import check_choice
+from tract.base.compute import Float32Conv2d
 from tract.networks.edm_blocks import (
     ADMBlock,
     Block,
@@ -57,7 +58,7 @@ class EDMUNet(nn.Module):
         stages = [(size, channels * mult) for size, mult in zip(sizes, channel_mult, strict=True)]
 
         self.enc, self.dec = nn.ModuleDict(), nn.ModuleDict()
-        first = nn.Conv2d(image_channels, channels, 3, padding=1)
+        first = Float32Conv2d(image_channels, channels, 3, padding=1)
         self.enc[f"{image_size}x{image_size}_conv"] = first
         width, input_width, skips = channels, image_channels, [channels]
         for size, stage_width in stages:
@@ -178,7 +179,7 @@ class SongUNet(EDMUNet):
         self.map_layer1 = nn.Linear(emb_channels, emb_channels)
         name, width = f"{image_size}x{image_size}", self.last_channels
         self.dec[f"{name}_aux_norm"] = group_norm(width, self.block.eps)
-        self.dec[f"{name}_aux_conv"] = nn.Conv2d(width, image_channels, 3, padding=1)
+        self.dec[f"{name}_aux_conv"] = Float32Conv2d(width, image_channels, 3, padding=1)
         self.apply(xavier)
         xavier(self.dec[f"{name}_aux_conv"], gain=1e-5)
         for block in self.blocks():
@@ -218,7 +219,7 @@ class ADMUNet(EDMUNet):
             self.map_label = nn.Linear(self.num_classes, emb_channels, bias=False)
             nn.init.normal_(self.map_label.weight)
         self.out_norm = group_norm(self.last_channels, self.block.eps)
-        self.out_conv = zero_init(nn.Conv2d(self.last_channels, image_channels, 3, padding=1))
+        self.out_conv = zero_init(Float32Conv2d(self.last_channels, image_channels, 3, padding=1))
         for block in self.blocks():
             zero_init(block.conv1)
             if block.num_heads:

@@ -13,9 +13,11 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as to_bytes
 from torch import Tensor
 
-from tract.base.files import write_atomically
+from tract.base.checks import shown
+from tract.base.files import place, write_atomically
 from tract.denoiser import Denoiser
 from tract.networks.build import build_denoiser
+from tract.networks.cards import check_owner
 
 
 def write_tensors(path: str | Path, tensors: dict[str, Tensor], card: dict) -> None:
@@ -44,6 +46,15 @@ def read_tensors(path: str | Path) -> tuple[dict[str, Tensor], dict]:
     if not intact:
         raise ValueError(f"{path} is damaged (its checksum does not match): restore or remove it")
     return tensors, parse_object(metadata["card"], path)
+
+
+def read_sha256(path: str | Path) -> str:
+    """The checksum that a file of ours carries of its weights and card; ValueError without one."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            return file.metadata()["sha256"]
+    except (SafetensorError, RuntimeError, TypeError, KeyError, OSError) as error:
+        raise ValueError(f"{path} is damaged ({error}): restore or remove it") from error
 
 
 def parse_object(text: str, path: str | Path) -> dict:
@@ -91,22 +102,21 @@ def load_model(
     """A denoiser in evaluation mode, and its card, from a file or the folder of a finished run.
 
     role: which network of a checkpoint it is, such as "ema". Weights in half precision become
-    float32.
+    float32. ValueError for a damaged file, or one that is not of the run in whose folder it lies.
     """
-    path = Path(path)
+    path = place(path)
     if path.is_dir():
         path = path / "model.safetensors"
     if not path.is_file():
         raise FileNotFoundError(f"no model at {path}: finish the run that writes it, or correct it")
     tensors, card = read_tensors(path)
+    check_own(path, card)
     tensors = _under(role, tensors) if role else tensors
     tensors = {n: t.float() if t.dtype == torch.float16 else t for n, t in tensors.items()}
     if "network" not in card:
         raise ValueError(f"{path} is no denoiser, its card has no network: give a model of a run")
     network = card["network"]
     try:
-        if network["options"].get("num_blocks", 0) > len(tensors):
-            raise ValueError("more blocks than weights")
         with torch.device("meta"):  # shapes alone, so that no description can claim memory
             described = build_denoiser(network)
         _check_fit(tensors, described.state_dict(), path)
@@ -114,9 +124,37 @@ def load_model(
     except _Unfit:
         raise
     except Exception as error:  # a description from outside can be wrong in any way
-        raise ValueError(f"{path} describes no network to build ({error!r}): restore it") from error
+        raise ValueError(
+            f"{path} describes no network to build ({shown(error)}): restore it"
+        ) from error
     denoiser.load_state_dict(tensors)
     return denoiser.to(device).eval().requires_grad_(False), card
+
+
+def check_own(path: Path, card: dict) -> None:
+    """ValueError if a file lies in a run's folder, and its card is not that of the run.
+
+    Files of a run that was branched may have the card that it had before.
+    """
+    runs = [read_card(run) for run in run_cards(path.parent)]
+    if runs:
+        parts = {"phase": "phase", "checkpoint": "counters", "best.safetensors": "step"}
+        check_owner(path, card, runs, parts.get(path.name.split("-")[0], ""))
+
+
+def run_cards(folder: Path) -> list[Path]:
+    """The files of a run's card, and of that of the run which it was branched from."""
+    paths = [folder / name for name in ("card.json", "branched_from.json")]
+    return [path for path in paths if path.is_file()]
+
+
+def read_card(path: Path, *, whole: bool = False) -> dict:
+    """A run's card without, or with, its provenance; ValueError if the file is damaged."""
+    try:
+        card = parse_object(path.read_text(), path)
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is damaged ({error}): restore or remove it") from error
+    return card if whole else {n: value for n, value in card.items() if n != "provenance"}
 
 
 def save_state(path: str | Path, state, card: dict) -> None:
@@ -127,12 +165,14 @@ def save_state(path: str | Path, state, card: dict) -> None:
     write_tensors(path, tensors, {**card, "counters": state.counters()})
 
 
-def load_state(path: str | Path, state) -> None:
+def load_state(path: str | Path, state) -> dict:
     """Bring a state at step 0 to where `save_state` wrote it; bit for bit on the same device.
 
-    ValueError, with the state as it was, if the file is damaged or of another run.
+    Returns the card. ValueError, with the state as it was, if the file is damaged or of another
+    run.
     """
     tensors, card = read_tensors(path)
+    check_own(Path(path), card)
     counters, now = card.get("counters"), state.counters()
     if (
         not isinstance(counters, dict)
@@ -161,6 +201,7 @@ def load_state(path: str | Path, state) -> None:
         moments.setdefault(int(index), {})[moment] = value
     groups = state.optimizer.state_dict()["param_groups"]
     state.optimizer.load_state_dict({"state": moments, "param_groups": groups})
+    return card
 
 
 def _weights(state) -> dict[str, Tensor]:
@@ -189,6 +230,7 @@ class _Unfit(ValueError):
 
 def _check_fit(tensors: dict[str, Tensor], expected: dict[str, Tensor], path: str | Path) -> None:
     """ValueError unless names, shapes and types are those expected, no more, no less."""
+    check_numbers(tensors, path)
     found = {name: (t.shape, t.dtype) for name, t in tensors.items()}
     wanted = {name: (t.shape, t.dtype) for name, t in expected.items()}
     if found != wanted:
@@ -197,6 +239,13 @@ def _check_fit(tensors: dict[str, Tensor], expected: dict[str, Tensor], path: st
             f"{path} does not fit its network: {odd[0]} is {_kind(tensors.get(odd[0]))} there and "
             f"{_kind(expected.get(odd[0]))} here ({len(odd)} such); use the network it came from"
         )
+
+
+def check_numbers(tensors: dict[str, Tensor], path: str | Path) -> None:
+    """ValueError if a weight is infinite or not a number."""
+    odd = sorted(name for name, tensor in tensors.items() if not tensor.isfinite().all())
+    if odd:
+        raise ValueError(f"{path} has {odd[0]} not finite ({len(odd)} such): use another file")
 
 
 def _kind(tensor: Tensor | None) -> str:

@@ -29,7 +29,6 @@ CHANGES: dict[str, dict[str, dict]] = {
     "ema_residual": {
         name: {"ema_residual": float(name)} for name in ("1e-8", "1e-4", "1e-3", "1e-2", "0.15")
     },
-    "restart_ema": {"in each phase": {}, "never": {"restart_ema": False}},
     "loss_weight": {
         name: {"loss_weight": name} for name in ("truncated_snr", "snr_plus_one", "uniform")
     },
@@ -139,7 +138,68 @@ EDM = {
     },
 }
 
-ALL = CHANGES | BEYOND | HEUN | CLAIM | EDM
+_RECIPES = {
+    "TRACT 1024>32>1": {},
+    "TRACT 16>1": {"step_schedule": [16, 1]},
+    "TRACT 32>8>1": {"step_schedule": [32, 8, 1]},
+    "TRACT 16>4>1": {"step_schedule": [16, 4, 1]},
+    "BTD 1024>512>...>1": _BTD,
+    "BTD 32>16>...>1": {"method": "BTD", "step_schedule": halving_schedule(32)},
+}
+# Where the authors' recipe differs from ours, see `settings`.
+TARGETS: dict[str, dict[str, dict]] = {
+    "clamp": {
+        f"{label}, {clamp}": recipe | {"clamp": clamp}
+        for label, recipe in _RECIPES.items()
+        for clamp in ("all", "none")
+    },
+    "loss_reduction": {name: {"loss_reduction": name} for name in ("mean", "sum")},
+    "phase_change": {name: {"phase_change": name} for name in ("restart", "carry_on")},
+}
+
+
+def _grown(n: int) -> dict:
+    """A grid that doubles up to 64 steps, from the coarsest that a student of n can shorten."""
+    return {"step_schedule": [doubling(max(4, 2 * n), 64), n]}
+
+
+# Heek et al. 2024: the student is its own self-teacher, the loss a norm, the grid grows; theirs
+# grows from 64 to 1280 over the first half of a far longer training.
+_MULTISTEP = {"self_ema": 0.0, "loss": "norm", "loss_weight": "snr_plus_one"}
+FAMILY: dict[str, dict[str, dict]] = {
+    f"family_{n}": {
+        f"TRACT 1024>32>{n}": {"step_schedule": [1024, 32, n]},
+        f"TRACT 32>{n}": {"step_schedule": [32, n]},
+        f"BTD 32>...>{n}": {"method": "BTD", "step_schedule": halving_schedule(32, n)},
+        f"MCD, DDIM, {n}": _grown(n) | _MULTISTEP,
+        f"MCD, aDDIM, {n}": _grown(n) | _MULTISTEP | {"solver": "addim"},
+        f"MCT, {n}": _grown(n) | _MULTISTEP | {"method": "CT"},
+    }
+    for n in (1, 2, 4, 8)
+}
+# On EDM's levels: consistency distillation as Song et al. 2023 have it, from 18 or 40 of Heun's
+# steps, and iCT's training (Song & Dhariwal 2023), which draws levels otherwise than ours.
+CONSISTENCY_WAYS: dict[str, dict[str, dict]] = {
+    "consistency": {
+        "TRACT 40>1": {"step_schedule": [40, 1], "solver": "heun"},
+        "CD 18>1": {"step_schedule": [18, 1], "solver": "heun", "method": "consistency"},
+        "CD 40>1": {
+            "step_schedule": [40, 1],
+            "solver": "heun",
+            "method": "consistency",
+            "self_ema": 0.95,
+        },
+        "iCT": _grown(1)
+        | {
+            "method": "CT",
+            "self_ema": 0.0,
+            "loss": "pseudo_huber",
+            "loss_weight": "inverse_step",
+        },
+    }
+}
+
+ALL = CHANGES | BEYOND | HEUN | CLAIM | EDM | TARGETS | FAMILY | CONSISTENCY_WAYS
 
 # What a recipe is better or worse than, where that is not the first of its group.
 _BASELINES = {
@@ -155,6 +215,7 @@ _BASELINES = {
         label: f"TRACT 32>{label.split('>')[-1]}" for label in CLAIM["short_grid_steps"]
     },
     "budget": {label: f"TRACT, {label.split(', ')[1]}" for label in CLAIM["budget"]},
+    "clamp": {label: label.replace(", none", ", all") for label in TARGETS["clamp"]},
     # One step of either kind against the other, and with Heun's two phases against one.
     "edm": {
         label: "heun, 40>1" if label == "heun, 40>8>1" else label.replace("ddim", "heun")
@@ -219,6 +280,7 @@ class Study:
     metric: str = "fd_pixels"
     smaller: str = "digits_small"  # network of the smaller student
     base: Mapping[str, object] = field(default_factory=dict)
+    teacher: str = ""  # first digits of its name in results, where students of several are there
 
     @property
     def title(self) -> str:
@@ -256,9 +318,11 @@ class Study:
         return {n: made for n, made in plan if (n, made.step_schedule[-1]) not in done}
 
     def mine(self, results: pd.DataFrame) -> pd.DataFrame:
-        """Rows of results on this data set and process."""
+        """Rows of results on this data set and noise schedule, and of this teacher."""
         return results[
-            (results["data"] == self.data) & (results["noise_schedule"] == self.noise_schedule)
+            (results["data"] == self.data)
+            & (results["noise_schedule"] == self.noise_schedule)
+            & results["teacher"].str.startswith(self.teacher)
         ]
 
     def teachers(
@@ -288,8 +352,7 @@ class Study:
         if rows["teacher"].nunique() > 1:
             raise ValueError(
                 f"the students of {comparison} are of several teachers, "
-                f"{', '.join(sorted(rows['teacher'].unique()))}: take the rows of all but one out "
-                "of the table of results, or give each its own"
+                f"{', '.join(sorted(rows['teacher'].unique()))}: give the study one of them"
             )
         return rows.sort_values("recipe", key=lambda r: r.map(order), kind="stable")
 

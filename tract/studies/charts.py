@@ -113,7 +113,7 @@ def _over_grids(results: pd.DataFrame, ours: Sequence[tuple[Study, pd.DataFrame]
     """One phase n>1 against n, a line for each way to get there: "fixed", "growing", a solver."""
     panels = []
     for study, rows in ours:
-        steps = rows["phases"].str.extract(r"(\d+)>\d+$", expand=False)
+        steps = rows["schedule"].str.extract(r"(\d+)>\d+$", expand=False)
         kind = rows["recipe"].str.replace(r"(, | to | )\d+(>1)?$", "", regex=True)
         panels.append((_title(study, rows), study.metric, rows.assign(n=steps, line=kind)))
     figure = _lines(panels, "n", "steps of the teacher's finest grid")

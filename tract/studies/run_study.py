@@ -126,6 +126,10 @@ def run_missing(
     teacher = teacher_name(load_model(experiment.folder / TEACHER)[0])
     mine = study.mine(known)
     others = mine[mine["run"].isin(list(plan)) & (mine["teacher"] != teacher)]
+    if not teacher.startswith(study.teacher):
+        raise ValueError(
+            f"{run_dir} has the teacher {teacher}, not {study.teacher}: correct run_dir or teacher"
+        )
     if len(others):
         raise ValueError(
             f"{results} has {others['run'].nunique()} of these runs with the teacher "

@@ -4,7 +4,6 @@ Nothing is left behind but rows of results: a run takes seconds.
 """
 
 import json
-import sys
 import time
 from collections.abc import Sequence
 from functools import cache
@@ -12,8 +11,8 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
+from tract.base.progress import progress
 from tract.base.provenance import provenance
 from tract.data import Data
 from tract.denoiser import Denoiser
@@ -60,7 +59,7 @@ def beginning(noise_schedule: str, images: int = 96_000, batch: int = 128) -> De
     settings = Training(train_images=images, batch_size=batch)
     state = start_training(build_denoiser(NETWORK), settings)
     records = train_teacher(state, spiral()[1], levels_of(noise_schedule, FLOW_STEPS), settings)
-    for _ in tqdm(records, "start", settings.num_steps, file=sys.stdout, mininterval=1):
+    for _ in progress("start", settings.num_steps, iterable=records):
         pass
     return state.ema
 
@@ -82,13 +81,13 @@ def run_missing_on_plane(study: Study, comparisons: Sequence[str], results: str 
     plan, wanted = study.plan(comparisons), study.missing(read_results(results), comparisons)
     print(f"{len(plan)} runs on the plane, {len(plan) - len(wanted)} of them measured before")
     total = sum(settings.num_steps for settings in wanted.values())
-    with tqdm(total=total, unit="step", file=sys.stdout, mininterval=1, disable=not wanted) as bar:
+    with progress("", total, disable=not wanted) as bar:
         for name, settings in wanted.items():
             bar.set_postfix_str(name, refresh=False)
             append_results(results, _rows(study, settings, bar))
 
 
-def _rows(study: Study, settings: Distillation, bar: tqdm) -> list[dict]:
+def _rows(study: Study, settings: Distillation, bar) -> list[dict]:
     """Distil one student from the exact teacher; rows of what it and that teacher came to."""
     teacher, data = spiral()
     levels = levels_of(study.noise_schedule, settings.grid_steps)

@@ -27,17 +27,12 @@ ROLES = ("model_eval.module.", "module.", "")  # before the names: a run's avera
 def read_apple(path: str | Path) -> Denoiser:
     """The network of a file of the authors'; ValueError, with the name, for any other content."""
     path = Path(path)
-    tensors = _tensors(read_torch(path), path)
+    tensors = _tensors(read_torch(path, WRAPPINGS), path)
     return fill(path, tensors, describe(path, tensors, _options), _weights)
 
 
-def _tensors(content: object, path: Path) -> dict[str, Tensor]:
+def _tensors(content: dict[str, Tensor], path: Path) -> dict[str, Tensor]:
     """Named tensors of the one network that is wanted."""
-    for name in WRAPPINGS:
-        if isinstance(content, dict) and isinstance(content.get(name), dict):
-            content = content[name]
-    if not isinstance(content, dict) or not all(isinstance(n, str) for n in content):
-        raise ValueError(f"{path} holds no named weights: use a state_dict as the authors save it")
     role = next((r for r in ROLES if f"{r}down.0.weight" in content), None)
     if role is None:
         raise ValueError(

@@ -2,11 +2,17 @@
 
 import math
 import re
+import zipfile
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from tract.base.checks import shown
+from tract.teachers.pickles import check_program
+
+SHARED = 4  # networks that a file holds once may have as many names
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 ARRAY, SCALAR = 1, 3  # flax's extension codes; 2 is a complex number, which no network here has
 CHUNKED = "__msgpack_chunked_array__"  # marks a map {shape, chunks}; flax splits arrays of 2^30
@@ -28,7 +34,7 @@ def read_flax(path: Path, wanted: set[str]) -> dict[str, object]:
             for _ in range(unpacker.read_map_header()):
                 name = unpacker.unpack()
                 if not isinstance(name, str):
-                    raise ValueError(f"an entry is named {name!r:.20}")
+                    raise ValueError(f"an entry is named {shown(name)}")
                 if name in wanted:
                     entries[name] = unpacker.unpack()
                 else:
@@ -36,23 +42,23 @@ def read_flax(path: Path, wanted: set[str]) -> dict[str, object]:
             end = unpacker.tell()
     except msgpack.OutOfData as error:
         raise ValueError(f"{path} ends too early: fetch it again") from error
-    except (ValueError, msgpack.UnpackException) as error:
+    except (ValueError, RecursionError, msgpack.UnpackException) as error:
         raise ValueError(f"{path} is no flax checkpoint ({error!r}): fetch it again") from error
     if end != size:
         raise ValueError(f"{path} has {size - end:,} bytes too many at its end: fetch it again")
     return entries
 
 
-def flax_tensors(tree: object, where: str) -> dict[str, Tensor]:
+def flax_tensors(tree: object, where: str, deepest: int = 8) -> dict[str, Tensor]:
     """All arrays of a map of maps, as {"outer/inner": tensor}.
 
     where: the file and entry, for messages. ValueError names what is no array of numbers.
     """
-    if isinstance(tree, dict) and CHUNKED not in tree:
+    if isinstance(tree, dict) and CHUNKED not in tree and deepest:
         return {
             f"{name}/{inner}".rstrip("/"): tensor
             for name, branch in tree.items()
-            for inner, tensor in flax_tensors(branch, f"{where}/{name}").items()
+            for inner, tensor in flax_tensors(branch, f"{where}/{name:.40}", deepest - 1).items()
         }
     try:
         return {"": _chunked(tree) if isinstance(tree, dict) else _array(tree)}
@@ -76,7 +82,7 @@ def flax_int(value: object, where: str) -> int:
         ):
             number = int.from_bytes(raw, "little", signed=True)
     if type(number) is not int or number < 0:
-        raise ValueError(f"{where} is {number!r:.60}, no whole number: fetch the file again")
+        raise ValueError(f"{where} is {shown(number)}, no whole number: fetch the file again")
     return number
 
 
@@ -85,17 +91,17 @@ def _parts(value: object) -> tuple[list[int], str, bytes]:
     import msgpack
 
     if not isinstance(value, msgpack.ExtType) or value.code not in (ARRAY, SCALAR):
-        raise ValueError(f"it is {value!r:.60}")
+        raise ValueError(f"it is {shown(value)}")
     shape, dtype, raw = msgpack.unpackb(value.data, max_ext_len=0)
     if not all(type(length) is int and length >= 0 for length in shape):
-        raise ValueError(f"its shape is {shape!r:.60}")
+        raise ValueError(f"its shape is {shown(shape)}")
     return shape, dtype, raw
 
 
 def _array(value: object) -> Tensor:
     shape, dtype, raw = _parts(value)
     if dtype not in DTYPES:
-        raise ValueError(f"its type is {dtype!r:.60}, of {list(DTYPES)}")
+        raise ValueError(f"its type is {shown(dtype)}, of {list(DTYPES)}")
     if math.prod(shape) * DTYPES[dtype].itemsize != len(raw):
         raise ValueError(f"it has {len(raw):,} bytes for shape {shape} of {dtype}")
     tensor = torch.frombuffer(bytearray(raw), dtype=DTYPES[dtype]) if raw else torch.empty(0)
@@ -109,13 +115,17 @@ def _chunked(tree: dict) -> Tensor:
     return torch.cat(chunks).reshape(shape)
 
 
-def read_torch(path: Path) -> object:
-    """What torch.save wrote, if it is nothing but tensors, numbers, texts, lists and dicts.
+def read_torch(path: Path, wrappings: Sequence[str] = ()) -> dict[str, Tensor]:
+    """Named tensors that torch.save wrote, perhaps in dicts of these names one in another.
 
-    ValueError for anything else, which is not executed, and for a damaged file.
+    ValueError for anything else, which is not executed, for a damaged file, and for tensors of
+    more bytes than the file.
     """
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
+        _check_torch(path)
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except OSError:
+        raise
     except Exception as error:  # a file from outside can be wrong in any way
         named = re.search(r"GLOBAL (\S+)", str(error))
         reason = f"it names {named[1]}" if named else f"{error!r:.120}"
@@ -123,3 +133,32 @@ def read_torch(path: Path) -> object:
             f"{path} holds more than weights, or is damaged ({reason}); nothing of it was "
             "executed: fetch another"
         ) from error
+    for name in wrappings:
+        if isinstance(content, dict) and isinstance(content.get(name), dict):
+            content = content[name]
+    if not isinstance(content, dict) or not all(isinstance(name, str) for name in content):
+        raise ValueError(
+            f"{path} holds no named weights: use a state_dict, as torch.save writes it"
+        )
+    tensors = [value for value in content.values() if isinstance(value, Tensor)]
+    claimed = sum(math.prod(tensor.shape) * tensor.dtype.itemsize for tensor in tensors)
+    if claimed > SHARED * path.stat().st_size or any(tensor.is_meta for tensor in tensors):
+        raise ValueError(f"{path} claims more weights than it has bytes: fetch another")
+    return content
+
+
+def _check_torch(path: Path) -> None:
+    """An exception if a file's checksums, or the programs of its pickles, are not as torch's."""
+    if not zipfile.is_zipfile(path):  # as torch wrote them before 1.6: five pickles, then numbers
+        with path.open("rb") as file:
+            for _ in range(5):
+                check_program(file)
+        return
+    with zipfile.ZipFile(path) as archive:
+        if any(info.compress_type != zipfile.ZIP_STORED for info in archive.infolist()):
+            raise ValueError("packed records, which torch does not write")
+        if (bad := archive.testzip()) is not None:
+            raise ValueError(f"the checksum of {bad} does not match")
+        for name in archive.namelist():
+            if name.endswith("/data.pkl"):
+                check_program(archive.open(name))

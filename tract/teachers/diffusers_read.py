@@ -3,14 +3,17 @@
 A UNet2DModel and its scheduler lie in sub-folders, or all in one folder as in early ones.
 """
 
+import fnmatch
 import re
 from collections.abc import Iterator
+from inspect import signature
 from pathlib import Path
 
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from tract.base.checks import shown
 from tract.denoiser import Denoiser
 from tract.networks.weights import parse_object
 from tract.teachers.containers import read_torch
@@ -19,7 +22,11 @@ from tract.teachers.fill import Take, fill
 INDEX = "model_index.json"
 UNET = ("unet/config.json",)
 SCHEDULER = ("scheduler/scheduler_config.json",)
-WEIGHTS = tuple(f"unet/diffusion_pytorch_model.{suffix}" for suffix in ("safetensors", "bin"))
+# Of the weights, in the order in which they are taken: whole, in parts by an index, of a variant
+# such as fp16.
+FILE = "diffusion_pytorch_model"
+ENDINGS = ("safetensors", "bin", "safetensors.index.json", "bin.index.json")
+ENDINGS += ("safetensors.index.*.json", "bin.index.*.json", "*.safetensors", "*.bin")
 
 PREDICTIONS = {"epsilon": "eps", "sample": "x0", "v_prediction": "v"}
 NOISE_SCHEDULES = {"linear": "ddpm_linear", "squaredcos_cap_v2": "ddpm_cosine"}  # by beta_schedule
@@ -32,23 +39,22 @@ USUAL = {  # of UNet2DModel; others are made for other levels or conditions
 OLD_NAMES = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
 TIMEOUT = 10  # seconds that the hub has for an answer
 
-STEPS_LIMIT = 100_000  # of a scheduler; published ones have 1000
-
 
 def read_pipeline(folder: str | Path) -> Denoiser:
     """The network of a pipeline in a folder; its process and number of levels are its options.
 
-    FileNotFoundError names a file that is missing, ValueError what is damaged or not supported.
+    What was taken of several files, and ignored of a description, is printed. FileNotFoundError
+    names a file that is missing, ValueError what is damaged or not supported.
     """
     folder = Path(folder)
     _check_components(folder)
-    scheduler, unet, weights = (_find(folder, *places) for places in (SCHEDULER, UNET, WEIGHTS))
+    scheduler, unet = _find(folder, *SCHEDULER), _find(folder, *UNET)
     levels = _read_levels(scheduler)
     options = _read_options(unet)
+    weights = _weight_file(folder)
     tensors = _read_weights(weights)
-    layers = options["unet"].get("layers_per_block", 2)
-    if type(layers) is not int or layers > len(tensors):  # before they are built
-        raise ValueError(f"{unet} has {layers!r:.60} layers_per_block: fetch it again")
+    other = "; their average over the training is in unet_ema" * (folder / "unet_ema").is_dir()
+    print(f"{folder}: weights of {weights.relative_to(folder)}{other}")
     prediction = levels.pop("prediction")
     config = {"net": "diffusers", "prediction": prediction, "sigma_data": 0.5}
     return fill(weights, tensors, config | {"options": options | levels}, _weights)
@@ -57,12 +63,25 @@ def read_pipeline(folder: str | Path) -> Denoiser:
 def _find(folder: Path, *places: str) -> Path:
     """The first of some files that is there, in its sub-folder or beside the others."""
     for place in places:
-        for path in (folder / place, folder / Path(place).name):
+        # A unet_ema of a training has its scheduler beside it.
+        for path in (folder / place, folder / Path(place).name, folder.parent / place):
             if path.is_file():
                 return path
     raise FileNotFoundError(
         f"{folder} has no {' and no '.join(places)}: give a folder that save_pretrained wrote, "
         "whole, of a pipeline with a UNet2DModel"
+    )
+
+
+def _weight_file(folder: Path) -> Path:
+    """The file of a network's weights, or the index of its parts."""
+    for place in (folder / "unet", folder):
+        for ending in ENDINGS:
+            if found := sorted(place.glob(f"{FILE}.{ending}")):
+                return found[0]
+    raise FileNotFoundError(
+        f"{folder} has no unet/{FILE}.safetensors and no {FILE}.bin: give a folder that "
+        "save_pretrained wrote, whole, of a pipeline with a UNet2DModel"
     )
 
 
@@ -91,7 +110,7 @@ def _read_levels(path: Path) -> dict:
     schedule = scheduler.get("beta_schedule")
     if schedule not in list(NOISE_SCHEDULES):  # what is there may not be hashable
         raise ValueError(
-            f"{path} has beta_schedule {schedule!r}: use one of {list(NOISE_SCHEDULES)}"
+            f"{path} has beta_schedule {shown(schedule)}: use one of {list(NOISE_SCHEDULES)}"
         )
     unsupported = [
         name for name in ("trained_betas", "rescale_betas_zero_snr") if scheduler.get(name)
@@ -100,19 +119,15 @@ def _read_levels(path: Path) -> dict:
         unsupported += [n for n, usual in LINEAR.items() if scheduler.get(n, usual) != usual]
     if unsupported:
         raise ValueError(
-            f"{path} has {unsupported[0]} {scheduler[unsupported[0]]!r:.60}: use a pipeline "
+            f"{path} has {unsupported[0]} {shown(scheduler[unsupported[0]])}: use a pipeline "
             "without, or with the usual value"
         )
     prediction = scheduler.get("prediction_type", "epsilon")
     if prediction not in list(PREDICTIONS):
         raise ValueError(
-            f"{path} has prediction_type {prediction!r}: use one of {list(PREDICTIONS)}"
+            f"{path} has prediction_type {shown(prediction)}: use one of {list(PREDICTIONS)}"
         )
     num_steps = scheduler.get("num_train_timesteps", 1000)
-    if isinstance(num_steps, int) and num_steps > STEPS_LIMIT:  # a few bytes can claim any memory
-        raise ValueError(
-            f"{path} has num_train_timesteps {num_steps}, more than {STEPS_LIMIT:,}: fetch it again"
-        )
     return {
         "prediction": PREDICTIONS[prediction],
         "noise_schedule": NOISE_SCHEDULES[schedule],
@@ -125,26 +140,41 @@ def _read_options(path: Path) -> dict:
     config = _read_json(path)
     for name, usual in USUAL.items():
         if config.get(name, usual) != usual:
-            raise ValueError(f"{path} has {name} {config[name]!r:.60}: use a network of {usual!r}")
+            raise ValueError(f"{path} has {name} {shown(config[name])}: use a network of {usual!r}")
     size, channels = config.get("sample_size"), config.get("in_channels", 3)
     if type(size) is not int:
-        raise ValueError(f"{path} has sample_size {size!r}: write the images' size there")
+        raise ValueError(f"{path} has sample_size {shown(size)}: write the images' size there")
     if config.get("out_channels", 3) != channels:
         raise ValueError(
             f"{path} makes {config.get('out_channels', 3)} channels of {channels}: use a network "
             "with as many, without learned variances"
         )
+    from diffusers import UNet2DModel  # takes seconds
+
+    known = signature(UNet2DModel.__init__).parameters
+    names = {name for name in config if not name.startswith("_")}
+    if unknown := sorted(names - set(known)):
+        print(f"{path}: {', '.join(unknown)} unknown to diffusers' UNet2DModel, ignored")
     given = {"sample_size", "in_channels", "out_channels", "num_class_embeds"}
     return {
         "image_size": size,
         "image_channels": channels,
         "num_classes": config.get("num_class_embeds") or 0,
-        "unet": {n: v for n, v in config.items() if n not in given and not n.startswith("_")},
+        "unet": {name: config[name] for name in config if name in names & set(known) - given},
     }
 
 
 def _read_weights(path: Path) -> dict[str, Tensor]:
-    """Named tensors of a file, by the names of today."""
+    """Named tensors of a file, or of all that an index names, by the names of today."""
+    if path.suffix == ".json":
+        parts = _read_json(path).get("weight_map")
+        names = set(parts.values()) if isinstance(parts, dict) else set()
+        if not names or not all(isinstance(n, str) and Path(n).name == n for n in names):
+            raise ValueError(f"{path} names no files beside it: fetch it again")
+        shards = [_read_weights(path.with_name(name)) for name in sorted(names)]
+        return {name: tensor for shard in shards for name, tensor in shard.items()}
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}, which an index names, is missing: fetch it too")
     if path.suffix == ".bin":
         tensors = read_torch(path)
     else:
@@ -152,8 +182,6 @@ def _read_weights(path: Path) -> dict[str, Tensor]:
             tensors = load_file(path)
         except (SafetensorError, RuntimeError, TypeError) as error:
             raise ValueError(f"{path} is damaged ({error}): fetch it again") from error
-    if not isinstance(tensors, dict) or not all(isinstance(name, str) for name in tensors):
-        raise ValueError(f"{path} holds no named weights: fetch it again")
     return {
         re.sub(r"(?<=\.)(query|key|value|proj_attn)(?=\.)", lambda old: OLD_NAMES[old[0]], name): t
         for name, t in tensors.items()
@@ -175,10 +203,13 @@ def fetch(name: str) -> Path:
     reason = ""
     try:
         found = {file.rfilename for file in HfApi().model_info(name, timeout=TIMEOUT).siblings}
-        for places in ((INDEX,), SCHEDULER, UNET, WEIGHTS):
-            wanted = [n for place in places for n in (place, Path(place).name) if n in found]
-            if wanted:
-                hf_hub_download(name, wanted[0], etag_timeout=TIMEOUT)
+        for places in ((INDEX,), SCHEDULER, UNET, [f"unet/{FILE}.{end}" for end in ENDINGS]):
+            either = [n for place in places for n in (place, Path(place).name)]
+            wanted = [n for pattern in either for n in sorted(fnmatch.filter(found, pattern))][:1]
+            if any(".index." in n for n in wanted):
+                wanted += fnmatch.filter(found, "*-of-*")
+            for file in wanted:
+                hf_hub_download(name, file, etag_timeout=TIMEOUT)
     except Exception as error:  # of network, name or hub, in the classes of several libraries
         reason = f" ({type(error).__name__}: {' '.join(str(error).split()):.200})"
     try:

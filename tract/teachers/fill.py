@@ -6,8 +6,10 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from tract.base.checks import shown
 from tract.denoiser import Denoiser
 from tract.networks.build import build_denoiser
+from tract.networks.weights import check_numbers
 
 EXACT = (torch.float32, torch.float16, torch.bfloat16)  # types that float32 holds bit for bit
 
@@ -42,7 +44,7 @@ def fill(path: Path, tensors: dict[str, Tensor], config: dict, weights: Weights)
             described = build_denoiser(config).net
     except Exception as error:  # a description from outside can be wrong in any way
         raise ValueError(
-            f"{path} describes no network to build ({error!r}): use another"
+            f"{path} describes no network to build ({shown(error)}): use another"
         ) from error
     state = dict(weights(described, take))
     if left:
@@ -50,6 +52,7 @@ def fill(path: Path, tensors: dict[str, Tensor], config: dict, weights: Weights)
             f"{path} has {min(left)}, which is no part of its network ({len(left)} such): use the "
             "file as published"
         )
+    check_numbers(state, path)
     denoiser = build_denoiser(config)
     denoiser.net.load_state_dict(state)
     return denoiser.eval().requires_grad_(False)

@@ -5,7 +5,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from tract.base.files import place
 from tract.denoiser import Denoiser
+from tract.networks.cards import about_model
 from tract.networks.weights import load_model
 from tract.teachers.apple import read_apple
 from tract.teachers.diffusers_read import fetch, read_pipeline
@@ -15,6 +17,7 @@ from tract.teachers.google import read_google
 PAPER_STEPS = 1024  # of the paper's teachers on the cosine levels
 EDM_STEPS = 40  # of its teachers on EDM's
 HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
+FILE_SUFFIXES = (".safetensors", ".pkl", ".pt", ".pth", ".ckpt", ".bin", ".msgpack", ".zip")
 FORMATS = (
     "tract's safetensors, EDM's pickle, Google's msgpack, the TRACT authors' .pt, or a folder or "
     "hub name of a diffusers pipeline"
@@ -53,20 +56,28 @@ def load_teacher(path_or_name: str | Path, device: str = "cpu") -> Teacher:
     path_or_name: a file or folder in any of FORMATS, or a pipeline's hub name. FileNotFoundError
     if there is none, ValueError if it is damaged, of another format or does not fit.
     """
-    path = Path(path_or_name)
+    path = place(path_or_name)
     if path.is_dir():
         teacher = _read_folder(path)
     elif path.is_file():
         teacher = _read_file(path)
-    elif HUB_NAME.fullmatch(str(path_or_name)):
+    elif _may_be_hub_name(str(path_or_name)):
         teacher = _pipeline(fetch(str(path_or_name)))
     else:
         raise FileNotFoundError(
-            f"no file or folder {path_or_name}: correct the path, or copy it here first"
+            f"no file or folder {path.absolute()}: correct the path, or copy it here first"
         )
     teacher.denoiser.to(device)
     print(f"{path_or_name}: {teacher.description}")
     return teacher
+
+
+def _may_be_hub_name(text: str) -> bool:
+    """Whether a text is OWNER/NAME, and no file that could be meant."""
+    first = text.split("/")[0]
+    return bool(HUB_NAME.fullmatch(text)) and not (
+        Path(first).exists() or Path(text).suffix in FILE_SUFFIXES
+    )
 
 
 def _read_folder(path: Path) -> Teacher:
@@ -111,15 +122,9 @@ def _pipeline(folder: Path) -> Teacher:
 def _ours(path: Path) -> Teacher:
     """A model of a run that `experiment` made."""
     denoiser, card = load_model(path)
-    try:
-        noise_schedule, steps = (
-            card["experiment"][name] for name in ("noise_schedule", "teacher_steps")
-        )
-    except (KeyError, TypeError) as error:
-        raise ValueError(
-            f"{path} does not say for which levels it was trained: read it by state.load_model"
-        ) from error
-    return Teacher(denoiser, noise_schedule, steps, f"a {card.get('method')} network of tract")
+    about = about_model(card, path)
+    origin = f"a {about.method} network of tract"
+    return Teacher(denoiser, about.noise_schedule, about.teacher_steps, origin)
 
 
 def _is_msgpack_map(start: bytes) -> bool:

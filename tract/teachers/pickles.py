@@ -13,10 +13,10 @@ import pickle
 import re
 import struct
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from pickletools import genops
-from typing import NamedTuple
+from typing import BinaryIO, NamedTuple
 
 import torch
 from torch import Tensor
@@ -30,6 +30,7 @@ OPCODES = """
     STACK_GLOBAL REDUCE NEWOBJ BUILD
 """
 MAX_OPCODES = 1_000_000  # about twenty times what the published networks need
+MAX_AGAIN = 16  # tuples that are named again, by which they double
 MAX_TUPLES = 20_000  # tuples in tuples are hashed by recursion, which C does not survive forever
 PERSISTENCE_VERSION = 6  # of EDM's records of objects
 # How torch.save began a file until 1.6, and a storage in a pickle ever since; not compressed.
@@ -141,7 +142,7 @@ def read_pickle(path: Path) -> object:
     """
     try:
         with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-            _check_opcodes(data)
+            check_program(data, OPCODES.split())
             data.seek(0)
             return _Unpickler(data).load()
     except OSError:
@@ -154,13 +155,30 @@ def read_pickle(path: Path) -> object:
         raise ValueError(f"{path} is damaged ({error!r:.200}): fetch it again") from error
 
 
-def _check_opcodes(content: mmap.mmap) -> None:
-    allowed = OPCODES.split()
-    counts = Counter()
-    for opcode, _, _ in genops(content):
-        if opcode.name not in allowed:
-            raise Refused(f"uses {opcode.name} of pickles, which EDM's do not")
+def check_program(file: BinaryIO | mmap.mmap, allowed: Collection[str] | None = None) -> None:
+    """Refused if the pickle that follows could take long, or much memory, to be carried out.
+
+    allowed: names of instructions. Tuples inside of tuples are hashed one by one, as often as they
+    are named: 200 bytes of tuples of twice the tuple before took for ever. A bytearray makes its
+    bytes of a number.
+    """
+    counts, tuples, last = Counter(), set(), ""
+    for opcode, argument, _ in genops(file):
+        name = opcode.name
+        if allowed is not None and name not in allowed:
+            raise Refused(f"uses {name} of pickles, which EDM's do not")
+        if name == "MEMOIZE":
+            argument = counts["memo"]
+            counts["memo"] += 1
+        if name in ("MEMOIZE", "BINPUT", "LONG_BINPUT", "PUT") and last.startswith("TUPLE"):
+            tuples.add(int(argument))
+        counts["again"] += name.endswith("GET") and int(argument) in tuples
+        counts["again"] += name == "DUP"
+        counts["bytearrays"] += "bytearray" in str(argument if name == "GLOBAL" else "")
         counts["instructions"] += 1
-        counts["tuples"] += opcode.name.startswith("TUPLE")
+        counts["tuples"] += name.startswith("TUPLE")
         if counts["instructions"] > MAX_OPCODES or counts["tuples"] > MAX_TUPLES:
             raise Refused(f"has more than {MAX_OPCODES:,} instructions or {MAX_TUPLES:,} tuples")
+        if counts["again"] > MAX_AGAIN or counts["bytearrays"]:
+            raise Refused("has tuples in tuples without end, or bytes made of a number")
+        last = name

@@ -1,0 +1,10 @@
+"""Progress bars, all alike."""
+
+import sys
+
+from tqdm import tqdm
+
+
+def progress(desc: str, total: int, unit: str = "step", **options) -> tqdm:
+    """A text bar on stdout, where a notebook's cells print, redrawn once a second at most."""
+    return tqdm(desc=desc, total=total, unit=unit, file=sys.stdout, mininterval=1, **options)

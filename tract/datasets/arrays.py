@@ -1,0 +1,87 @@
+"""Arrays of .npz files, read as data: a damaged or foreign file is refused in one line."""
+
+import math
+import zipfile
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from tract.base.checks import shown
+
+
+def array_names(path: str | Path) -> list[str]:
+    """Names of the arrays in an .npz file; ValueError if it is none."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return [n.removesuffix(".npy") for n in archive.namelist() if n.endswith(".npy")]
+    except Exception as error:  # a file from outside can be wrong in any way
+        raise _damaged(path, error) from error
+
+
+def read_arrays(path: str | Path, names: Sequence[str]) -> list[np.ndarray]:
+    """Arrays of numbers by their names in an .npz file; ValueError if they are not there.
+
+    A shape is compared with the bytes that are there before an array is made.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return [_read(archive, f"{name}.npy") for name in names]
+    except Exception as error:  # a file from outside can be wrong in any way
+        raise _damaged(path, error) from error
+
+
+def read_images(path: str | Path) -> tuple[Tensor, Tensor | None]:
+    """uint8 images (N, C, H, W) of an .npz file, and labels (N,) or None.
+
+    Images are arr_0 or the only array, (N, H, W, C) or (N, C, H, W); or those of downsampled
+    ImageNet, data (N, C H W) with labels that count from 1.
+    """
+    names = array_names(path)
+    if {"data", "labels"} <= set(names):
+        array, labels = read_arrays(path, ["data", "labels"])
+        side = math.isqrt(array.shape[-1] // 3)
+        if array.ndim == 2 and array.shape[1] == 3 * side**2 and labels.shape == array.shape[:1]:
+            array = array.reshape(-1, 3, side, side)
+            labels = torch.from_numpy(labels.astype(np.int64)) - 1
+            if len(labels) and labels.min() < 0:
+                raise ValueError(f"{path} has labels below 1: use those of downsampled ImageNet")
+            return _checked(path, array), labels
+    (array,) = read_arrays(path, names if len(names) == 1 else ["arr_0"])
+    if array.ndim == 4 and array.shape[3] in (1, 3):
+        array = array.transpose(0, 3, 1, 2)
+    return _checked(path, array), None
+
+
+def _read(archive: zipfile.ZipFile, name: str) -> np.ndarray:
+    info = archive.getinfo(name)
+    with archive.open(info) as file:
+        version = np.lib.format.read_magic(file)
+        read_header = {
+            (1, 0): np.lib.format.read_array_header_1_0,
+            (2, 0): np.lib.format.read_array_header_2_0,
+        }[version]
+        shape, fortran, dtype = read_header(file)
+        if dtype.hasobject or math.prod(shape) * dtype.itemsize != info.file_size - file.tell():
+            raise ValueError(f"{name} holds no {shown(shape)} of {dtype}")
+        content = file.read()
+    array = np.frombuffer(content, dtype)
+    return array.reshape(shape, order="F" if fortran else "C")
+
+
+def _checked(path: str | Path, array: np.ndarray) -> Tensor:
+    if array.dtype != np.uint8 or array.ndim != 4 or array.shape[1] not in (1, 3) or not array.size:
+        raise ValueError(
+            f"{path} has {array.dtype} of shape {array.shape}: save uint8 images (N, H, W, C)"
+        )
+    return torch.from_numpy(np.array(array))  # (N, C, H, W), of its own memory
+
+
+def _damaged(path: str | Path, error: Exception) -> ValueError:
+    reason = " ".join(str(error).split()) or type(error).__name__
+    return ValueError(
+        f"{path} is damaged or has no array of numbers arr_0 ({reason:.200}): save it by "
+        "numpy.savez(path, images)"
+    )

@@ -1,0 +1,81 @@
+"""Labels of image files: from the folders of their classes, or from EDM's dataset.json."""
+
+import itertools
+import json
+import re
+from collections import Counter
+
+from tract.base.checks import shown
+from tract.datasets.images import Images, first_few
+
+SPLITS = {"train", "training", "val", "valid", "validation", "test", "testing"}
+# Parts that a data set was cut into for size, by number or as EDM's tool numbers its images.
+SHARD = re.compile(r"(shard|part|chunk)[-_.]?\d+/|\d{5}/img\d{8}\.", re.IGNORECASE)
+
+
+def labels_of(images: Images) -> tuple[list[int], list[str]]:
+    """A label for each image, and the names of the classes; both empty if there are none.
+
+    Those of dataset.json where there is one, else of folders; what was found is printed.
+    ValueError for folders that are splits or shards, and for a damaged dataset.json.
+    """
+    if images.listing is not None:
+        labels = _listed(images, images.listing)
+        classes = [str(number) for number in range(max(labels) + 1)] if labels else []
+        where = "dataset.json"
+    else:
+        labels, classes = folder_labels(images.names)
+        where = "folders"
+    counts = Counter(labels)
+    found = [f"{name} ({counts[i]:,})" for i, name in enumerate(classes) if counts[i]]
+    print(f"{len(found):,} classes in {where}: {first_few(found)}" if found else "no classes")
+    return labels, classes
+
+
+def folder_labels(names: list[str]) -> tuple[list[int], list[str]]:
+    """A label for each name, and the sorted names of the folders that they stand for.
+
+    Folders that all images share are skipped; those on the next level are the classes, sorted as
+    numbers if all are. Both lists are empty if not every image lies in one. ValueError for splits
+    or shards.
+    """
+    parents = [name.split("/")[:-1] for name in names]
+    # What the first and the last in the alphabet share is shared by all.
+    pairs = zip(min(parents), max(parents), strict=False)
+    depth = len(list(itertools.takewhile(lambda pair: pair[0] == pair[1], pairs)))
+    if any(len(parent) == depth for parent in parents):
+        return [], []
+    classes = {parent[depth] for parent in parents}
+    splits = [name for name in sorted(classes) if name.lower() in SPLITS]
+    if len(splits) > 1 or len(splits) == len(classes):
+        raise ValueError(f"{' and '.join(splits)} are splits, not classes: give one of these")
+    if all(SHARD.match("/".join(name.split("/")[depth:])) for name in names):
+        raise ValueError(
+            f"{first_few(sorted(classes))} are parts of a data set, not classes: put all images "
+            "into one folder or into folders of their class, or add EDM's dataset.json"
+        )
+    numbered = all(re.fullmatch("[0-9]{1,18}", name) for name in classes)
+    order = sorted(classes, key=lambda name: (int(name), name) if numbered else name)
+    numbers = {name: number for number, name in enumerate(order)}
+    return [numbers[parent[depth]] for parent in parents], order
+
+
+def _listed(images: Images, content: bytes) -> list[int]:
+    """Labels as EDM's dataset.json lists them, [[name, label], ...]; empty where it has none."""
+    path = f"{images.source}: dataset.json"
+    try:
+        listed = json.loads(content)["labels"]
+        by_name = None if listed is None else {name.replace("\\", "/"): n for name, n in listed}
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+        raise ValueError(
+            f"{path} lists no labels ({shown(error)}): restore or remove it"
+        ) from error
+    if by_name is None:
+        return []
+    labels = [by_name.get(name) for name in images.names]
+    for name, label in zip(images.names, labels, strict=True):
+        if type(label) is not int or not 0 <= label < 10**6:
+            raise ValueError(
+                f"{path} has {shown(label)} as the label of {name}: use a class's number"
+            )
+    return labels

@@ -1,0 +1,81 @@
+"""The card in a file of a run's weights: one check of its fields, and of whose file it is."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from tract.base.checks import check_choice, check_flag, check_text, check_whole, shown
+from tract.levels import NOISE_SCHEDULES
+from tract.phases import MOST_STEPS, Entry, first_grid, parse_schedule
+
+
+@dataclass(frozen=True)
+class About:
+    """What the card of a model says that sampling, measuring and exporting rely on."""
+
+    method: str
+    noise_schedule: str
+    teacher_steps: int
+    clamp: bool
+    step_schedule: tuple[Entry, ...]  # empty for a teacher
+
+    @property
+    def grid_steps(self) -> int:
+        """Steps of the grid of levels that it is sampled on."""
+        return first_grid(self.step_schedule or [self.teacher_steps])
+
+
+def about_model(card: dict, path: str | Path) -> About:
+    """The checked fields of a model's card; ValueError, with the path, if they are no run's."""
+    try:
+        experiment, settings = card["experiment"], card.get("settings") or {}
+        about = About(
+            card.get("method", "unknown"),
+            experiment["noise_schedule"],
+            experiment["teacher_steps"],
+            experiment.get("clamp", True),
+            tuple(settings.get("step_schedule", ())),
+        )
+        check_text("method", about.method)
+        check_choice("noise_schedule", about.noise_schedule, NOISE_SCHEDULES)
+        check_whole("teacher_steps", about.teacher_steps, 1, MOST_STEPS)
+        check_flag("clamp", about.clamp)
+        if "step_schedule" in settings:
+            parse_schedule(about.step_schedule)
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
+        reason = str(error) if isinstance(error, ValueError) else shown(error)
+        raise ValueError(
+            f"{path} does not say for which levels it was trained ({reason}): give a model of a run"
+        ) from error
+    return about
+
+
+def differences(before: object, now: object, name: str = "") -> list[str]:
+    """Names, with both values, of all that differs between two JSON-able cards."""
+    if isinstance(before, dict) and isinstance(now, dict):
+        odd = (
+            differences(before.get(key), now.get(key), f"{name}.{key}".lstrip("."))
+            for key in sorted(before.keys() | now.keys())
+        )
+        return [difference for some in odd for difference in some]
+    return [] if before == now else [f"{name} ({shown(before)} there, {shown(now)} here)"]
+
+
+def check_owner(path: str | Path, found: dict, runs: Sequence[dict], part: str = "") -> None:
+    """ValueError unless the card found in a file is that of one of these runs, or of part of one.
+
+    part: an entry that only a file of this kind has: "phase", "step" of the best, "counters" of a
+    checkpoint; a run's result has none of them.
+    """
+    odd = min(
+        ([d for key in run for d in differences(found.get(key), run[key], key)] for run in runs),
+        key=len,
+    )
+    others = {"phase", "step", "counters"} - {part}
+    odd += [f"a {key} in it" for key in sorted(others & found.keys())]
+    odd += [f"no {part} in it"] if part and part not in found else []
+    if odd:
+        raise ValueError(
+            f"{path} is the file of another run or of a part of it, with {', '.join(odd[:3])}: "
+            "restore the run's own, or remove it"
+        )
