@@ -61,15 +61,8 @@ NETWORKS = {
     "fashion_mnist": {**_GREY32, "channels": 32, "emb_channels": 128},
     # A smaller student for it, of a quarter of the parameters.
     "fashion_mnist_small": {**_GREY32, "channels": 16, "emb_channels": 64},
-    # For the same images on one core, in half an hour: to see the whole way, not to judge by.
-    "fashion_mnist_tiny": {
-        **_GREY32,
-        "channels": 16,
-        "emb_channels": 64,
-        "channel_mult": [1, 1, 2],
-        "attention": [8],
-    },
-    # For the same images without padding, on one core: patches fill its vectors as channels.
+    # For the same images without padding, on one core: patches fill its vectors as channels, and
+    # attention, slow there, is in the middle alone. Chosen by tests/cpu_networks.py.
     "fashion_mnist_cpu": {
         "prediction": "edm",
         "sigma_data": 0.7,
@@ -80,7 +73,6 @@ NETWORKS = {
         "emb_channels": 128,
         "channel_mult": [1, 2],
         "num_blocks": 1,
-        "attention": [7],
         "groups": 8,
     },
     # The paper's network for CIFAR-10: 60,004,099 parameters.

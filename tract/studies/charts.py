@@ -130,17 +130,27 @@ def _add_levels(ax: Axes, study: Study, results: pd.DataFrame, rows: pd.DataFram
         ax.legend(frameon=False, fontsize=8)
 
 
-def quality_by_steps(published: pd.DataFrame, results: pd.DataFrame, study: Study) -> Figure:
-    """Distance against network evaluations: published on both data sets, and ours."""
+def quality_by_steps(
+    published: pd.DataFrame,
+    results: pd.DataFrame,
+    study: Study,
+    comparisons: Sequence[str] = ("steps", "method_steps"),
+) -> Figure:
+    """Distance against network evaluations: published on both data sets, and ours of comparisons.
+
+    A line of ours is a method and the grid that its schedules start from.
+    """
     panels = [
         (f"published: {name}", "fid", _by(published[published["table"] == table], "recipe"))
         for table, name in (("cifar10", "CIFAR-10"), ("imagenet64", "ImageNet-64"))
     ]
     baseline = study.rows(results, "phases").query("method == 'BTD'")
-    students = pd.concat([study.rows_of_all(results, ["steps", "method_steps"]), baseline])
+    students = pd.concat([study.rows_of_all(results, comparisons), baseline])
     students = students.drop_duplicates(list(KEY))
-    measured = pd.concat([study.teachers(results, students), students])
-    panels.append((_title(study, students), study.metric, _by(measured, "method")))
+    grids = students["schedule"].str.split(">").str[0]
+    students = students.assign(line=students["method"] + " from " + grids)
+    measured = pd.concat([_by(study.teachers(results, students), "method"), students])
+    panels.append((_title(study, students), study.metric, measured))
     figure = _lines(panels, "nfe", "network evaluations")
     _add_levels(figure.axes[-1], study, results, students.iloc[:0])  # the teacher has its line
     return figure
