@@ -23,7 +23,7 @@ from tract.metrics.samples import sample_batches
 from tract.networks.weights import read_tensors, write_tensors
 from tract.records import Record
 from tract.samplers import sample
-from tract.seeds import SAMPLES, generator_for
+from tract.seeds import Stream, generator_for
 from tract.settings import Distillation, Training
 from tract.step import add_noise
 from tract.train import TeacherState
@@ -128,7 +128,7 @@ def x0_errors(
     count = min(PLACES, levels.num_steps)
     places = torch.arange(1, count + 1) * levels.num_steps // count
     t = levels[places.repeat_interleave(IMAGES).to(data.samples.device)]
-    generator = generator_for(data.samples.device, settings.seed, SAMPLES, 0)
+    generator = generator_for(data.samples.device, settings.seed, Stream.SAMPLES, 0)
     x0, labels = data.batch(count * IMAGES, generator)
     eps = torch.randn(x0.shape, generator=generator, device=x0.device)
     errors = squared_error(denoiser, add_noise(x0, eps, t), t, x0, labels)
@@ -151,7 +151,7 @@ def target_errors(
     count = min(PLACES, part.teacher_steps)
     places = torch.arange(1, count + 1) * part.teacher_steps // count
     first = places.repeat_interleave(IMAGES).to(data.samples.device)
-    generator = generator_for(first.device, settings.seed, SAMPLES, 0)
+    generator = generator_for(first.device, settings.seed, Stream.SAMPLES, 0)
     x0, labels = data.batch(len(first), generator)
     eps = torch.randn(x0.shape, generator=generator, device=first.device)
     t, u, s = (levels.to(first.device)[i] for i in part.hops(first))
