@@ -3,6 +3,7 @@
 Published and measured numbers never share an axis: they are of other data and other metrics.
 """
 
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -264,12 +265,13 @@ def _mark_steps(ax: Axes, x: str) -> None:
 
 
 def save_figure(figure: Figure, stem: str | Path) -> None:
-    """Write a figure as PNG and PDF, the same bytes for the same picture."""
-    stem = Path(stem)
-    stem.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(stem.with_suffix(".png"), dpi=150, bbox_inches="tight")
+    """Write a figure as PNG, or as $FIGURE_FORMAT says; the same bytes for the same picture."""
+    kind = os.environ.get("FIGURE_FORMAT", "png")
+    path = Path(f"{stem}.{kind}")
+    path.parent.mkdir(parents=True, exist_ok=True)
     # The time of day would be in every PDF otherwise.
-    figure.savefig(stem.with_suffix(".pdf"), bbox_inches="tight", metadata={"CreationDate": None})
+    dated = {"CreationDate": None} if kind == "pdf" else None
+    figure.savefig(path, dpi=150, bbox_inches="tight", metadata=dated)
 
 
 def save_grid(rows: Mapping[str, Tensor], stem: str | Path) -> None:
