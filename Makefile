@@ -21,7 +21,9 @@ help: ## Show this list
 run: $(READY) ## The main job: train a teacher on digits, distil it with BTD and TRACT, compare
 	.venv/bin/tract quickstart
 
-figures: $(READY) ## Draw all figures and tables again from figures/*.csv; nothing is trained
+FORMAT ?= png
+figures: export FIGURE_FORMAT = $(FORMAT)
+figures: $(READY) ## Draw figures and tables again from figures/*.csv; FORMAT=pdf for print
 	.venv/bin/tract run notebooks/06_figures.ipynb .test/06_figures.ipynb
 	.venv/bin/tract run notebooks/07_coarse_to_fine.ipynb .test/07_coarse_to_fine.ipynb \
 		-p figures ../figures

@@ -59,7 +59,7 @@ SAMPLES = "samples.safetensors"
 CLASSIFIER = "classifier.safetensors"
 REAL = "test"  # name of the test split among runs
 KEPT = 4096  # samples of a run that stay in its folder, at most
-BATCH = {"cpu": 256, "cuda": 1024}  # sampled and measured at a time
+SAMPLED = {"cpu": 256, "cuda": 1024}  # sampled and measured at a time
 
 
 class Distance:
@@ -80,7 +80,7 @@ class Distance:
         self.conditions = {"reference": source.about, **self.extract.about}
 
     def __call__(self, samples: Tensor) -> float:
-        batches = to_uint8(samples).split(BATCH[device()])
+        batches = to_uint8(samples).split(SAMPLED[device()])
         with progress(self.metric, len(batches), "batch", iterable=batches, leave=False) as bar:
             moments: Moments = reduce(Moments.merged, (moments_of(self.extract(x)) for x in bar))
         return frechet_distance(moments, self.reference)
@@ -270,7 +270,7 @@ def _sampled(
     solver: Solver = ddim_x0,
 ) -> Tensor:
     """Samples of an experiment's denoiser, clamped and computed as the experiment says."""
-    options = {"clamp": experiment.clamp, "compute": experiment.compute, "batch": BATCH[device()]}
+    options = {"clamp": experiment.clamp, "compute": experiment.compute, "batch": SAMPLED[device()]}
     options |= {"labels": labels, "solver": solver}
     return sample_batches(denoiser, eps, levels, num_steps, **options)
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from tract.base.compute import EAGER, matmul_precision
-from tract.denoiser import Denoiser, clamped
+from tract.denoiser import Denoiser
 from tract.distill import DistillationState, phase_target
 from tract.experiments.experiment import Experiment
 from tract.experiments.history import append, trim
@@ -22,8 +22,7 @@ from tract.losses import squared_error
 from tract.metrics.samples import sample_batches
 from tract.networks.weights import read_tensors, write_tensors
 from tract.records import Record
-from tract.samplers import sample
-from tract.seeds import SAMPLES, generator_for
+from tract.seeds import Stream, generator_for
 from tract.settings import Distillation, Training
 from tract.step import add_noise
 from tract.train import TeacherState
@@ -128,7 +127,7 @@ def x0_errors(
     count = min(PLACES, levels.num_steps)
     places = torch.arange(1, count + 1) * levels.num_steps // count
     t = levels[places.repeat_interleave(IMAGES).to(data.samples.device)]
-    generator = generator_for(data.samples.device, settings.seed, SAMPLES, 0)
+    generator = generator_for(data.samples.device, settings.seed, Stream.SAMPLES, 0)
     x0, labels = data.batch(count * IMAGES, generator)
     eps = torch.randn(x0.shape, generator=generator, device=x0.device)
     errors = squared_error(denoiser, add_noise(x0, eps, t), t, x0, labels)
@@ -151,7 +150,7 @@ def target_errors(
     count = min(PLACES, part.teacher_steps)
     places = torch.arange(1, count + 1) * part.teacher_steps // count
     first = places.repeat_interleave(IMAGES).to(data.samples.device)
-    generator = generator_for(first.device, settings.seed, SAMPLES, 0)
+    generator = generator_for(first.device, settings.seed, Stream.SAMPLES, 0)
     x0, labels = data.batch(len(first), generator)
     eps = torch.randn(x0.shape, generator=generator, device=first.device)
     t, u, s = (levels.to(first.device)[i] for i in part.hops(first))
@@ -179,9 +178,9 @@ def samples_of(
 ) -> Tensor:
     """Samples (count, ...) in some steps, from the noise that all models start from."""
     eps, labels = experiment.noise
-    denoise = clamped(denoiser) if experiment.clamp else denoiser
-    labels = None if labels is None else labels[:count]
-    return sample(denoise, eps[:count], experiment.grid(settings), steps, labels=labels).cpu()
+    options = {"labels": None if labels is None else labels[:count], "clamp": experiment.clamp}
+    levels = experiment.grid(settings)
+    return sample_batches(denoiser, eps[:count], levels, steps, **options, shown=False).cpu()
 
 
 def distance_to_data(
@@ -190,7 +189,6 @@ def distance_to_data(
     """A metric for a run: the Frechet distance of samples in some steps, by default the last."""
     distance, levels = Distance(experiment, features), experiment.grid(settings)
     eps, labels = experiment.noise
-
     options = {"labels": labels, "clamp": experiment.clamp, "shown": False}
 
     @matmul_precision(EAGER)

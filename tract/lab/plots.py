@@ -17,9 +17,9 @@ from PIL import Image
 from torch import Tensor
 
 from tract.data import Data, to_uint8, to_unit
-from tract.lab.style import DATA, TEACHER, in_words, line_styles, method_style
+from tract.lab.style import DATA, TEACHER_COLOUR, in_words, line_styles, method_style
 from tract.levels import Level, broadcast
-from tract.seeds import SAMPLES, generator_for
+from tract.seeds import Stream, generator_for
 from tract.step import add_noise
 
 CYCLE = sns.husl_palette(256, s=0.9, l=0.62, as_cmap=True)  # for angles: ends where it starts
@@ -109,7 +109,7 @@ def noise_levels(data: Data, levels: Level, count: int) -> Figure:
     """A few images of a data set at a few levels each, from clean to the noisiest, and the SNR."""
     indices = np.linspace(0, levels.num_steps, count).round().astype(int)
     x0 = to_unit(data.samples[:3].cpu()).repeat_interleave(count, 0)
-    eps = torch.randn(x0.shape, generator=generator_for("cpu", 0, SAMPLES))
+    eps = torch.randn(x0.shape, generator=generator_for("cpu", 0, Stream.SAMPLES))
     level = levels[torch.tensor(indices).repeat(3)]
     x = add_noise(x0, eps, level) / broadcast((level.alpha**2 + level.sigma**2).sqrt(), x0)
     figure, axes = new_figure(3, 1, (0.75 * count + 1, 2.6))
@@ -199,8 +199,8 @@ def errors(table: pd.DataFrame, value: str, label: str, references: Mapping[str,
     for row, recipe in enumerate(recipes):
         dots(ax, row, table.loc[table["recipe"] == recipe, value], recipe)
     for name, number in references.items():
-        ax.axvline(number, color=TEACHER, linewidth=1, linestyle=":")
-        ax.text(number, -0.65, name, color=TEACHER, ha="center", va="bottom")
+        ax.axvline(number, color=TEACHER_COLOUR, linewidth=1, linestyle=":")
+        ax.text(number, -0.65, name, color=TEACHER_COLOUR, ha="center", va="bottom")
     recipe_axis(ax, recipes)
     ax.set_xlabel(f"{label} (log scale, lower is better)")
     return figure

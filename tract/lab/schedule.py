@@ -10,7 +10,7 @@ from matplotlib.patches import FancyArrowPatch, Rectangle
 from matplotlib.path import Path as BezierPath
 
 from tract.lab.plots import Figure, new_figure
-from tract.lab.style import DATA, SELF_TEACHER, STUDENT, TEACHER
+from tract.lab.style import DATA, SELF_TEACHER, STUDENT, TEACHER_COLOUR
 from tract.levels import Level
 from tract.phases import Phase
 
@@ -33,11 +33,11 @@ def schedule_picture(phases: Sequence[Phase], levels: Level, self_taught: bool =
         ax.set(xlim=(-0.06, 1.06), ylim=(-0.75, 3.1), xticks=[], yticks=[])
         ax.spines[:].set_visible(False)
         ax.set_title(f"{phase}:  {_lesson(phase)}", loc="left", fontsize=10, fontweight="bold")
-    hops = {"first hop: one step of the teacher": (TEACHER, "-")}
+    hops = {"first hop: one step of the teacher": (TEACHER_COLOUR, "-")}
     if self_taught:
         hops["second hop: the self-teacher, to the end of the group"] = (SELF_TEACHER, "-")
     else:
-        hops = {"both hops: one step of the teacher each": (TEACHER, "-")}
+        hops = {"both hops: one step of the teacher each": (TEACHER_COLOUR, "-")}
     hops["the student: both at once"] = (STUDENT, "--")
     handles = [Line2D([], [], color=c, ls=style, label=label) for label, (c, style) in hops.items()]
     figure.legend(handles=handles, loc="outside lower center", ncols=3, frameon=False, fontsize=9)
@@ -118,9 +118,9 @@ def _magnified_group(ax: Axes, phase: Phase, group: int, self_taught: bool) -> N
         ax.plot([x, next_x], [0, 0], color="black", linewidth=1, linestyle=style)
     ax.plot(list(marks.values()), [0] * len(marks), "|", color="black", markersize=7)
     x_t, x_u, x_s = (marks[step] for step in steps.values())
-    hop(ax, x_t, x_u, TEACHER)
+    hop(ax, x_t, x_u, TEACHER_COLOUR)
     if x_u < x_s:
-        hop(ax, x_u, x_s, SELF_TEACHER if self_taught else TEACHER)
+        hop(ax, x_u, x_s, SELF_TEACHER if self_taught else TEACHER_COLOUR)
     hop(ax, x_t - 0.005, x_s + 0.005, STUDENT, height=1.6, linestyle="--")
     noisy_end = phase.grid_steps - group * phase.segment * phase.stride
     for (name, step), side in zip(steps.items(), ("right", "left", "center"), strict=True):

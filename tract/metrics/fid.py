@@ -19,7 +19,7 @@ from tract.metrics.sources import Source, is_named, open_source
 
 METRICS = ("fd", "kid", "precision", "recall")
 MODEL_SAMPLES = 50_000  # of publications
-KEPT = 10_000  # features at most for all metrics but fd, which look at pairs
+KEPT_FEATURES = 10_000  # features at most for all metrics but fd, which look at pairs
 NEIGHBOURS = 3  # of precision and recall
 REFERENCE_SEED = 2**32  # noise of a model as the reference: what it shared would bring them closer
 
@@ -66,7 +66,7 @@ def measure(
         _check_counts([(same[0].name, counts[n]), (target.name, target_count)], metrics)
         _check_shapes(extract, same[0], target)
 
-    kept = KEPT if set(metrics) - {"fd"} else 0
+    kept = KEPT_FEATURES if set(metrics) - {"fd"} else 0
     options = {"cache": cache or cache_folder(), "batch": batch}
     expected = statistics(target, extract, target_count, kept, **options)
     rows = []

@@ -11,7 +11,7 @@ from tract.data import Data
 from tract.denoiser import Denoise, Denoiser, clamped
 from tract.levels import Level
 from tract.samplers import Solver, ddim_x0, step_indices, trajectory
-from tract.seeds import SAMPLES, generator_for
+from tract.seeds import Stream, generator_for
 
 BLOCK = 256  # samples whose noise is drawn at once: a generator each would take longer to seed
 
@@ -23,7 +23,7 @@ def noise(shape: tuple[int, ...], start: int, stop: int, seed: int) -> Tensor:
     """
     first = start // BLOCK
     blocks = [
-        torch.randn(BLOCK, *shape, generator=generator_for("cpu", seed, SAMPLES, block))
+        torch.randn(BLOCK, *shape, generator=generator_for("cpu", seed, Stream.SAMPLES, block))
         for block in range(first, (stop - 1) // BLOCK + 1)
     ]
     return torch.cat(blocks)[start - first * BLOCK : stop - first * BLOCK]

@@ -22,7 +22,7 @@ from tract.metrics.samples import cycling_labels, noise, sample_batches
 from tract.networks.weights import fingerprint, load_model, read_tensors
 from tract.phases import first_grid
 from tract.samplers import step_indices
-from tract.seeds import SUBSET, generator_for
+from tract.seeds import Stream, generator_for
 from tract.teachers.load import Teacher, load_teacher
 
 NAMED = [name for name in LOADERS if name != "images"]  # those are given by their path
@@ -119,7 +119,7 @@ def _array(name: str, images: Tensor, about: dict) -> Opened:
 
 def _order(count: int, seed: int) -> Tensor:
     """A random order: files are often sorted by class, and a part of them must be like the rest."""
-    return torch.randperm(count, generator=generator_for("cpu", seed, SUBSET))
+    return torch.randperm(count, generator=generator_for("cpu", seed, Stream.SUBSET))
 
 
 def _read_npz(path: Path) -> Tensor:

@@ -202,12 +202,8 @@ def over_seeds(rows: pd.DataFrame, by: Sequence[str]) -> pd.DataFrame:
 
 
 def save_table(table: pd.DataFrame, stem: str | Path) -> None:
-    """Write a table as CSV and as Markdown."""
-    stem = Path(stem)
-    lines = [list(table.columns), ["---"] * len(table.columns), *table.values.tolist()]
-    text = "".join(f"| {' | '.join(map(str, line))} |\n" for line in lines)
-    write_atomically(stem.with_suffix(".csv"), table.to_csv(index=False).encode())
-    write_atomically(stem.with_suffix(".md"), text.encode())
+    """Write a table as CSV, which code hosts draw as a table."""
+    write_atomically(f"{stem}.csv", table.to_csv(index=False).encode())
 
 
 def _verdict(difference: float, spread: float) -> str:
