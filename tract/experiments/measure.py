@@ -168,16 +168,18 @@ def _rows_of_samples(
 
 
 def measure_real(experiment: Experiment, features: Sequence[str]) -> None:
-    """Add what real images score that no model saw: of the test split, where the data has one.
+    """Add what real images score: the floor, since a distance grows as its samples get fewer.
 
-    As many as are sampled of models, drawn at random, or all of them where they are fewer: the
-    floor, for a distance is larger the fewer samples it is of.
+    As many as are sampled of models, or all where they are fewer, drawn at random from the test
+    split; from the data themselves where there is none.
     """
     known = set(read_results(experiment.folder / RESULTS).query("run == @REAL")["metric"])
     features = [name for name in features if metric_name("fd", name) not in known]
-    if not features or not has_test_split(experiment.data_name):
+    if not features:
         return
-    real = load_data(experiment.data_name, experiment.data_dir, split="test")
+    real = experiment.data
+    if has_test_split(experiment.data_name):
+        real = load_data(experiment.data_name, experiment.data_dir, split="test")
     source = open_source(real)(None, experiment.seed)
     images = to_unit(source.read(0, min(len(real), experiment.num_samples)))
     about = provenance()

@@ -127,6 +127,15 @@ def _kind(value: object) -> str:
     return {str: "text", list: "list"}.get(type(value), type(value).__name__)
 
 
+def from_parameters(kind: type, parameters: Mapping[str, object], **more):
+    """An object of a dataclass, such as Distillation: fields are parameters of the same name.
+
+    more: fields that have no parameter of their name, or another value.
+    """
+    names = {field.name for field in fields(kind)} & parameters.keys()
+    return kind(**{name: parameters[name] for name in names} | more)
+
+
 # Written even if they are the defaults: what notebooks of distillations have parameters for.
 ALWAYS = ("method", "train_images", "batch_size", "learning_rate", "loss_weight", "solver")
 ALWAYS += ("self_ema", "ema_residual", "seed")

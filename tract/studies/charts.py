@@ -168,6 +168,15 @@ def drift(results: pd.DataFrame, study: Study) -> Figure:
     return _lines(panels, "nfe", "steps of a phase's student, from the first phase to the last")
 
 
+def drift_of(results: pd.DataFrame, runs: Mapping[str, str]) -> Figure:
+    """The same for runs of one folder. results: its table. runs: names of runs by label."""
+    rows = results[(results["metric"] == PER_PHASE) & results["run"].isin(list(runs.values()))]
+    labels = {run: label for label, run in runs.items()}
+    title = "every phase's student, in its own number of steps"
+    panels = [(title, PER_PHASE, rows.assign(line=rows["run"].map(labels)))]
+    return _lines(panels, "nfe", "steps of a phase's student, from the first phase to the last")
+
+
 def trade_off(results: pd.DataFrame, studies: Mapping[str, Study]) -> Figure:
     """Why a phase wants neither a short nor a long grid: errors in one phase n>1 against n.
 
