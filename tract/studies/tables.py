@@ -58,6 +58,16 @@ def paper_table(published: pd.DataFrame, results: pd.DataFrame, name: str) -> pd
     )
 
 
+def standing_table(published: pd.DataFrame, data: str) -> pd.DataFrame:
+    """Published FIDs of few-step samplers on a data set, a column for each number of steps."""
+    rows = published[(published["table"] == "family") & (published["data"] == data)]
+    fids = rows.pivot(index="recipe", columns="nfe", values="value")
+    fids = fids.reindex(rows["recipe"].unique()).sort_values(1)
+    fids.columns = [f"FID, {in_steps(nfe)}" for nfe in fids]
+    sources = rows.groupby("recipe")["source"].first().rename("source")
+    return fids.join(sources).rename_axis("method").reset_index()
+
+
 def recipes_of(comparison: str, published: Iterable[str]) -> list[str]:
     """An ablation's recipes in order, those first that only a publication has."""
     return list(
@@ -184,15 +194,15 @@ def cost_table(results: pd.DataFrame, comparisons: Sequence[str], study: Study) 
 
 
 def shown(table: pd.DataFrame) -> HTML:
-    """A table for a notebook: heads in words, three digits, blanks, and no index."""
+    """A table for a notebook: heads in words, three digits, neither index nor empty columns."""
 
     def text(value: object) -> str:
         if pd.isna(value):
             return ""
         return f"{value:.3g}" if isinstance(value, float) else in_words(str(value))
 
-    heads = {name: in_words(str(name)) for name in table}
-    return HTML(table.map(text).rename(columns=heads).to_html(index=False, border=0))
+    texts = table.map(text).rename(columns=lambda name: in_words(str(name)))
+    return HTML(texts.loc[:, (texts != "").any()].to_html(index=False, border=0))
 
 
 def over_seeds(rows: pd.DataFrame, by: Sequence[str]) -> pd.DataFrame:
