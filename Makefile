@@ -26,9 +26,9 @@ figures: export FIGURE_FORMAT = $(FORMAT)
 figures: $(READY) ## Draw figures and tables again from figures/*.csv; FORMAT=pdf for print
 	.venv/bin/tract run notebooks/06_figures.ipynb .test/06_figures.ipynb
 	.venv/bin/tract run notebooks/07_coarse_to_fine.ipynb .test/07_coarse_to_fine.ipynb \
-		-p figures ../figures
+		-p figures figures
 	.venv/bin/tract run notebooks/08_fashion_mnist.ipynb .test/08_fashion_mnist.ipynb \
-		-p figures ../figures
+		-p figures figures
 	rm -rf .test
 
 check: $(READY) lint ## Style and the fast tests, before every commit

@@ -7,22 +7,24 @@ import sys
 from tract.cli.measuring import add_measuring_commands
 from tract.cli.models import add_model_commands
 from tract.cli.notebooks import add_notebook_commands
+from tract.cli.output import one_line, steady_output
 from tract.cli.speed import add_speed_commands
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Run one subcommand; exit status 0 if it succeeded, 1 if it failed, 2 for wrong usage."""
-    options = _parser().parse_args(arguments)
     try:
-        if int(os.environ.get("WORLD_SIZE", "1")) > 1 and not options.launched:
-            raise ValueError("this command runs in one process: start it without a launcher")
-        options.command(options)
-    except (ValueError, ArithmeticError, OSError, RuntimeError) as error:
-        print(f"tract: {error}", file=sys.stderr)
-        return 1
+        with steady_output():
+            options = _parser().parse_args(arguments)
+            if int(os.environ.get("WORLD_SIZE", "1")) > 1 and not options.launched:
+                raise ValueError("this command runs in one process: start it without a launcher")
+            options.command(options)
     except KeyboardInterrupt:
         print("tract: stopped; what was finished is kept", file=sys.stderr)
         return 130
+    except Exception as error:  # of any library: a traceback tells a user nothing
+        print(f"tract: {one_line(error)}", file=sys.stderr)
+        return 1
     return 0
 
 

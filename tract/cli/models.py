@@ -1,8 +1,8 @@
 """Commands about networks, published teachers and exported models."""
 
 import argparse
-from pathlib import Path
 
+from tract.base.files import place
 from tract.cli.output import add_json, print_rows
 from tract.networks.named import NETWORKS, SIZES, named_network
 
@@ -17,8 +17,8 @@ def add_model_commands(commands: argparse._SubParsersAction) -> None:
     command.set_defaults(command=_teacher)
 
     command = commands.add_parser("export", help="a model with its card, as a file or pipeline")
-    command.add_argument("run_dir", type=Path, help="folder of the model's finished run")
-    command.add_argument("target", type=Path, help="NAME.safetensors, or a pipeline's folder")
+    command.add_argument("run_dir", type=place, help="folder of the model's finished run")
+    command.add_argument("target", type=place, help="NAME.safetensors, or a pipeline's folder")
     command.add_argument("--half", action="store_true", help="the file in half precision")
     command.set_defaults(command=_export)
 

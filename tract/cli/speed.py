@@ -1,8 +1,8 @@
 """Commands about cost and speed."""
 
 import argparse
-from pathlib import Path
 
+from tract.base.files import place
 from tract.base.yaml_files import read_yaml
 from tract.cli.output import add_compute, add_json, print_rows
 
@@ -41,7 +41,7 @@ def _add_bench(commands: argparse._SubParsersAction) -> None:
     command.add_argument("--batch", type=int, default=0, help="images per step; 0: a usual number")
     add_compute(command, "append")
     command.add_argument("--threads", type=int, default=0, help=THREADS)
-    command.add_argument("--table", type=Path, help="CSV to put the rows into, one by one")
+    command.add_argument("--table", type=place, help="CSV to put the rows into, one by one")
     add_json(command)
     command.set_defaults(command=_bench)
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from tract.base.checks import check_flag, check_text, check_whole
+from tract.base.checks import MOST_SAMPLES, check_flag, check_text, check_whole
 from tract.base.compute import EAGER, Compute, device
 from tract.base.files import only_writer, place
 from tract.base.parallel import check_share
@@ -63,7 +63,7 @@ class Experiment:
         object.__setattr__(self, "folder", place(self.folder))
         step_indices(self.levels.num_steps, self.reference_steps)
         check_flag("conditional", self.conditional)
-        check_whole("num_samples", self.num_samples, 2)
+        check_whole("num_samples", self.num_samples, 2, MOST_SAMPLES)
         check_flag("clamp", self.clamp)
         check_whole("seed", self.seed, 0)
         _ = self.data

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from tract.base.checks import check_choice, shown
 from tract.base.compute import device
-from tract.base.files import only_writer
+from tract.base.files import only_writer, writable
 from tract.base.progress import progress
 from tract.base.provenance import provenance
 from tract.data import to_uint8, to_unit
@@ -92,6 +92,7 @@ def check_measuring(levels: Level, steps: Sequence[int], features: Sequence[str]
         step_indices(levels.num_steps, n)
     for name in features:
         check_choice("features", name, FEATURES)
+    writable(cache_folder())
 
 
 def measure(

@@ -2,15 +2,21 @@
 
 import ast
 import difflib
+import json
+import os
+import sysconfig
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import MISSING, fields
 from pathlib import Path
+from warnings import catch_warnings
 
 import nbformat
 import yaml
 
-from tract.base.yaml_files import read_parameters
+from tract.base.checks import shown
+from tract.base.files import place
+from tract.base.yaml_files import read_parameters, read_yaml
 from tract.phases import format_schedule
 from tract.settings import Distillation
 
@@ -30,34 +36,89 @@ RENAMED = {
     "groups": "comparisons",
 }
 
-NOTEBOOKS = Path(__file__).resolve().parents[2] / "notebooks"
+# The notebooks lie beside the package in a clone; what pip installs puts them into a share.
+CLONE = Path(__file__).resolve().parents[2]
+NOTEBOOKS = CLONE / "notebooks"
+if not NOTEBOOKS.is_dir():
+    NOTEBOOKS = Path(sysconfig.get_path("data")) / "share" / "tract" / "notebooks"
+
+# Parameters, beside those that end in _dir, that are paths if they are not empty.
+PATHS = ("teacher", "figure", "figures", "results", "published", "classifier", "grid", "models")
 
 
 def declared_parameters(notebook: str | Path) -> dict[str, object]:
-    """Names and default values of a notebook's cell tagged `parameters`."""
+    """Names and default values of a notebook's cell tagged `parameters`.
+
+    FileNotFoundError if there is no such file, ValueError if it is no notebook, or without them.
+    """
+    path = Path(notebook)
+    if not path.is_file():
+        raise FileNotFoundError(f"no notebook {path}: correct the path; tract's are in {NOTEBOOKS}")
     try:
-        content = nbformat.read(notebook, as_version=4)
-    except (ValueError, AttributeError, KeyError, TypeError) as error:  # no JSON, or of other form
-        raise ValueError(f"{notebook} is no notebook ({error}): restore it") from error
-    for cell in content.cells:
-        if "parameters" in cell.metadata.get("tags", []):
-            return _assignments(cell.source)
-    raise ValueError(f"{notebook} has no cell tagged 'parameters': add it")
+        content = json.loads(path.read_bytes())
+        with catch_warnings(action="ignore"):
+            nbformat.validate(content)
+        if content["nbformat"] < 4:
+            raise ValueError(f"format {content['nbformat']}, not 4")
+        tagged = [c for c in content["cells"] if "parameters" in c["metadata"].get("tags", [])]
+        declared = [_assignments("".join(cell["source"])) for cell in tagged]
+    except Exception as error:  # a file from outside can be wrong in any way
+        reason = (str(error) or repr(error)).strip().splitlines()[0]
+        raise ValueError(f"{path} is no notebook ({reason:.200}): restore it") from error
+    if not declared:
+        raise ValueError(f"{path} has no cell tagged 'parameters': add it")
+    return declared[0]
 
 
-def check_parameters(declared: Mapping[str, object], given: Mapping[str, object]) -> None:
-    """ValueError if a given parameter is not declared, or its default is of another kind."""
+def check_parameters(declared: Mapping[str, object], given: Mapping[str, object]) -> dict:
+    """The given parameters, as numbers of the kind of their defaults: 96e6 is a whole number.
+
+    ValueError if one is not declared, or its default is of another kind.
+    """
+    checked = {}
     for name, value in given.items():
         if name not in declared:
             close = difflib.get_close_matches(name, declared, n=1)
             close = [RENAMED[name]] if RENAMED.get(name) in declared else close
             hint = f"did you mean {close[0]!r}?" if close else f"choose from {list(declared)}"
-            raise ValueError(f"unknown parameter {name!r}: {hint}")
-        if _kind(value) != _kind(declared[name]):
+            raise ValueError(f"unknown parameter {shown(name)}: {hint}")
+        default = declared[name]
+        if _kind(value) != _kind(default):
             raise ValueError(
-                f"parameter {name} is {value!r}: give a {_kind(declared[name])}, as the default "
-                f"{declared[name]!r} is"
+                f"parameter {name} is {shown(value)}: give a {_kind(default)}, as the default "
+                f"{default!r} is"
             )
+        whole = type(default) is int and isinstance(value, float) and value.is_integer()
+        checked[name] = int(value) if whole else value
+    return checked
+
+
+def typed_parameters(
+    declared: Mapping[str, object], file: Path | None, typed: Sequence[tuple[str, str]]
+) -> dict:
+    """Parameters as a YAML file and a command line give them, checked.
+
+    A parameter whose default is a text is taken as it was typed, others are YAML. Paths are seen
+    from the current folder.
+    """
+    given = read_parameters(file) if file else {}
+    for name, text in typed:
+        is_text = isinstance(declared.get(name), str)
+        given[name] = text if is_text else read_yaml(text, f"parameter {name}")
+    return {n: from_here(n, value) for n, value in check_parameters(declared, given).items()}
+
+
+def from_here(name: str, value: object) -> object:
+    """The value of a parameter, a path as seen from the current folder in full."""
+    is_path = name.endswith("_dir") or name in PATHS
+    if not is_path or not value or not isinstance(value, str):
+        return value
+    if name == "teacher":
+        from tract.teachers.load import may_be_hub_name
+
+        if may_be_hub_name(value):
+            return value
+    return os.path.abspath(place(value))  # noqa: PTH100
 
 
 def refuse_unknown_parameters(cells: Sequence[str]) -> None:

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from tract.base.checks import check_positive, check_whole
+from tract.base.checks import LARGEST_BATCH, MOST_SAMPLES, check_positive, check_whole
 from tract.base.compute import EAGER, matmul_precision
 from tract.base.progress import progress
 from tract.base.provenance import provenance
@@ -30,8 +30,8 @@ class Fitting:
     seed: int = 0
 
     def __post_init__(self):
-        check_whole("epochs", self.epochs, 1)
-        check_whole("batch_size", self.batch_size, 1)
+        check_whole("epochs", self.epochs, 1, MOST_SAMPLES)
+        check_whole("batch_size", self.batch_size, 1, LARGEST_BATCH)
         check_positive("learning_rate", self.learning_rate)
         check_whole("seed", self.seed, 0)
 
