@@ -225,6 +225,7 @@ def test_time_is_told_once_it_was_measured_also_of_a_sweep(editor, monkeypatch):
     view.measure.click()
     assert " s</td>" in view.numbers.value
     assert "time unknown" not in view.sweep.value
+    view.other.value = "nothing"
     editor.fields["batch_size"].value = "64"  # of which nothing is known
     assert " s</td>" not in view.numbers.value
     view.seeds.value = "one"

@@ -7,8 +7,8 @@ from contextlib import suppress
 
 import ipywidgets as w
 
-from tract.denoiser import SCALINGS
 from tract.base.yaml_files import read_yaml
+from tract.denoiser import SCALINGS
 from tract.jobs.parameters import line
 from tract.jobs.plan import split
 from tract.lab.live import close
