@@ -19,7 +19,7 @@ from tract.experiments.preview import (
 from tract.metrics.distances import frechet_distance, moments_of
 from tract.networks.weights import save_model
 from tract.samplers import sample
-from tract.seeds import SAMPLES, generator_for
+from tract.seeds import Stream, generator_for
 from tract.settings import Distillation, Training
 from tract.step import add_noise
 
@@ -54,7 +54,7 @@ def test_errors_by_level_are_those_of_a_plain_loop(experiment):
             parameter += 0.05
     places, errors = target_errors(experiment, settings, state)
     assert list(places) == [2, 4, 6, 8, 10, 12, 14, 16]
-    generator = generator_for("cpu", settings.seed, SAMPLES, 0)
+    generator = generator_for("cpu", settings.seed, Stream.SAMPLES, 0)
     x0, _ = experiment.data.batch(32, generator)
     eps = torch.randn(x0.shape, generator=generator)
     levels = experiment.grid(settings)
@@ -98,7 +98,7 @@ def test_a_teachers_errors_by_level_are_of_the_data(experiment):
     state, _ = experiment.teacher_run("digits_small", settings)
     places, errors = level_errors(experiment, settings, state)
     assert list(places) == [2, 4, 6, 8, 10, 12, 14, 16]
-    generator = generator_for("cpu", settings.seed, SAMPLES, 0)
+    generator = generator_for("cpu", settings.seed, Stream.SAMPLES, 0)
     x0, _ = experiment.data.batch(32, generator)
     x_t = add_noise(x0, torch.randn(x0.shape, generator=generator), experiment.levels[16])
     with torch.no_grad():  # the last level's are the last four images

@@ -23,11 +23,6 @@ from tract.lab import live, monitor, view
 from tract.lab.curves import Curves, image_strip, panels_of
 from tract.lab.monitor import NotFinished, Panel, train, watch
 from tract.networks.weights import save_model
-<<<<<<< HEAD
-from tract.samplers import sample
-from tract.seeds import Stream, generator_for
-=======
->>>>>>> 6a77047 (WIP: tests of the panel, names of sliders)
 from tract.settings import Distillation
 
 SETTINGS = Distillation(step_schedule=(16, 4, 1), train_images=96, batch_size=4, seed=1)
@@ -111,26 +106,6 @@ def test_start_launches_what_is_not_finished_and_says_what_is_impossible(task, p
     other = Task(
         task.experiment, Distillation(step_schedule=(16, 1), train_images=96, batch_size=4)
     )
-<<<<<<< HEAD
-    state, _, _ = experiment.student_run(settings)
-    state.phase = 1  # of equal steps: the target is what the teacher says
-    with torch.no_grad():
-        for parameter in state.student.parameters():
-            parameter += 0.05
-    places, errors = target_errors(experiment, settings, state)
-    assert list(places) == [2, 4, 6, 8, 10, 12, 14, 16]
-    generator = generator_for("cpu", settings.seed, Stream.SAMPLES, 0)
-    x0, _ = experiment.data.batch(32, generator)
-    eps = torch.randn(x0.shape, generator=generator)
-    levels = experiment.grid(settings)
-    with torch.no_grad():
-        for k, place in enumerate(places):
-            rows = slice(4 * k, 4 * k + 4)
-            t = levels[torch.full((4,), int(place))]
-            x_t = add_noise(x0[rows], eps[rows], t)
-            difference = state.student(x_t, t) - state.teacher(x_t, t).clamp(-1, 1)
-            assert errors[k] == pytest.approx(difference.square().mean().item(), rel=1e-4)
-=======
     other.train()
     trainings = train([other, task])
     trainings.start()
@@ -141,7 +116,6 @@ def test_start_launches_what_is_not_finished_and_says_what_is_impossible(task, p
     (task.experiment.folder / "teacher" / "model.safetensors").unlink()
     panel.start.click()
     assert "teacher" in panel.problem.value
->>>>>>> 6a77047 (WIP: tests of the panel, names of sliders)
 
 
 def test_any_run_is_watched_from_its_directory(task, person):

@@ -22,11 +22,7 @@ from tract.losses import squared_error
 from tract.metrics.samples import sample_batches
 from tract.networks.weights import read_tensors, write_tensors
 from tract.records import Record
-<<<<<<< HEAD
 from tract.seeds import Stream, generator_for
-=======
-from tract.seeds import SAMPLES, generator_for
->>>>>>> 6a77047 (WIP: tests of the panel, names of sliders)
 from tract.settings import Distillation, Training
 from tract.step import add_noise
 from tract.train import TeacherState
@@ -184,16 +180,9 @@ def samples_of(
 ) -> Tensor:
     """Samples (count, ...) in some steps, from the noise that all models start from."""
     eps, labels = experiment.noise
-<<<<<<< HEAD
     options = {"labels": None if labels is None else labels[:count], "clamp": experiment.clamp}
     levels = experiment.grid(settings)
     return sample_batches(denoiser, eps[:count], levels, steps, **options, shown=False).cpu()
-=======
-    labels = None if labels is None else labels[:count]
-    options = {"labels": labels, "clamp": experiment.clamp, "shown": False}
-    levels = experiment.grid(settings)
-    return sample_batches(denoiser, eps[:count], levels, steps, **options).cpu()
->>>>>>> 6a77047 (WIP: tests of the panel, names of sliders)
 
 
 def distance_to_data(
