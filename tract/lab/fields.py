@@ -15,7 +15,7 @@ from tract.lab.live import close
 from tract.levels import NOISE_SCHEDULES
 from tract.losses import WEIGHTS
 from tract.methods import METHODS
-from tract.networks.build import NETWORKS
+from tract.networks.named import NETWORKS
 from tract.phases import first_grid, halving_schedule, parse_schedule
 from tract.samplers import SOLVERS
 
