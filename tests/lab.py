@@ -24,7 +24,7 @@ SETTINGS = {
     "apputils-extension/notification": {"fetchNews": "false", "checkForUpdates": False},
 }
 
-PATIENCE = 120_000  # milliseconds: machines that test are busy
+PATIENCE = 300_000  # milliseconds: machines that test are busy
 expect.set_options(timeout=PATIENCE)
 
 
