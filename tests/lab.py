@@ -152,13 +152,13 @@ def button(scope: Page | Locator, name: str) -> Locator:
 
 def pictures(cell: Locator) -> list[str]:
     """Addresses of the pictures in a cell: a picture that is drawn again has another one."""
-    return cell.locator("img").evaluate_all("images => images.map(image => image.src)")
+    return cell.locator("img:visible").evaluate_all("images => images.map(image => image.src)")
 
 
 def wait_until_drawn(cell: Locator, before: list[str]) -> None:
     """Wait until none of a cell's pictures is one of those before."""
     cell.page.wait_for_function(
-        "([cell, before]) => [...cell.querySelectorAll('img')].every(i => !before.includes(i.src))",
+        "([cell, before]) => [...cell.querySelectorAll('img:not([alt=""])')].every(i => !before.includes(i.src))",
         arg=[cell.element_handle(), before],
     )
 

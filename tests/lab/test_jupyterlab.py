@@ -167,7 +167,7 @@ def test_a_run_is_started_found_after_a_reload_stopped_and_resumed(page, run):
     button(cell_with(page, "editor.show()"), "Start").click()
     cell = cell_with(page, "trainings = train(")
     expect(cell).to_contain_text(re.compile(r"running, step \d+ of 300"))
-    expect(cell.locator("img").first).to_be_visible()
+    expect(cell.locator("img:visible").first).to_be_visible()
     cell.scroll_into_view_if_needed()
     shot(page, "4-training")
     save_notebook(page)
