@@ -14,12 +14,13 @@ from tract.datasets.cache import cache_folder
 from tract.datasets.load import load_data
 from tract.metrics.distances import Moments, frechet_distance, kernel_distance, precision_recall
 from tract.metrics.feature_statistics import Statistics, statistics
-from tract.metrics.features import Extractor, extractor
+from tract.metrics.features import INCEPTIONS, Extractor, extractor
 from tract.metrics.sources import Source, is_named, open_source
 
 METRICS = ("fd", "kid", "precision", "recall")
 MODEL_SAMPLES = 50_000  # of publications
 KEPT_FEATURES = 10_000  # features at most for all metrics but fd, which look at pairs
+INCEPTION_SIZE = 2048
 NEIGHBOURS = 3  # of precision and recall
 REFERENCE_SEED = 2**32  # noise of a model as the reference: what it shared would bring them closer
 
@@ -43,11 +44,11 @@ def measure(
 ) -> list[dict]:
     """Distances from images to a reference: a row for each number of steps and metric.
 
-    source, reference, compute: see `sources.open_source`; the reference is taken whole, and a model
-    as one with all its steps. features, weights, mode: see `features.extractor`. metrics: of
-    METRICS. samples: how many of the source, 50,000 of a model and else all if None. steps: of
-    models and files of samples. seeds: of a model's noise, or of the part that is taken of other
-    sources; value and std are their mean and standard deviation (n - 1). All that a number depends
+    source, reference, compute: see `sources.open_source`; the reference is taken whole, a model as
+    one with all its steps; for fd it may be a file of statistics. features, weights, mode: see
+    `features.extractor`. metrics: of METRICS. samples: how many of the source, 50,000 of a model and
+    else all if None. steps: of models and files of samples. seeds: of a model's noise, or of the
+    part that is taken of other sources; value and std are their mean and standard deviation (n - 1). All that a number depends
     on is in its row. ValueError or FileNotFoundError, before the long part, for what cannot be.
     """
     _check(metrics, samples, seeds, batch)
@@ -62,6 +63,7 @@ def measure(
     by_steps = {n: [opened(n, seed) for seed in seeds] for n in steps or [None]}
     counts = {n: _count(same[0], samples, steps, seeds) for n, same in by_steps.items()}
     target_count = target.count or max(counts.values())
+    _check_statistics(target, extract, metrics)
     for n, same in by_steps.items():
         _check_counts([(same[0].name, counts[n]), (target.name, target_count)], metrics)
         _check_shapes(extract, same[0], target)
@@ -75,7 +77,7 @@ def measure(
         found = [statistics(each, extract, counts[n], kept, **options) for each in same]
         conditions = {
             "samples": counts[n],
-            "reference_samples": target_count,
+            "reference_samples": None if target.moments else target_count,
             "seeds": list(seeds),
             "seconds": round(time.monotonic() - start, 1),
             "kept": min(kept, counts[n]),
@@ -105,8 +107,23 @@ def _check(metrics: Sequence[str], samples: int | None, seeds: Sequence[int], ba
     check_whole("batch", batch, 1)
 
 
+def _check_statistics(target: Source, extract: Extractor, metrics: Sequence[str]) -> None:
+    """ValueError if statistics from a file are asked for more than they hold."""
+    others = [metric for metric in metrics if metric != "fd"]
+    if target.moments and others:
+        raise ValueError(
+            f"{target.name} holds a mean and a covariance, and {', '.join(others)} need images: "
+            "give images as the reference, or metrics fd alone"
+        )
+    size = None if target.moments is None else len(target.moments[0])
+    if size and extract.name in INCEPTIONS and size != INCEPTION_SIZE:
+        raise ValueError(f"{target.name} is of {size} features, Inception has {INCEPTION_SIZE}")
+
+
 def _count(source: Source, samples: int | None, steps: Sequence[int], seeds: Sequence[int]) -> int:
     """Number of images to take of a source; ValueError if steps, seeds or samples do not fit."""
+    if source.moments:
+        raise ValueError(f"{source.name} holds statistics, no images: give it as the reference")
     if source.count is None:
         if not steps:
             raise ValueError(f"{source.name} is a model: give the numbers of steps to sample it in")

@@ -43,6 +43,7 @@ class Source:
     shapes: frozenset[Shape]
     count: int | None
     read: Callable[[int, int], Sequence[Tensor]]
+    moments: tuple[Tensor, Tensor] | None = None  # mean and covariance of features, of no images
 
 
 # A source at a number of steps, None for its own, and a seed: of noise, or of the random order.
@@ -58,9 +59,10 @@ def open_source(
 ) -> Opened:
     """The images of data, of a data set by name, a folder, zip, file of samples or a model.
 
-    A file of samples is .npz, uint8, or .safetensors as `experiment` writes it. A model is one of
-    a run, or its folder, or what `load_teacher` reads, whose predictions are clamped to [-1, 1];
-    compute says how it is computed.
+    A .npz with mu and sigma, as EDM, ADM and clean-fid publish them, holds statistics of features
+    instead of images. A file of samples is .npz, uint8, or .safetensors as `experiment` writes it.
+    A model is one of a run, or its folder, or what `load_teacher` reads, whose predictions are
+    clamped to [-1, 1]; compute says how it is computed.
     All image files are decoded once, so that a bad one is refused by name before the long part.
     ValueError or FileNotFoundError for what is no such source.
     """
@@ -73,6 +75,9 @@ def open_source(
         raise FileNotFoundError(
             f"no source {path}: give a folder, zip, .npz, .safetensors, a model or one of {NAMED}"
         )
+    if path.suffix == ".npz" and (moments := _read_moments(path)):
+        about = {"sha256": file_sha256(path)}
+        return lambda *_: Source(path.name, about, frozenset(), None, _no_images, moments)
     if path.suffix == ".npz":
         return _array(path.name, _read_npz(path), {"sha256": file_sha256(path)})
     if path.suffix == ".safetensors":
@@ -120,6 +125,27 @@ def _array(name: str, images: Tensor, about: dict) -> Opened:
 def _order(count: int, seed: int) -> Tensor:
     """A random order: files are often sorted by class, and a part of them must be like the rest."""
     return torch.randperm(count, generator=generator_for("cpu", seed, Stream.SUBSET))
+
+
+def _read_moments(path: Path) -> tuple[Tensor, Tensor] | None:
+    """mu (D,) and sigma (D, D) of a file, float64, or None if it has none; ValueError if odd."""
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            if not {"mu", "sigma"} <= set(file.files):
+                return None
+            mean, covariance = (torch.from_numpy(file[name]).double() for name in ("mu", "sigma"))
+    except (OSError, ValueError, TypeError, zipfile.BadZipFile) as error:
+        raise ValueError(f"{path} is damaged ({error}): fetch it again") from error
+    if mean.ndim != 1 or covariance.shape != (len(mean), len(mean)):
+        raise ValueError(
+            f"{path} has mu of shape {tuple(mean.shape)} and sigma of {tuple(covariance.shape)}: "
+            "give a mean (D,) and a covariance (D, D)"
+        )
+    return mean, covariance
+
+
+def _no_images(start: int, stop: int) -> Sequence[Tensor]:
+    raise ValueError("statistics have no images")
 
 
 def _read_npz(path: Path) -> Tensor:
