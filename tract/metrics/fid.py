@@ -46,10 +46,11 @@ def measure(
 
     source, reference, compute: see `sources.open_source`; the reference is taken whole, a model as
     one with all its steps; for fd it may be a file of statistics. features, weights, mode: see
-    `features.extractor`. metrics: of METRICS. samples: how many of the source, 50,000 of a model and
-    else all if None. steps: of models and files of samples. seeds: of a model's noise, or of the
-    part that is taken of other sources; value and std are their mean and standard deviation (n - 1). All that a number depends
-    on is in its row. ValueError or FileNotFoundError, before the long part, for what cannot be.
+    `features.extractor`. metrics: of METRICS. samples: how many of the source, 50,000 of a model
+    and else all if None. steps: of models and files of samples. seeds: of a model's noise, or of
+    the part that is taken of other sources; value and std are their mean and standard deviation
+    (n - 1). All that a number depends on is in its row. ValueError or FileNotFoundError, before the
+    long part, for what cannot be.
     """
     _check(metrics, samples, seeds, batch)
     if is_named(reference):
