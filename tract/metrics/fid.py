@@ -22,7 +22,7 @@ NEIGHBOURS = 3  # of precision and recall
 REFERENCE_SEED = 2**32  # noise of a model as the reference: what it shared would bring them closer
 
 
-def measure(
+def compare(
     source: str | Path | Data,
     reference: str | Path | Data,
     *,
