@@ -149,7 +149,7 @@ def test_every_preset_with_a_schedule_can_be_loaded(editor, monkeypatch):
 
 
 def test_time_is_told_once_it_was_measured(editor, monkeypatch):
-    found = Estimate("TRACT", 1280, 10, flop=10**9, seconds=0.5)
+    found = Estimate("TRACT", 1280, 10, flop=10**9, seconds=0.5, memory=0, tried=64)
     monkeypatch.setattr(editor_file, "estimate", lambda *settings: found)
     assert " s</td>" not in editor.numbers.value
     editor.measure.click()

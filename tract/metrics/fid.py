@@ -43,7 +43,7 @@ def compare(
     source, reference, opening: see `sources.open_source`; the reference is taken whole, a model's
     with all its steps. features, weights, mode: see `features.extractor`. metrics: of METRICS.
     samples: of the source, None for 50,000 of a model, else all. steps: of models and sample files.
-    seeds: of noise, or of the part taken; value and std are over them. ValueError for bad arguments.
+    seeds: of noise, or of the part taken; value, std are over them. ValueError for bad arguments.
     """
     _check(metrics, samples, seeds, batch)
     places = {"device": device, **opening}
