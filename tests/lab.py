@@ -158,7 +158,8 @@ def pictures(cell: Locator) -> list[str]:
 def wait_until_drawn(cell: Locator, before: list[str]) -> None:
     """Wait until none of a cell's pictures is one of those before."""
     cell.page.wait_for_function(
-        "([cell, before]) => [...cell.querySelectorAll('img:not([alt=""])')].every(i => !before.includes(i.src))",
+        "([cell, before]) => [...cell.querySelectorAll('img')].every("
+        "image => !image.alt || !before.includes(image.src))",
         arg=[cell.element_handle(), before],
     )
 

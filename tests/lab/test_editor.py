@@ -16,7 +16,7 @@ from tract.experiments.job import Task
 from tract.experiments.status import Status, process_of, write_status
 from tract.jobs.cost import Estimate
 from tract.jobs.parameters import check_parameters, declared_parameters, parameters_of, presets_in
-from tract.jobs.plan import duration, plan, split
+from tract.jobs.plan import duration, phase_plan, split
 from tract.lab import plan_view
 from tract.lab.editor import Editor
 from tract.lab.fields import schedule_of
@@ -260,7 +260,7 @@ def test_it_says_which_run_the_settings_are_and_start_does_what_is_left(editor, 
 def test_a_plan_counts_what_each_phase_does():
     settings = Distillation(step_schedule=[64, 8, 1], train_images=1280, batch_size=10)
     config = teacher().config
-    table = plan(config, settings, flop_rate=1e6).set_index("phase")
+    table = phase_plan(config, settings, flop_rate=1e6).set_index("phase")
     assert list(table.index) == ["64>8", "8>1", "all"]
     assert list(table["images"]) == [640, 640, 1280]
     assert list(table["steps"]) == [64, 64, 128]

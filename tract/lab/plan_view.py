@@ -9,7 +9,7 @@ import ipywidgets as w
 from tract.base.compute import device
 from tract.experiments.experiment import Experiment
 from tract.jobs.cost import estimate
-from tract.jobs.plan import duration, plan
+from tract.jobs.plan import duration, phase_plan
 from tract.lab.fields import seeds_of
 from tract.lab.plots import png
 from tract.lab.schedule import schedule_picture
@@ -64,7 +64,7 @@ class PlanView(w.VBox):
         rate = self._flop_rates.get(settings.batch_size)
         if rate is None and device() == "cpu":
             rate = CPU_FLOP_RATE
-        seconds = 1e9 * plan(self._network, settings).GFLOP.iloc[-1] / rate if rate else 0
+        seconds = 1e9 * phase_plan(self._network, settings).GFLOP.iloc[-1] / rate if rate else 0
         return duration(seconds) if seconds > 86400 else ""
 
     def clear(self) -> None:
@@ -94,7 +94,7 @@ class PlanView(w.VBox):
             schedule = given["step_schedules"][0]
             chosen = {name: given[name] for name in known}
             both.append(replace(self._recipe, step_schedule=schedule, **chosen))
-        tables = [plan(self._network, s, self._flop_rates.get(s.batch_size)) for s in both]
+        tables = [phase_plan(self._network, s, self._flop_rates.get(s.batch_size)) for s in both]
         self._count_sweep(tables, self._flop_rates.get(settings.batch_size))
         whole = dict.fromkeys(("images", "steps", "evaluations", "GFLOP"), "{:,.0f}".format)
         how = {"index": False, "border": 0, "na_rep": "", "formatters": whole}
