@@ -15,9 +15,10 @@ from tract.datasets.load import load_data
 from tract.denoiser import clamped
 from tract.metrics import fid
 from tract.metrics.distances import frechet_distance, kernel_distance, moments_of, precision_recall
-from tract.metrics.features import PIXELS
-from tract.metrics.fid import measure
+from tract.metrics.features import PIXELS, Extractor
+from tract.metrics.fid import _check_statistics, measure
 from tract.metrics.samples import noise
+from tract.metrics.sources import open_source
 from tract.networks.weights import save_model, write_tensors
 from tract.samplers import sample
 
@@ -184,7 +185,7 @@ def test_a_row_says_all_that_its_number_depends_on(tmp_path):
     path = model(tmp_path / "model.safetensors")
     (row,) = measure(path, DIGITS, features="pixels", samples=200, steps=[4], metrics=["kid"])
     assert json.loads(json.dumps(row)) == row
-    assert row["reference"] == {"name": "digits", "sha256": DIGITS.sha256}
+    assert row["reference"] == {"name": "digits", "sha256": DIGITS.sha256, "shapes": [[1, 8, 8]]}
     assert row["features"] == {"name": "pixels", "range": [-1, 1]}
     assert {"noise_schedule": "cosine", "grid_steps": 16, "clamp": True, "nfe": 4}.items() <= row[
         "source"
@@ -298,3 +299,24 @@ def test_the_command_refuses_an_empty_folder_in_one_line(tmp_path, capsys):
     error = capsys.readouterr().err
     assert error.startswith(f"tract: {tmp_path}/empty has no images")
     assert error.count("\n") == 1
+
+
+def test_statistics_of_a_file_are_a_reference_as_their_images_are(tmp_path):
+    a, b = noise_images(70, 1), noise_images(300, 2)
+    features = b.flatten(1).double() / 127.5 - 1
+    path, images = tmp_path / "reference.npz", write_pngs(tmp_path / "b", b)
+    np.savez(path, mu=features.mean(0).numpy(), sigma=features.T.cov().numpy())
+    source = write_pngs(tmp_path / "a", a)
+    (row,) = measure(source, path, features="pixels")
+    (expected,) = measure(source, images, features="pixels")
+    assert row["value"] == pytest.approx(expected["value"], rel=1e-6)
+    assert row["reference_samples"] is None
+    with pytest.raises(ValueError, match="reference.npz holds a mean .* kid need images"):
+        measure(source, path, features="pixels", metrics=("fd", "kid"))
+    with pytest.raises(ValueError, match=r"reference.npz is of \d+ features, Inception has 2048"):
+        _check_statistics(open_source(path)(None, 0), Extractor("inception", {}, None), ("fd",))
+    with pytest.raises(ValueError, match="reference.npz holds statistics, no images"):
+        measure(path, images, features="pixels")
+    np.savez(path, mu=np.zeros(3), sigma=np.zeros((2, 2)))
+    with pytest.raises(ValueError, match=r"mu of shape \(3,\) and sigma of \(2, 2\)"):
+        measure(source, path, features="pixels")

@@ -12,12 +12,13 @@ from tract.data import Data
 from tract.datasets.cache import cache_folder
 from tract.metrics.distances import Moments, frechet_distance, kernel_distance, precision_recall
 from tract.metrics.feature_statistics import Statistics, statistics
-from tract.metrics.features import Extractor, extractor
+from tract.metrics.features import INCEPTIONS, Extractor, extractor
 from tract.metrics.sources import Source, is_named, named_data, open_source
 
 METRICS = ("fd", "kid", "precision", "recall")
 MODEL_SAMPLES = 50_000  # of publications
 KEPT_FEATURES = 10_000  # features at most for all metrics but fd, which look at pairs
+INCEPTION_SIZE = 2048
 NEIGHBOURS = 3  # of precision and recall
 REFERENCE_SEED = 2**32  # noise of a model as the reference: what it shared would bring them closer
 
@@ -40,12 +41,13 @@ def measure(
 ) -> list[dict]:
     """Distances from images to a reference: a row for each number of steps and metric.
 
-    source, reference, opening: see `sources.open_source`; the reference is taken whole, and a model
-    as one with all its steps. features, weights, mode: see `features.extractor`. metrics: of
-    METRICS. samples: how many of the source, 50,000 of a model and else all if None. steps: of
-    models and files of samples. seeds: of a model's noise, or of the part that is taken of other
-    sources; value and std are their mean and standard deviation (n - 1). All that a number depends
-    on is in its row. ValueError or FileNotFoundError, before the long part, for what cannot be.
+    source, reference, opening: see `sources.open_source`; the reference is taken whole, a model as
+    one with all its steps; for fd it may be a file of statistics. features, weights, mode: see
+    `features.extractor`. metrics: of METRICS. samples: how many of the source, 50,000 of a model
+    and else all if None. steps: of models and files of samples. seeds: of a model's noise, or of
+    the part that is taken of other sources; value and std are their mean and standard deviation
+    (n - 1). All that a number depends on is in its row. Raises ValueError or FileNotFoundError for
+    invalid arguments before the long part.
     """
     _check(metrics, samples, seeds, batch)
     places = {"device": device, **opening}
@@ -59,10 +61,10 @@ def measure(
     by_steps = {n: [opened(n, seed) for seed in seeds] for n in steps or [None]}
     counts = {n: _count(same[0], samples, steps, seeds) for n, same in by_steps.items()}
     target_count = target.count or max(counts.values())
+    _check_statistics(target, extract, metrics)
     for n, same in by_steps.items():
         _check_counts([(same[0].name, counts[n]), (target.name, target_count)], metrics)
         _check_shapes(extract, same[0], target)
-    _check_statistics(target, features, metrics)
 
     kept = KEPT_FEATURES if set(metrics) - {"fd"} else 0
     options = {"cache": cache or cache_folder(), "batch": batch}
@@ -101,6 +103,19 @@ def _check(metrics: Sequence[str], samples: int | None, seeds: Sequence[int], ba
     if samples is not None:
         check_whole("samples", samples, 2, MOST_SAMPLES)
     check_whole("batch", batch, 1, LARGEST_BATCH)
+
+
+def _check_statistics(target: Source, extract: Extractor, metrics: Sequence[str]) -> None:
+    """ValueError if statistics from a file are asked for more than they hold."""
+    others = [metric for metric in metrics if metric != "fd"]
+    if target.moments and others:
+        raise ValueError(
+            f"{target.name} holds a mean and a covariance, and {', '.join(others)} need images: "
+            "give images as the reference, or metrics fd alone"
+        )
+    size = len(target.moments.mean) if target.moments else INCEPTION_SIZE
+    if extract.name in INCEPTIONS and size != INCEPTION_SIZE:
+        raise ValueError(f"{target.name} is of {size} features, Inception has {INCEPTION_SIZE}")
 
 
 def _count(source: Source, samples: int | None, steps: Sequence[int], seeds: Sequence[int]) -> int:
@@ -149,15 +164,6 @@ def _check_shapes(extractor: Extractor, source: Source, reference: Source) -> No
         raise ValueError(
             f"{source.name} and {reference.name} have images (channels, height, width) of "
             f"{shapes[0]} and {shapes[-1]}: use images of one shape, or features that resize them"
-        )
-
-
-def _check_statistics(reference: Source, features: str, metrics: Sequence[str]) -> None:
-    """ValueError if a reference of mean and covariance is asked for more than they tell."""
-    if reference.moments and (features != "inception" or set(metrics) != {"fd"}):
-        raise ValueError(
-            f"{reference.name} holds mean and covariance of Inception's features: use features "
-            "'inception' and metric 'fd'"
         )
 
 

@@ -150,15 +150,15 @@ def _order(count: int, seed: int) -> Tensor:
 
 
 def _statistics(path: Path) -> Opened:
-    """Mean mu and covariance sigma of Inception's features, as FID's projects publish them."""
+    """Mean mu (D,) and covariance sigma (D, D) of features, as FID's projects publish them."""
     mean, covariance = (
         torch.from_numpy(np.array(a, dtype=np.float64)) for a in read_arrays(path, ["mu", "sigma"])
     )
     finite = bool(mean.isfinite().all() and covariance.isfinite().all())
-    if mean.shape != (2048,) or covariance.shape != (2048, 2048) or not finite:
+    if mean.ndim != 1 or covariance.shape != (len(mean), len(mean)) or not finite:
         raise ValueError(
             f"{path} has mu of shape {tuple(mean.shape)} and sigma of {tuple(covariance.shape)}: "
-            "use finite ones of Inception's 2048 features"
+            "use finite ones, a mean (D,) and a covariance (D, D)"
         )
     many = 2**31  # images, whose number these files do not tell
     moments = Moments(many, mean, covariance * (many - 1))
