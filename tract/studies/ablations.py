@@ -144,7 +144,6 @@ _RECIPES = {
     "TRACT 32>8>1": {"step_schedule": [32, 8, 1]},
     "TRACT 16>4>1": {"step_schedule": [16, 4, 1]},
     "BTD 1024>512>...>1": _BTD,
-    "BTD 32>16>...>1": {"method": "BTD", "step_schedule": halving_schedule(32)},
 }
 # Where the authors' recipe differs from ours, see `settings`.
 TARGETS: dict[str, dict[str, dict]] = {
@@ -318,11 +317,11 @@ class Study:
         return {n: made for n, made in plan if (n, made.step_schedule[-1]) not in done}
 
     def mine(self, results: pd.DataFrame) -> pd.DataFrame:
-        """Rows of results on this data set and noise schedule, and of this teacher."""
+        """Rows of results on this data set and noise schedule, of this teacher or of none."""
         return results[
             (results["data"] == self.data)
             & (results["noise_schedule"] == self.noise_schedule)
-            & results["teacher"].str.startswith(self.teacher)
+            & (results["teacher"].str.startswith(self.teacher) | results["teacher"].eq(""))
         ]
 
     def teachers(
