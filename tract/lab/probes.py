@@ -56,7 +56,6 @@ def students_steps(settings: Distillation, phase: int) -> int:
     return max(n for n in range(1, min(own, MOST_STEPS) + 1) if own % n == 0)
 
 
-@matmul_precision(EAGER)
 def students_samples(
     experiment: Experiment, settings: Distillation, denoiser: Denoiser, phase: int, count: int
 ) -> Tensor:
@@ -85,7 +84,6 @@ def distance_to_data(
     steps = settings.step_schedule[-1]
     options = {"labels": labels, "clamp": experiment.clamp, "shown": False}
 
-    @matmul_precision(EAGER)
     def metric(denoiser: Denoiser) -> float:
         return distance(sample_batches(denoiser, eps, levels, steps, **options))
 
