@@ -21,12 +21,14 @@ help: ## Show this list
 run: $(READY) ## The main job: train a teacher on digits, distil it with BTD and TRACT, compare
 	.venv/bin/tract quickstart
 
-figures: $(READY) ## Draw all figures and tables again from figures/*.csv; nothing is trained
+FORMAT ?= png
+figures: export FIGURE_FORMAT = $(FORMAT)
+figures: $(READY) ## Draw figures and tables again from figures/*.csv; FORMAT=pdf for print
 	.venv/bin/tract run notebooks/06_figures.ipynb .test/06_figures.ipynb
 	.venv/bin/tract run notebooks/07_coarse_to_fine.ipynb .test/07_coarse_to_fine.ipynb \
-		-p figures ../figures
+		-p figures figures
 	.venv/bin/tract run notebooks/08_fashion_mnist.ipynb .test/08_fashion_mnist.ipynb \
-		-p figures ../figures
+		-p figures figures
 	rm -rf .test
 
 check: $(READY) lint ## Style and the fast tests, before every commit
@@ -64,7 +66,7 @@ screenshots: $(READY) ## Take the README's pictures of JupyterLab again, after `
 	.venv/bin/python tests/screenshots.py
 
 notebooks: $(READY) ## Execute all notebooks again, in place, as they are committed
-	.venv/bin/tract execute notebooks/*.ipynb
+	.venv/bin/tract run --in-place notebooks/*.ipynb
 
 clean: ## Remove the environment and what tests left; runs/ stays
 	rm -rf .venv .test .screenshots .pytest_cache .ruff_cache *.egg-info

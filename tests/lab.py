@@ -22,7 +22,6 @@ FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--
 FLAGS += ["--disable-component-update", "--disable-sync", "--no-first-run"]
 SETTINGS = {
     "apputils-extension/notification": {"fetchNews": "false", "checkForUpdates": False},
-    "notebook-extension/tracker": {"windowingMode": "none"},  # all cells are in the page
 }
 
 PATIENCE = 120_000  # milliseconds: machines that test are busy
@@ -91,7 +90,10 @@ def copy_notebook(source: Path, path: Path, **parameters: object) -> None:
 @contextmanager
 def browser_page(width: int = 1200, height: int = 1000) -> Iterator[Page]:
     with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
+        shown = ["--hide-scrollbars"]  # which a person's browser does not have
+        browser = playwright.chromium.launch(
+            executable_path=CHROMIUM, args=FLAGS, ignore_default_args=shown
+        )
         page = browser.new_page(viewport={"width": width, "height": height})
         page.set_default_timeout(PATIENCE)
         yield page
@@ -102,7 +104,6 @@ def open_notebook(page: Page, server: dict, name: str) -> None:
     """Open a notebook alone in the window, with its kernel ready."""
     page.goto(f"{server['url']}lab/tree/{name}?token={server['token']}&reset")
     expect(page.locator(".jp-Notebook-ExecutionIndicator")).to_have_attribute("data-status", "idle")
-    page.keyboard.press("Control+b")  # the list of files
     cells = nbformat.read(Path(server["root_dir"], name), as_version=4).cells
     count = sum(cell.cell_type == "code" for cell in cells)
     expect(page.locator(".jp-CodeCell")).to_have_count(count)

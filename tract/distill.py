@@ -35,7 +35,7 @@ from tract.optimize import (
 from tract.phases import Phase, equal_steps, parse_schedule
 from tract.records import Record
 from tract.samplers import SOLVERS, ddim_x0
-from tract.seeds import DISTILLATION, generator_for
+from tract.seeds import Stream, generator_for
 from tract.settings import Distillation
 from tract.step import add_noise
 
@@ -203,7 +203,7 @@ def _phase_steps(
     begin = state.phase * settings.steps_per_phase
     while (done := state.step - begin) < settings.steps_per_phase:
         part = settings.phases[state.phase].part_at(done, settings.steps_per_phase)
-        generator = generator_for(device, settings.seed, DISTILLATION, state.step)
+        generator = generator_for(device, settings.seed, Stream.DISTILLATION, state.step)
         x0, labels = data.batch(settings.batch_size, generator)  # (B, ...), (B,) or None
         eps = torch.randn(x0.shape, generator=generator, device=device)
         first = draw(part, settings.batch_size, generator)  # teacher steps, (B,) in 1..n

@@ -2,16 +2,25 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from enum import IntEnum
 
 import numpy as np
 import torch
 
-# What a random stream is for; part of its key, so that no two uses share numbers.
-TEACHER, DISTILLATION, SAMPLES, DROPOUT, CLASSIFIER, SUBSET = range(6)
+
+class Stream(IntEnum):
+    """What a random stream is for; part of its key, so that no two uses share numbers."""
+
+    TEACHER = 0
+    DISTILLATION = 1
+    SAMPLES = 2
+    DROPOUT = 3
+    CLASSIFIER = 4
+    SUBSET = 5
 
 
 def generator_for(device: torch.device | str, *key: int) -> torch.Generator:
-    """Generator for one use, such as (seed, TEACHER, step), independent of all other keys.
+    """Generator for one use, such as (seed, Stream.TEACHER, step), independent of all other keys.
 
     Keys are mixed by numpy's SeedSequence: torch's CPU generator reads 32 bits of a seed only, so
     that seeds made by shifting or adding would collide.

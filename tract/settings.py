@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from functools import cached_property
 
-from tract.base.checks import check_choice, check_positive, check_whole, is_number
+from tract.base.checks import LARGEST_BATCH, check_choice, check_positive, check_whole, is_number
 from tract.losses import LOSSES, REDUCTIONS, WEIGHTS
 from tract.methods import METHODS
 from tract.phases import Entry, Phase, equal_steps, first_grid, format_schedule, parse_schedule
@@ -33,7 +33,7 @@ class Training:
     seed: int = 0
 
     def __post_init__(self):
-        check_whole("batch_size", self.batch_size, 1)
+        check_whole("batch_size", self.batch_size, 1, LARGEST_BATCH)
         check_whole("train_images", self.train_images, 1)
         if self.train_images < self.batch_size:
             raise ValueError(
@@ -89,7 +89,7 @@ class Distillation(Training):
     more_residuals: tuple[float, ...] = ()  # of further averages, measured beside the result
     phase_change: str = "restart"  # or "carry_on": the teacher alone is renewed, as the authors do
     clamp: str = "none"  # whose predictions are clamped to [-1, 1] in targets: a name in CLAMPS
-    student_network: str = ""  # a name in networks.build.NETWORKS
+    student_network: str = ""  # a name in networks.named.NETWORKS
     student_prediction: str = ""  # a name in denoiser.SCALINGS
 
     def __post_init__(self):

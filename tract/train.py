@@ -28,7 +28,7 @@ from tract.optimize import (
     report,
 )
 from tract.records import Record
-from tract.seeds import DROPOUT, TEACHER, dropout_keyed, generator_for
+from tract.seeds import Stream, dropout_keyed, generator_for
 from tract.settings import Training
 from tract.step import add_noise
 
@@ -90,7 +90,7 @@ def _teacher_steps(
     student, sigma_data = with_precision(state.student, compute), state.student.sigma_data
     follow = ema_updater(state.ema, state.student)
     while state.step < settings.num_steps:
-        generator = generator_for(device, settings.seed, TEACHER, state.step)
+        generator = generator_for(device, settings.seed, Stream.TEACHER, state.step)
         x0, labels = data.batch(settings.batch_size, generator)
         eps = torch.randn(x0.shape, generator=generator, device=device)
         i_t = torch.randint(
@@ -99,7 +99,7 @@ def _teacher_steps(
         batch = shard(x0, labels, eps, i_t)
         losses = 0
         state.optimizer.zero_grad(set_to_none=True)
-        key = settings.seed, DROPOUT, state.step, rank()
+        key = settings.seed, Stream.DROPOUT, state.step, rank()
         with matmul_precision(compute), dropout_keyed(device, *key):
             for x0, labels, eps, i_t in compute.parts(*batch):
                 t = levels[i_t]

@@ -14,7 +14,7 @@ from tract.cli.output import print_rows
 from tract.jobs import execute as execute_module
 from tract.jobs.cost import Estimate
 from tract.jobs.sweep import Outcome
-from tract.networks.build import NETWORKS, named_network
+from tract.networks.named import NETWORKS, named_network
 from tract.settings import Distillation, Training
 
 
@@ -26,8 +26,7 @@ def executed(monkeypatch):
     return calls
 
 
-def test_models_lists_every_preset_with_its_size(monkeypatch, capsys):
-    monkeypatch.setattr("tract.jobs.cost.network_flops", lambda config: 35_794_714_624)
+def test_models_lists_every_network_with_its_size(capsys):
     assert main(["models"]) == 0
     header, *lines = capsys.readouterr().out.splitlines()
     assert header.split()[:3] == ["name", "parameters", "gflop_per_image"]
@@ -89,7 +88,7 @@ def test_what_is_said_on_the_way_leaves_stdout_to_the_rows(monkeypatch, capsys):
     assert main(["quickstart", "--json"]) == 0
     output, errors = capsys.readouterr()
     assert [json.loads(line) for line in output.splitlines()] == [
-        {"method": "BTD", "schedule": None, "nfe": 1},
+        {"method": "teacher", "schedule": None, "nfe": 1},
         {"method": "BTD", "schedule": "8>1", "nfe": 2},
     ]
     assert errors == "a bar\n"
@@ -157,9 +156,9 @@ def swept(monkeypatch):
 
 def test_a_sweep_takes_grids_and_reports_failures_at_its_end(swept, tmp_path, capsys):
     file = tmp_path / "p.yaml"
-    file.write_text("images: 10\nbatch: 2\n")
+    file.write_text("train_images: 10\nbatch_size: 2\n")
     grids = ["-g", "seed", "[0, 1]", "-g", "rate", "[1e-3]"]
-    options = ["-f", str(file), "-p", "images", "20", *grids, "--workers", "2"]
+    options = ["-f", str(file), "-p", "train_images", "20", *grids, "--workers", "2"]
     assert main(["sweep", "n.ipynb", "out", *options]) == 1
     ((arguments, given),) = swept
     assert [str(path) for path in arguments[:2]] == ["n.ipynb", "out"]
@@ -200,9 +199,12 @@ def test_numbers_may_be_written_as_in_python(executed, tmp_path):
     assert executed[0][2] == {"learning_rate": 1e-3, "ema_residual": 2e-4}
 
 
-def test_execute_runs_every_notebook_in_place(executed):
-    assert main(["execute", "a.ipynb", "b.ipynb"]) == 0
-    assert [(str(a), str(b)) for a, b in executed] == [("a.ipynb",) * 2, ("b.ipynb",) * 2]
+def test_run_executes_several_notebooks_in_place(executed, capsys):
+    assert main(["run", "--in-place", "a.ipynb", "b.ipynb"]) == 0
+    assert [(str(a), str(b)) for a, b, _ in executed] == [("a.ipynb",) * 2, ("b.ipynb",) * 2]
+    for odd in (["a.ipynb"], [], ["a.ipynb", "b.ipynb", "--in-place", "c.ipynb"]):
+        assert main(["run", *odd]) == 1
+        assert "give NOTEBOOK and OUTPUT, or --in-place" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -237,7 +239,7 @@ def test_a_stop_is_status_130(monkeypatch, capsys):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(execute_module, "execute", stopped)
-    assert main(["execute", "a.ipynb"]) == 130
+    assert main(["run", "--in-place", "a.ipynb"]) == 130
     assert "stopped" in capsys.readouterr().err
 
 

@@ -8,8 +8,9 @@ from torch import nn
 
 from tract.data import Data
 from tract.datasets.load import load_data
-from tract.networks.build import NETWORKS, build_denoiser, count_parameters, named_network
+from tract.networks.build import build_denoiser, count_parameters
 from tract.networks.mlp import MLP, MLPBlock
+from tract.networks.named import NETWORKS, named_network
 from tract.optimize import check_fits
 from tract.unet import Attention, DownBlock, Embedding, ResBlock, UNet, UpBlock
 

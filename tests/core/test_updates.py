@@ -15,7 +15,7 @@ from tract.data import Data
 from tract.denoiser import Denoiser
 from tract.distill import distill, start_distillation
 from tract.levels import cosine, karras
-from tract.seeds import DISTILLATION, generator_for
+from tract.seeds import Stream, generator_for
 from tract.settings import Distillation
 
 STEPS, BATCH, RATE, MU_S, RESIDUAL = 200, 16, 1e-2, 0.5, 1e-3
@@ -93,7 +93,7 @@ def by_hand(name, data, levels, teacher, start):
             teacher = dict(average)  # all else is as it was
         n, to = schedule[phase : phase + 2]
         stride, segment = levels.num_steps // n, n // to
-        generator = generator_for("cpu", 0, DISTILLATION, i)
+        generator = generator_for("cpu", 0, Stream.DISTILLATION, i)
         x0, _ = data.batch(BATCH, generator)
         eps = torch.randn(x0.shape, generator=generator)
         first = torch.randint(1, n + 1, (BATCH,), generator=generator)

@@ -533,7 +533,7 @@ def first_pixel(image):
 
 
 def test_batches_hold_every_image_once_in_order(tmp_path, monkeypatch):
-    monkeypatch.setattr(module, "BATCH", 4)
+    monkeypatch.setattr(module, "DECODED", 4)
     folder = folder_of(tmp_path, [f"{i:03}.png" for i in range(10)])
     batches = list(image_batches(Images(folder), first_pixel))
     assert [batch.shape for batch in batches] == [(4, 3), (4, 3), (2, 3)]
@@ -542,7 +542,7 @@ def test_batches_hold_every_image_once_in_order(tmp_path, monkeypatch):
 
 
 def test_bad_images_among_good_ones_are_counted_and_named(tmp_path, monkeypatch):
-    monkeypatch.setattr(module, "BATCH", 4)
+    monkeypatch.setattr(module, "DECODED", 4)
     folder = folder_of(tmp_path, [f"{i:03}.png" for i in range(12)])
     for name in ("005.png", "010.png"):
         content = (folder / name).read_bytes()
@@ -565,7 +565,7 @@ def test_bad_images_among_good_ones_are_counted_and_named(tmp_path, monkeypatch)
 
 
 def test_with_too_many_bad_images_the_others_are_not_looked_at(tmp_path, monkeypatch):
-    monkeypatch.setattr(module, "BATCH", 4)
+    monkeypatch.setattr(module, "DECODED", 4)
     monkeypatch.setattr(module, "BAD_LIMIT", 6)
     folder = folder_of(tmp_path, [f"{i:03}.png" for i in range(12)])
 

@@ -22,7 +22,7 @@ from tract.experiments.measure import (
 from tract.experiments.results import read_results, wide
 from tract.levels import cosine, karras, levels_of
 from tract.metrics.distances import frechet_distance, moments_of
-from tract.networks.build import NETWORKS
+from tract.networks.named import NETWORKS
 from tract.networks.weights import load_model, save_model
 from tract.samplers import SOLVERS, ddim_x0, sample
 from tract.settings import Distillation, Training

@@ -87,7 +87,8 @@ def names(folder):
 
 
 def test_a_run_leaves_card_history_and_model(whole):
-    assert sorted(names(whole)) == [".lock", "card.json", "history.jsonl", "model.safetensors"]
+    left = [".lock", "card.json", "history.jsonl", "model.safetensors", "status.json"]
+    assert sorted(names(whole)) == left
     assert [step for step, _ in losses(whole)] == [1, 2, 3, 4, 5, 6]
 
 
@@ -300,7 +301,7 @@ def test_other_settings_are_refused_with_their_names_and_the_folder_is_left_alon
     message = str(refusal.value)
     assert "settings.learning_rate (0.01 there, 0.03 here)" in message
     assert "settings.seed (0 there, 7 here)" in message
-    assert "data (points there, digits here)" in message
+    assert "data ('points' there, 'digits' here)" in message
     assert "batch" not in message
     assert "run_dir" in message
     assert {p.name: p.read_bytes() for p in whole.iterdir()} == before

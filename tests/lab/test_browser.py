@@ -1,34 +1,36 @@
-"""The run browser: what it lists, compares, samples and deletes, and what it refuses to delete."""
+"""The run browser: what it lists, groups, compares and samples, and what its buttons do."""
 
 import contextlib
 import io
+import os
 import shutil
+import threading
 
 import pytest
 import torch
 from PIL import Image
 
-from tract.base.files import only_writer
 from tract.experiments.catalogue import (
-    delete_run,
     differences,
     find_runs,
     labels_of,
-    results_of,
     samples_at,
 )
 from tract.experiments.experiment import Experiment
 from tract.experiments.history import history
+from tract.experiments.job import JOB
 from tract.experiments.measure import measure, measure_phases, saved_samples
+from tract.experiments.results import append_results, read_results
 from tract.experiments.run import Checkpointing
-from tract.lab.browser import RunBrowser
+from tract.experiments.status import STOP, Status, process_of, write_status
+from tract.lab.browser import RunBrowser, browse
 from tract.networks.weights import load_model
 from tract.samplers import sample
 from tract.settings import Distillation, Training
 
 STUDENT = Distillation(train_images=16, batch_size=4, step_schedule=(8, 2, 1))
 OTHER = Distillation(train_images=16, batch_size=4, step_schedule=(8, 2, 1), seed=1)
-NAME = "quick/TRACT-8-2-1-16images-batch4-seed"
+NAME = "quick/TRACT-8-2-1-16images-batch_size4-seed"
 
 
 def stop(denoiser):
@@ -66,7 +68,7 @@ def test_all_runs_are_found_with_what_they_are(root):
     runs = found(root)
     assert {name: (run.state, run.step, run.num_steps) for name, run in runs.items()} == {
         f"{NAME}0": ("finished", 4, 4),
-        f"{NAME}1": ("unfinished", 3, 4),
+        f"{NAME}1": ("failed", 3, 4),
         "quick/odd": ("damaged", 0, 0),
         "quick/teacher": ("finished", 2, 2),
     }
@@ -165,111 +167,151 @@ def test_samples_that_were_made_are_remembered_until_the_weights_change(root, mo
     assert not torch.equal(samples_at(run, 2, 2), first)
 
 
-def test_a_run_is_deleted_and_its_numbers_stay(root):
-    run = found(root)[f"{NAME}0"]
-    before = len(results_of(run))
-    delete_run(run, root)
-    assert f"{NAME}0" not in found(root)
-    assert not [
-        p for p in (root / "quick").iterdir() if "TRACT-8-2-1-16images-batch4-seed0" in p.name
-    ]
-    assert len(results_of(run)) == before > 0
+def rows(browser):
+    return [name for key in browser.table.select.options for name in key[1]]
 
 
-def test_a_run_that_is_being_written_is_not_deleted(root):
-    run = found(root)[f"{NAME}1"]
-    with only_writer(run.folder), pytest.raises(RuntimeError, match="another process is writing"):
-        delete_run(run, root)
-    assert found(root)[f"{NAME}1"].step == 3
+def select(browser, *names):
+    browser.table.select.value = tuple((name,) for name in names)
 
 
-def test_a_folder_that_is_more_than_a_run_is_not_deleted(root):
-    run = found(root)[f"{NAME}0"]
-    (run.folder / "thesis.txt").write_text("years of work")
-    with pytest.raises(ValueError, match=r"has thesis\.txt, and is more, or something else"):
-        delete_run(run, root)
-    (run.folder / "thesis.txt").unlink()
-    (run.folder / "card.json").rename(root / "card.json")
-    with pytest.raises(ValueError, match=r"has no card\.json, and is more, or something else"):
-        delete_run(run, root)
-    assert (run.folder / "model.safetensors").is_file()
-
-
-def test_a_run_elsewhere_is_not_deleted(root, tmp_path):
-    run = found(root)[f"{NAME}0"]
-    with pytest.raises(ValueError, match="does not lie in"):
-        delete_run(run, tmp_path / "other")
-    target = shutil.move(run.folder, tmp_path / "elsewhere")
-    run.folder.symlink_to(target)
-    with pytest.raises(ValueError, match="does not lie in"):
-        delete_run(run, root)
-    assert (target / "model.safetensors").is_file()
-
-
-def shown(browser):
-    return [name for _, name in browser.table.options]
-
-
-def test_the_table_is_filtered_by_words_and_sorted_by_columns(root):
+def test_the_table_is_filtered_by_words_and_sorted_by_its_heads(root):
     browser = RunBrowser(root)
-    browser.descending.value = False
-    browser.order.value = "run"
-    assert shown(browser) == sorted(browser.runs)
-    browser.order.value = "images"
-    assert shown(browser)[0] == "quick/teacher"
-    assert shown(browser)[-1] == "quick/odd"  # nothing is known of it
-    browser.descending.value = True
-    assert shown(browser)[-2:] == ["quick/teacher", "quick/odd"]
+    assert rows(browser)[0] != "quick/teacher"  # the newest training is first
+    browser.table.heads["images"].click()
+    assert rows(browser)[0] == "quick/teacher"
+    assert rows(browser)[-1] == "quick/odd"  # nothing is known of it
+    browser.table.heads["images"].click()
+    assert rows(browser)[-2:] == ["quick/teacher", "quick/odd"]
+    assert "\u25bc" in browser.table.heads["images"].description
+    browser.table.heads["fd_pixels"].click()
+    found = browser.overview.set_index("run")["fd_pixels"].dropna()
+    assert rows(browser)[: len(found)] == list(found.sort_values().index)
     browser.search.value = "tract FINISHED"
-    assert shown(browser) == [f"{NAME}0", f"{NAME}1"]
-    browser.search.value = "unfinished"
-    assert shown(browser) == [f"{NAME}1"]
+    assert rows(browser) == [f"{NAME}0"]
+    browser.search.value = "failed"
+    assert rows(browser) == [f"{NAME}1"]
     assert browser.count.value == "1 of 4 runs"
-    assert "75%" in browser.table.options[0][0]
+    assert any("75%" in line for line in browser.table.lines())
 
 
-def test_selected_runs_stay_selected(root):
+def test_measuring_again_does_not_change_the_order(root):
+    before = [(run.name, run.trained) for run in find_runs(root)]
+    for path in root.rglob("samples.safetensors"):
+        path.touch()
+    assert [(run.name, run.trained) for run in find_runs(root)] == before
+
+
+def test_seeds_are_grouped_as_mean_and_deviation(root):
+    table = read_results(root / "quick" / "results.csv")
+    row = table[(table["run"] == f"{NAME[6:]}0") & (table["metric"] == "fd_pixels")].iloc[0]
+    other = row.to_dict() | {"run": f"{NAME[6:]}1", "value": row["value"] + 2}
+    append_results(root / "quick" / "results.csv", [other])
     browser = RunBrowser(root)
-    browser.table.value = (f"{NAME}1", "quick/teacher")
-    browser.order.value = "state"
-    assert set(browser.table.value) == {f"{NAME}1", "quick/teacher"}
+    browser.group.value = True
+    label, key = next(o for o in browser.table.select.options if len(o[1]) == 2)
+    assert label == "TRACT 8>2>1, 2 seeds"
+    browser.table.select.value = (key,)
+    assert browser.table.selected == [f"{NAME}0", f"{NAME}1"]
+    assert f"{row['value'] + 1:.4g} \u00b1 1" in "".join(browser.table.lines())
+
+
+def test_selected_runs_stay_selected_with_their_colours(root):
+    browser = RunBrowser(root)
+    select(browser, f"{NAME}1", "quick/teacher")
+    colors = [browser.table.color(name) for name in browser.table.selected]
+    assert len(set(colors)) == 2
+    browser.table.heads["state"].click()
+    assert set(browser.table.selected) == {f"{NAME}1", "quick/teacher"}
     shutil.rmtree(root / "quick" / "teacher")
-    browser.refresh.click()
-    assert browser.table.value == (f"{NAME}1",)
+    browser.read()
+    assert browser.table.selected == [f"{NAME}1"]
+    assert browser.table.color(f"{NAME}1") in colors
 
 
 def test_every_view_shows_the_selected_runs(root):
     browser = RunBrowser(root)
-    browser.table.value = (f"{NAME}0", f"{NAME}1")
-    curves = Image.open(io.BytesIO(browser.curves.value))
+    select(browser, f"{NAME}0", f"{NAME}1")
+    assert browser.curves.value.count("<svg") == 2
+    assert "at 16</title>" in browser.curves.value
+    browser.x.value = "time"
+    assert " s</title>" in browser.curves.value
     browser.view.value = "Samples"
-    assert browser.nfe.options == (1, 2, 4, 8)
-    one_step = browser.images.value
-    browser.nfe.value = 2
-    assert browser.images.value != one_step
+    assert browser.samples.nfe.options == (1, 2, 4, 8)
+    browser.samples.thread.join()
+    one_step = browser.samples.images.value
+    assert "Samples in 1 step: TRACT 8&gt;2&gt;1" in one_step
+    browser.samples.nfe.value = 2
+    browser.samples.thread.join()
+    assert "Samples in 2 steps" in browser.samples.images.value
     browser.view.value = "Parameters"
     assert "settings.seed" in browser.parameters.value
-    assert "settings.batch" not in browser.parameters.value
+    assert "settings.batch_size" not in browser.parameters.value
     browser.only.value = False
-    assert "settings.batch" in browser.parameters.value
+    assert "settings.batch_size" in browser.parameters.value
     browser.view.value = "Results"
     assert "rmse_to_rollout" in browser.results.value
-    assert browser.pages.selected_index == 3
-    picture = Image.open(io.BytesIO(browser.picture()))
-    assert picture.height > curves.height
+    browser.view.value = "Watch"
+    assert "failed, step 3 of 4" in "".join(p.view._numbers.value for p in browser.watched.children)
+    assert Image.open(io.BytesIO(browser.picture())).height > 100
+
+
+def test_sampling_is_cancelled_at_its_next_step(root, monkeypatch):
+    def slow(run, nfe, count, progress):
+        begun.set()
+        while True:
+            progress(0.5)
+
+    begun = threading.Event()
+    monkeypatch.setattr("tract.lab.sampler.samples_at", slow)
+    browser = RunBrowser(root)
+    browser.view.value = "Samples"
+    begun.wait()
+    assert not browser.samples.cancel.disabled
+    browser.samples.cancel.click()
+    browser.samples.thread.join(10)
+    assert not browser.samples.thread.is_alive()
+    assert "Sampling was cancelled" in browser.message.value
+
+
+def test_a_run_is_stopped_resumed_and_opened_in_the_editor(root, monkeypatch):
+    opened, launched = [], []
+
+    class Editor:
+        def open(self, settings):
+            opened.append(settings["seed"])
+
+    monkeypatch.setattr("tract.lab.browser.launch", launched.append)
+    folder = root / "quick" / f"{NAME[6:]}1"
+    browser = RunBrowser(root, Editor())
+    select(browser, f"{NAME}1")
+    assert browser.buttons["Stop"].disabled
+    assert browser.buttons["Resume"].disabled  # nobody left a task there
+    (folder / JOB).write_text("{}")
+    browser.read()
+    browser.buttons["Resume"].click()
+    assert launched == [[folder]]
+    browser.buttons["Open in editor"].click()
+    assert opened == [1]
+    write_status(folder, Status("running", step=3, **process_of(os.getpid())))
+    browser.read()
+    assert any("running" in line for line in browser.table.lines())
+    browser.buttons["Stop"].click()
+    assert (folder / STOP).read_text() == str(os.getpid())
 
 
 def test_a_damaged_run_is_shown_with_its_reason_beside_whole_ones(root):
     (root / "quick" / f"{NAME[6:]}0" / "model.safetensors").write_bytes(b"no weights")
     browser = RunBrowser(root)
-    browser.table.value = ("quick/odd", f"{NAME}0", "quick/teacher")
+    select(browser, "quick/odd", f"{NAME}0", "quick/teacher")
     assert "odd/card.json is damaged" in browser.message.value
     browser.view.value = "Samples"
-    browser.nfe.value = 2
+    browser.samples.nfe.value = 2
+    browser.samples.thread.join()
     assert "model.safetensors is damaged" in browser.message.value
-    assert browser.images.layout.visibility == "visible"  # the teacher's
+    assert "teacher" in browser.samples.images.value
     (root / "quick" / "results.csv").write_text("")
-    browser.refresh.click()
+    browser.read()
     browser.view.value = "Results"
     assert "results.csv is damaged" in browser.message.value
 
@@ -278,36 +320,23 @@ def test_a_name_is_no_html(root):
     (root / "<b>bold").mkdir()
     (root / "<b>bold" / "card.json").write_text("")
     browser = RunBrowser(root)
-    browser.table.value = ("<b>bold",)
+    select(browser, "<b>bold")
     assert "&lt;b&gt;bold" in browser.message.value
     assert "<b>bold" not in browser.message.value
 
 
-def test_deleting_asks_first(root):
-    browser = RunBrowser(root)
-    browser.table.value = (f"{NAME}0",)
-    assert browser.confirm.layout.visibility == "hidden"
-    browser.delete.click()
-    assert browser.confirm.layout.visibility == "visible"
-    assert f"{NAME}0" in browser.message.value
-    browser.keep.click()
-    assert browser.confirm.layout.visibility == "hidden"
-    browser.delete.click()
-    browser.table.value = ("quick/teacher",)  # another selection was not asked about
-    assert browser.confirm.layout.visibility == "hidden"
-    assert len(shown(browser)) == 4
-    browser.table.value = (f"{NAME}0", "quick/odd")
-    browser.delete.click()
-    browser.confirm.click()
-    assert set(shown(browser)) == {f"{NAME}1", "quick/teacher"}
-    assert f"deleted {NAME}0" in browser.message.value
-
-
 def test_a_folder_without_runs_is_an_empty_table(tmp_path):
     browser = RunBrowser(tmp_path)
-    assert shown(browser) == []
+    assert rows(browser) == []
     for view in browser.view.options:
         browser.view.value = view
-    browser.delete.click()
-    assert browser.confirm.layout.visibility == "hidden"
     assert Image.open(io.BytesIO(browser.picture())).height > 10
+
+
+def test_a_folder_is_found_from_the_notebooks_own(tmp_path, monkeypatch):
+    (tmp_path / "notebooks").mkdir()
+    (tmp_path / "runs").mkdir()
+    monkeypatch.chdir(tmp_path / "notebooks")
+    browse("runs")
+    with pytest.raises(FileNotFoundError, match="no folder nothing"):
+        browse("nothing")

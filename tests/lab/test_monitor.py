@@ -12,6 +12,7 @@ import torch
 from helpers import allow_tf32, weights
 from PIL import Image
 from tiny import files, teacher
+from tract.lab.probes import distance_to_data, students_samples, students_steps, target_errors
 
 from tract.cli.main import main
 from tract.data import to_uint8
@@ -23,11 +24,10 @@ from tract.experiments.measure import Distance
 from tract.experiments.run import Checkpointing
 from tract.lab import monitor
 from tract.lab.curves import Curves, image_strip
-from tract.lab.probes import distance_to_data, students_samples, students_steps, target_errors
 from tract.metrics.distances import frechet_distance, moments_of
 from tract.networks.weights import save_model
 from tract.samplers import sample
-from tract.seeds import SAMPLES, generator_for
+from tract.seeds import Stream, generator_for
 from tract.settings import Distillation
 from tract.step import add_noise
 
@@ -181,7 +181,7 @@ def test_errors_by_level_are_those_of_a_plain_loop(experiment):
             parameter += 0.05
     places, errors = target_errors(experiment, settings, state)
     assert list(places) == [2, 4, 6, 8, 10, 12, 14, 16]
-    generator = generator_for("cpu", settings.seed, SAMPLES, 0)
+    generator = generator_for("cpu", settings.seed, Stream.SAMPLES, 0)
     x0, _ = experiment.data.batch(32, generator)
     eps = torch.randn(x0.shape, generator=generator)
     levels = experiment.grid(settings)

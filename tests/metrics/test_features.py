@@ -52,7 +52,7 @@ def stand_in(tmp_path_factory):
 def published(monkeypatch, path):
     """Let the file pass for the published one of its name."""
     sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
-    monkeypatch.setitem(features.PUBLISHED, path.name, sha256)
+    monkeypatch.setitem(features.PUBLISHED_WEIGHTS, path.name, sha256)
     return sha256
 
 

@@ -212,7 +212,7 @@ def test_a_hundred_images_in_inceptions_dimensions_are_said_to_be_too_few(monkey
 
 
 def test_what_pairs_are_of_is_bounded_and_said(monkeypatch):
-    monkeypatch.setattr(fid, "KEPT", 20)
+    monkeypatch.setattr(fid, "KEPT_FEATURES", 20)
     a, b = Data("a", noise_images(50, 1)), Data("b", noise_images(60, 2))
     rows = measure(a, b, features="pixels", metrics=["fd", "precision"])
     assert [row["kept"] for row in rows] == [20, 20]

@@ -214,7 +214,9 @@ def test_a_model_with_classes_is_given_labels_in_turn(tmp_path, monkeypatch):
     network = NETWORK | {"options": NETWORK["options"] | {"num_classes": 3}}
     seen = []
     monkeypatch.setattr(
-        sources, "sample", lambda *_, labels: seen.append(labels) or torch.zeros(1, 1, 8, 8)
+        sources,
+        "sample_batches",
+        lambda *_, labels, **__: seen.append(labels) or torch.zeros(1, 1, 8, 8),
     )
     path = tmp_path / "m.safetensors"
     save_model(path, build_denoiser(network), {"experiment": EXPERIMENT, "settings": {}})

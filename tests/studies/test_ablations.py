@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from tract.experiments.experiment import run_name
-from tract.experiments.results import COLUMNS
+from tract.experiments.results import COLUMNS, read_results
+from tract.lab.style import METHOD_STYLES, method_of
 from tract.settings import Distillation
 from tract.studies import charts
 from tract.studies.ablations import ALL, CHANGES, CLAIMS, Study, baselines_of
@@ -227,10 +228,9 @@ def test_every_published_number_has_its_source(paper):
     assert paper["value"].between(3, 20).all()
 
 
-def test_tables_are_written_as_csv_and_markdown(tmp_path):
+def test_tables_are_written_as_csv(tmp_path):
     save_table(pd.DataFrame({"a": [1, 2], "b": ["x", ""]}), tmp_path / "t")
     assert (tmp_path / "t.csv").read_text() == "a,b\n1,x\n2,\n"
-    assert (tmp_path / "t.md").read_text() == "| a | b |\n| --- | --- |\n| 1 | x |\n| 2 |  |\n"
 
 
 def test_recipes_are_better_or_worse_than_a_baseline_beyond_two_deviations_only():
@@ -286,7 +286,7 @@ def test_students_stand_between_real_images_and_their_teachers_best():
     table = standing({"TRACT 1024>32>1": [3.0, 5.0], "BTD 1024>512>...>1": [6.0, 6.0]})
     shown = distance_table(table, ["methods"], [STUDY]).set_index("what")
     assert shown[STUDY.title].to_dict() == {
-        "real images, of the test split": "0.5 (1)",
+        "real images": "0.5 (1)",
         "teacher, 8 steps": "2 (1)",
         "teacher, 1 step": "9 (1)",
         "TRACT 1024>32>1": "4 ± 1.4 (2)",
@@ -316,7 +316,7 @@ def test_tables_of_nothing_measured_are_empty():
 
 def values_in(axes):
     """Horizontal positions of all points that an axes shows."""
-    return sorted(x for line in axes.lines if line.get_marker() != "None" for x in line.get_xdata())
+    return sorted(x for line in axes.lines if line.get_marker() in "oD" for x in line.get_xdata())
 
 
 def test_a_chart_shows_every_number_on_the_axis_of_its_kind(paper):
@@ -324,6 +324,61 @@ def test_a_chart_shows_every_number_on_the_axis_of_its_kind(paper):
     theirs, ours = charts.ablation_chart(paper, table, "phases", STUDY).axes
     assert values_in(theirs) == [5.24, 5.95, 6.06, 6.8, 7.27, 14.4]
     assert values_in(ours) == [3.0, 10.0, 12.0]
+
+
+def test_a_chart_shows_the_teachers_best_and_the_floor_of_real_images():
+    table = standing({"TRACT 1024>32>1": [3.0, 5.0], "BTD 1024>512>...>1": [6.0, 6.0]})
+    (ax,) = charts.ablation_chart(
+        read_published("figures/published.csv"), table, "methods", STUDY
+    ).axes
+    drawn = {line.get_label(): line.get_xdata()[0] for line in ax.lines if len(line.get_xdata())}
+    assert drawn["the teacher's best"] == 2.0
+    assert drawn["real images"] == 0.5
+
+
+def test_grids_are_lines_over_the_number_of_steps(paper):
+    labels = {"fixed 16": [1.0, 3.0], "fixed 64": [4.0], "growing to 16": [5.0]}
+    (ax,) = charts.ablation_chart(
+        paper, results(labels, comparison="finest_grid"), "finest_grid", STUDY
+    ).axes
+    lines = {n.get_label(): n.get_xydata().tolist() for n in ax.lines if n.get_marker() == "None"}
+    assert lines == {"fixed": [[16, 2.0], [64, 4.0]], "growing": [[16, 5.0]]}
+
+
+def texts_of(figure):
+    """Everything that a figure says."""
+    for ax in figure.axes:
+        yield from (ax.get_title(), ax.get_xlabel(), ax.get_ylabel())
+        yield from (label.get_text() for label in (*ax.get_xticklabels(), *ax.get_yticklabels()))
+    for legend in (*(ax.get_legend() for ax in figure.axes), *figure.legends):
+        yield from (text.get_text() for text in legend.get_texts()) if legend else ()
+
+
+def committed_charts(request, paper):
+    """All charts of the committed results."""
+    table = read_results(request.config.rootpath / "figures" / "results.csv")
+    base = {"batch_size": 128, "learning_rate": 1e-3}
+    study = Study("digits", [0, 1, 2], 30720, base=base)
+    plane = Study("spiral", [0], 64000, metric="rmse_to_flow", base=base | {"clamp": False})
+    yield from (charts.ablation_chart(paper, table, name, study) for name in CHANGES)
+    yield charts.ablation_chart(paper, table, "finest_grid", plane)
+    yield charts.quality_by_steps(paper, table, study)
+    yield charts.quality_by_images(paper, table, study)
+    yield charts.drift(table, study)
+    yield charts.trade_off(table, {"rmse_to_teacher": study, "rmse_to_flow": plane})
+
+
+def test_charts_speak_in_words_name_their_scale_and_have_one_colour_a_method(request, paper):
+    for figure in committed_charts(request, paper):
+        texts = list(texts_of(figure))
+        assert [text for text in texts if re.search(r"[a-z]_[a-z]|\bddim\b", text)] == []
+        for ax in figure.axes:
+            for axis, name in ((ax.xaxis, ax.get_xlabel()), (ax.yaxis, ax.get_ylabel())):
+                assert axis.get_scale() != "log" or "log scale" in name
+            for line in ax.lines:
+                method = method_of(line.get_label())
+                if re.match(r"TRACT|BTD|teacher", line.get_label()):
+                    assert line.get_color() == METHOD_STYLES[method].color
 
 
 def test_lines_go_through_the_means_of_the_seeds(paper):
@@ -359,14 +414,16 @@ def test_charts_of_nothing_measured_are_drawn(paper, tmp_path):
         charts.save_figure(chart, tmp_path / "chart")
 
 
-def test_the_same_figure_is_the_same_bytes(paper, tmp_path):
+@pytest.mark.parametrize("kind", ["png", "pdf"])
+def test_the_same_figure_is_the_same_bytes(paper, tmp_path, monkeypatch, kind):
+    monkeypatch.setenv("FIGURE_FORMAT", kind)
     for stem in ("a", "b"):
         chart = charts.quality_by_images(paper, pd.DataFrame(columns=COLUMNS), STUDY)
         charts.save_figure(chart, tmp_path / stem)
-    for suffix in (".png", ".pdf"):
-        first, second = ((tmp_path / stem).with_suffix(suffix).read_bytes() for stem in "ab")
-        assert first == second
-    assert np.ptp(plt.imread(tmp_path / "a.png")) > 0.5
+    assert sorted(path.name for path in tmp_path.iterdir()) == [f"a.{kind}", f"b.{kind}"]
+    assert (tmp_path / f"a.{kind}").read_bytes() == (tmp_path / f"b.{kind}").read_bytes()
+    if kind == "png":
+        assert np.ptp(plt.imread(tmp_path / "a.png")) > 0.5
 
 
 def test_a_grid_is_drawn_again_from_the_pixels_that_were_kept(tmp_path):

@@ -4,6 +4,7 @@ In reading order:
 
     checks      argument checks with uniform messages
     files       atomic writes and folder locks
+    yaml_files  YAML, with numbers as Python writes them
     interrupts  SIGINT and SIGTERM deferred to the end of a step
     progress    progress bars, all alike
     provenance  versions, device, commit and time of a result

@@ -7,6 +7,7 @@ from collections.abc import Iterable
 _SHORT = reprlib.Repr()
 _SHORT.maxlevel, _SHORT.maxstring, _SHORT.maxother = 3, 80, 80
 shown = _SHORT.repr  # of what was read: lists of lists of lists stay short
+MOST_SAMPLES, LARGEST_BATCH, MOST_PROCESSES = 10**7, 2**20, 1024
 LARGEST = 2**40  # of any count: 10^12 samples; what is counted in a computer is less
 
 

@@ -35,7 +35,7 @@ def use_threads(count: int, processes: int = 1) -> None:
     Threads wait for each other at every layer, and so for any program that shares their cores.
     A resumed run uses the number on its card again. ValueError below 0.
     """
-    check_whole("threads", count, 0)
+    check_whole("threads", count, 0, 1024)  # 100,000 end in a segmentation fault
     torch.set_num_threads(count or max(1, idle_cores() // processes))
 
 

@@ -4,6 +4,7 @@ A file is written beside its final name, flushed to disk and renamed: a reader, 
 is killed, finds the old file or the new one, never half of one.
 """
 
+import errno
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -18,6 +19,20 @@ TEMPORARY = ".tmp"  # how names of files under way end; a killed process leaves 
 def place(text: str | Path) -> Path:
     """A path as it was typed, with ~ for the home folder."""
     return Path(text).expanduser()
+
+
+def writable(folder: Path) -> None:
+    """Make a folder of the cache; OSError, with what else could be used, if that cannot be."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        if not os.access(folder, os.W_OK):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+    except OSError as error:
+        raise OSError(
+            error.errno,
+            f"cannot write to {folder} ({error.strerror}): set XDG_CACHE_HOME to another folder, "
+            "or give one to tract fid as --cache",
+        ) from error
 
 
 def check_new(path: Path) -> None:

@@ -2,7 +2,10 @@
 
 In reading order:
 
-    main    commands, errors as one line
-    speed   cost and bench
-    output  tables and JSON lines
+    main       the parser, errors as one line
+    notebooks  run, sweep, quickstart, branch
+    measuring  fid, sample, classifier, publish
+    speed      cost and bench
+    models     models, teacher, export
+    output     tables, JSON lines and options in common
 """

@@ -1,10 +1,14 @@
-"""Print tables and JSON lines."""
+"""What commands have in common: tables, JSON lines and options."""
 
 import argparse
 import contextlib
 import json
 import math
+import os
+import re
 import sys
+import time
+from typing import TextIO
 
 from tract.base.checks import is_number
 
@@ -43,6 +47,69 @@ def _cell(value: object) -> str:
 def messages(as_json: bool) -> contextlib.AbstractContextManager:
     """While this is open, bars and messages leave stdout to the rows if a machine reads them."""
     return contextlib.redirect_stdout(sys.stderr) if as_json else contextlib.nullcontext()
+
+
+class Steady:
+    """A stream to a file or pipe: of a progress bar a line every few seconds, not all in one.
+
+    Once nobody reads it, what is written is lost, and nothing fails.
+    """
+
+    seconds = 5.0
+
+    def __init__(self, stream: TextIO):
+        self._stream, self._line, self._last = stream, "", time.monotonic()
+
+    def write(self, text: str) -> int:
+        for part in re.split(r"([\r\n])", text):
+            if part == "\n":
+                self._emit()
+            elif part != "\r":
+                self._line += part
+            elif self._line.strip() and time.monotonic() - self._last > self.seconds:
+                self._emit()
+            else:
+                self._line = ""
+        return len(text)
+
+    def flush(self) -> None:
+        """Nothing: every line is flushed when it ends."""
+
+    def close(self) -> None:
+        """Write what no line has ended yet."""
+        if self._line.strip():
+            self._emit()
+
+    def _emit(self) -> None:
+        try:
+            self._stream.write(f"{self._line}\n")
+            self._stream.flush()
+        except OSError:  # a closed pipe, a full disk: this and all that follows goes nowhere
+            with contextlib.suppress(OSError, ValueError):
+                os.dup2(os.open(os.devnull, os.O_WRONLY), self._stream.fileno())
+        self._line, self._last = "", time.monotonic()
+
+    def __getattr__(self, name: str):
+        return getattr(self._stream, name)
+
+
+@contextlib.contextmanager
+def steady_output():
+    """While this is open, stdout that is no terminal is `Steady`."""
+    if sys.stdout.isatty():
+        yield
+        return
+    with contextlib.closing(Steady(sys.stdout)) as stream, contextlib.redirect_stdout(stream):
+        yield
+
+
+def one_line(error: BaseException) -> str:
+    """What an error says, in one line; with its kind if it is none of ours."""
+    if isinstance(error, MemoryError):
+        return "out of memory: use a smaller batch, fewer samples or smaller images"
+    text = " ".join(line.strip() for line in str(error).splitlines())[:2000]
+    ours = isinstance(error, ValueError | ArithmeticError | OSError | RuntimeError) and text
+    return text if ours else f"{type(error).__name__}: {text}"
 
 
 def add_compute(command: argparse.ArgumentParser, action: str = "store") -> None:

@@ -1,10 +1,10 @@
 """Commands about cost and speed."""
 
 import argparse
-from pathlib import Path
 
+from tract.base.files import place
+from tract.base.yaml_files import read_yaml
 from tract.cli.output import add_compute, add_json, print_rows
-from tract.jobs.parameters import read_yaml
 
 THREADS = "CPU threads; 0: as many as there are idle cores"
 
@@ -28,7 +28,10 @@ def add_speed_commands(commands: argparse._SubParsersAction) -> None:
     command.add_argument("--threads", type=int, default=0, help=THREADS)
     add_json(command)
     command.set_defaults(command=_cost)
+    _add_bench(commands)
 
+
+def _add_bench(commands: argparse._SubParsersAction) -> None:
     command = commands.add_parser(
         "bench",
         help="images per second, against the bare network calls and the device's matrix products",
@@ -38,19 +41,9 @@ def add_speed_commands(commands: argparse._SubParsersAction) -> None:
     command.add_argument("--batch", type=int, default=0, help="images per step; 0: a usual number")
     add_compute(command, "append")
     command.add_argument("--threads", type=int, default=0, help=THREADS)
-    command.add_argument("--table", type=Path, help="CSV to put the rows into, one by one")
+    command.add_argument("--table", type=place, help="CSV to put the rows into, one by one")
     add_json(command)
     command.set_defaults(command=_bench)
-
-    command = commands.add_parser(
-        "overhead",
-        help="what watching a run costs, in blocks of steps that are watched and not",
-    )
-    command.add_argument("run_dir", type=Path, help="a folder with a teacher, as of the quickstart")
-    command.add_argument("--steps", type=int, default=240, help="of which half are watched")
-    command.add_argument("--threads", type=int, default=1, help=THREADS)
-    add_json(command)
-    command.set_defaults(command=_overhead)
 
 
 def _cost(options: argparse.Namespace) -> None:
@@ -93,11 +86,3 @@ def _bench(options: argparse.Namespace) -> None:
         rows.append(row)
     if not options.json:
         print_rows(rows, as_json=False)
-
-
-def _overhead(options: argparse.Namespace) -> None:
-    from tract.base.compute import use_threads
-    from tract.lab.overhead import overhead
-
-    use_threads(options.threads)
-    print_rows([overhead(options.run_dir, options.steps)], options.json)

@@ -26,7 +26,7 @@ PIXEL_LIMIT = 2**26  # of one image, such as 8192 x 8192: a few bytes can claim 
 BYTE_LIMIT = 4 * PIXEL_LIMIT  # of one file
 SCAN_LIMIT = 2**31  # scans of a JPEG times its pixels: each scan passes over them all
 BAD_LIMIT = 100  # bad images after which the others are not looked at
-BATCH = 256  # images decoded at a time
+DECODED = 256  # images decoded at a time
 TURNS = {  # by EXIF's orientation, of which 1 is upright
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -117,7 +117,7 @@ class Images:
 def image_batches(
     images: Images, make: Callable[[Image.Image], np.ndarray], *, grey: bool = False
 ) -> Iterator[np.ndarray]:
-    """All images in order, each as make returns it from what `Images.read` gives, BATCH stacked.
+    """All images in order, each as make returns it from what `Images.read` gives, DECODED stacked.
 
     make: called from several threads, returns arrays of one shape, refuses an image by ValueError.
     Under a progress bar; at the end other files are counted and named. ValueError at the end if
@@ -140,8 +140,8 @@ def image_batches(
 
     bar = progress(f"reading {images.source.name}", len(images), "image")
     with bar, ThreadPoolExecutor() as pool:
-        for start in range(0, len(images), BATCH):
-            batch = list(pool.map(attempt, images.names[start : start + BATCH]))
+        for start in range(0, len(images), DECODED):
+            batch = list(pool.map(attempt, images.names[start : start + DECODED]))
             bar.update(len(batch))
             if not bad:
                 yield np.stack(batch)

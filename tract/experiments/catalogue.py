@@ -1,23 +1,20 @@
 """Find, summarise and sample the runs in a folder."""
 
-import fnmatch
 import json
 import os
-import shutil
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import lru_cache
 from pathlib import Path
 
 import pandas as pd
 from torch import Tensor
 
 from tract.base.compute import device
-from tract.base.files import TEMPORARY, only_writer
 from tract.data import to_unit
 from tract.experiments.measure import SAMPLES, read_samples, shortened
-from tract.experiments.results import RESULTS, read_results
+from tract.experiments.results import COLUMNS, PER_PHASE, RESULTS, read_results
+from tract.experiments.status import Status, read_status
 from tract.metrics.sources import open_run
 from tract.networks.cards import about_model
 from tract.networks.weights import read_card
@@ -25,12 +22,7 @@ from tract.phases import format_schedule
 
 MODEL = "model.safetensors"  # the result of a finished run
 CHECKPOINT = "checkpoint-"  # how the names of an unfinished run's states begin
-FINISHED, UNFINISHED, DAMAGED = "finished", "unfinished", "damaged"
-# All that a run writes; a folder with anything else in it is not deleted.
-WRITTEN = (
-    *("card.json", "branched_from.json", "*.jsonl", "*.safetensors", "events.out.tfevents.*"),
-    *(".lock", ".*.lock", f".*{TEMPORARY}"),
-)
+DAMAGED = "damaged"
 
 
 @dataclass(frozen=True)
@@ -39,12 +31,13 @@ class Run:
 
     name: str  # its path below the folder that was searched
     folder: Path
-    state: str  # FINISHED, UNFINISHED or DAMAGED
-    changed: float  # seconds since the epoch, of its newest file
+    state: str  # DAMAGED, or that of its status
+    trained: float  # seconds since the epoch, of its last step
     reason: str = ""  # why it counts as damaged
     card: dict = field(default_factory=dict)
     step: int = 0
     num_steps: int = 0  # 0 if no step was made, as for a teacher that was imported
+    status: Status = field(default_factory=Status)
 
     @property
     def method(self) -> str:
@@ -83,16 +76,17 @@ def find_runs(folder: str | Path) -> list[Run]:
 
 def _read_run(folder: Path, root: Path) -> Run:
     name = str(folder.relative_to(root)) if folder != root else folder.resolve().name
-    changed = max(path.stat().st_mtime for path in [folder, *folder.glob("[!.]*.*")])
+    steps = folder / "history.jsonl"
+    trained = (steps if steps.is_file() else folder / "card.json").stat().st_mtime
     try:
         card = read_card(folder / "card.json", whole=True)
         about_model(card, folder / "card.json")
-        last = _last_line(folder / "history.jsonl")
+        last = _last_line(steps)
         step, num_steps = last.get("step", 0), last.get("num_steps", 0)
     except (OSError, ValueError) as error:
-        return Run(name, folder, DAMAGED, changed, str(error))
-    state = FINISHED if (folder / MODEL).is_file() else UNFINISHED
-    return Run(name, folder, state, changed, "", card, step, num_steps)
+        return Run(name, folder, DAMAGED, trained, str(error))
+    status = read_status(folder)
+    return Run(name, folder, status.state, trained, "", card, step, num_steps, status)
 
 
 def _last_line(path: Path) -> dict:
@@ -118,23 +112,69 @@ def results_of(run: Run) -> pd.DataFrame:
 
 
 def overview(runs: Sequence[Run]) -> pd.DataFrame:
-    """A row for every run; of its results the distance to the data in the fewest evaluations."""
-    rows = []
+    """A row for every run: state, share done, seconds left, training time, and a column a metric.
+
+    Numbers are those in the run's fewest evaluations, nfe.
+    """
+    labels = labels_of([run for run in runs if run.state != DAMAGED])
+    rows, tables = [], {}
     for run in runs:
-        row = {"run": run.name, "state": run.state, "images": run.settings.get("train_images")}
+        row = {"run": run.name, "label": labels.get(run.name, run.name), "state": run.state}
         row["done"] = run.step / run.num_steps if run.num_steps else None
-        rows.append(row | _headline(run) | {"changed": run.changed})
-    columns = ["run", "state", "images", "done", "nfe", "metric", "value", "changed"]
-    return pd.DataFrame(rows, columns=columns)
+        row |= {"left": run.status.seconds_left, "trained": run.trained}
+        row["images"] = run.settings.get("train_images")
+        parent = run.folder.parent
+        if parent not in tables:
+            tables[parent] = _readable_results(parent)
+        rows.append(row | _numbers(tables[parent], run))
+    columns = ["run", "label", "state", "done", "left", "trained", "images", "nfe"]
+    metrics = sorted({name for row in rows for name in row} - set(columns))
+    return pd.DataFrame(rows, columns=columns + metrics)
 
 
-def _headline(run: Run) -> dict:
+def _readable_results(folder: Path) -> pd.DataFrame:
     try:
-        table = results_of(run)
+        return read_results(folder / RESULTS)
     except ValueError:  # damaged: said where the results themselves are shown
+        return pd.DataFrame(columns=COLUMNS)
+
+
+def _numbers(table: pd.DataFrame, run: Run) -> dict:
+    """Of a table of results what was measured of a run, in the fewest evaluations."""
+    table = table[(table["run"] == run.folder.name) & (table["metric"] != PER_PHASE)]
+    if not len(table):
         return {}
-    table = table[table["metric"].str.startswith("f")]  # fd_..., fid
-    return table[["nfe", "metric", "value"]].iloc[0].to_dict() if len(table) else {}
+    fewest = table[table["nfe"] == table["nfe"].min()]
+    found = dict(zip(fewest["metric"], fewest["value"], strict=True))
+    return {"nfe": fewest["nfe"].iloc[0], **found}
+
+
+def seeds_grouped(table: pd.DataFrame, runs: Mapping[str, Run]) -> pd.DataFrame:
+    """An overview with one row for runs that differ in their seed alone: means and deviations.
+
+    Numbers become text such as 1.09 ± 0.03; `run` holds the names of all.
+    """
+    numbers = [name for name in table.columns[8:]]
+    rows = []
+    for _, group in table.groupby(table["run"].map(lambda name: _recipe(runs[name])), sort=False):
+        row = group.iloc[0].to_dict() | {"run": tuple(group["run"])}
+        if len(group) > 1:
+            row["label"] = f"{row['label'].splitlines()[0]}, {len(group)} seeds"
+            row["state"] = ", ".join(group["state"].unique())
+            row |= {"done": group["done"].mean(), "trained": group["trained"].max()}
+            row |= {name: _mean_of(group[name]) for name in numbers}
+        rows.append(row)
+    return pd.DataFrame(rows, columns=table.columns)
+
+
+def _recipe(run: Run) -> str:
+    settings = {name: value for name, value in run.settings.items() if name != "seed"}
+    return json.dumps([run.method, str(run.folder.parent), settings or run.name])
+
+
+def _mean_of(values: pd.Series) -> str | float:
+    values = values.dropna()
+    return f"{values.mean():.4g} ± {values.std():.1g}" if len(values) > 1 else values.mean()
 
 
 def differences(cards: Mapping[str, dict], only: bool = True) -> pd.DataFrame:
@@ -168,17 +208,20 @@ def labels_of(runs: Sequence[Run]) -> dict[str, str]:
     return labels
 
 
-def samples_at(run: Run, nfe: int, count: int) -> Tensor:
+def samples_at(
+    run: Run, nfe: int, count: int, progress: Callable[[float], None] = lambda share: None
+) -> Tensor:
     """Samples (count, ...) of a run's average with nfe steps, all runs' from the same noise.
 
     Those that were measured are read, others are made and remembered. Of an unfinished run it is
-    the average of its newest checkpoint. FileNotFoundError without one, ValueError if it is
-    damaged or the steps do not divide its grid.
+    the average of its newest checkpoint. progress: called with the share done after each step; what
+    it raises ends the sampling. FileNotFoundError without weights, ValueError if they are damaged
+    or the steps do not divide the grid.
     """
     samples = read_samples(run.folder).get(nfe) if (run.folder / SAMPLES).is_file() else None
     if samples is not None and len(samples) >= count:
         return samples[:count]
-    return samples_of(_weights(run), nfe, count, run.card["experiment"]["seed"])
+    return samples_of(_weights(run), nfe, count, run.card["experiment"]["seed"], progress)
 
 
 def _weights(run: Run) -> Path:
@@ -190,15 +233,23 @@ def _weights(run: Run) -> Path:
     raise FileNotFoundError(f"{run.name} has no weights yet: let it come to its first checkpoint")
 
 
-def samples_of(weights: Path, nfe: int, count: int, seed: int) -> Tensor:
+_made: dict[tuple, Tensor] = {}  # samples by weights, their time, steps, count and seed
+
+
+def samples_of(
+    weights: Path,
+    nfe: int,
+    count: int,
+    seed: int,
+    progress: Callable[[float], None] = lambda share: None,
+) -> Tensor:
     """Samples (count, ...) of the average in a run's file, made once while that is the same."""
-    return _samples_of(weights, weights.stat().st_mtime_ns, nfe, count, seed)
-
-
-@lru_cache(maxsize=256)
-def _samples_of(weights: Path, stamp: int, nfe: int, count: int, seed: int) -> Tensor:
-    role = "ema" if weights.name.startswith(CHECKPOINT) else ""
-    return to_unit(open_run(weights, device(), role)(nfe, seed).read(0, count))
+    key = weights, weights.stat().st_mtime_ns, nfe, count, seed
+    if key not in _made:
+        role = "ema" if weights.name.startswith(CHECKPOINT) else ""
+        x = open_run(weights, device(), role, progress=progress)(nfe, seed).read(0, count)
+        _made[key] = to_unit(x)
+    return _made[key]
 
 
 def students_of(run: Run) -> Iterator[tuple[Run, Path]]:
@@ -208,29 +259,3 @@ def students_of(run: Run) -> Iterator[tuple[Run, Path]]:
         name = MODEL if phase == len(schedule) - 1 else f"phase-{phase}.safetensors"
         settings = run.settings | {"step_schedule": schedule[: phase + 1]}
         yield replace(run, card=run.card | {"settings": settings}), run.folder / name
-
-
-def delete_run(run: Run, root: str | Path) -> None:
-    """Remove a run directory for good; the numbers measured of it stay in results.csv.
-
-    ValueError if it is not a directory below root that a run wrote and nothing else,
-    RuntimeError while a process writes it, OSError if it cannot be removed.
-    """
-    folder = run.folder
-    if folder.is_symlink() or not folder.resolve().is_relative_to(Path(root).resolve()):
-        raise ValueError(f"{folder} does not lie in {root} itself: delete it where it is")
-    foreign = [p.name for p in folder.iterdir() if not _is_written_by_runs(p)]
-    if not (folder / "card.json").is_file() or foreign:
-        raise ValueError(
-            f"{folder} has {', '.join(sorted(foreign)[:3]) or 'no card.json'}, and is more, or "
-            "something else, than a run: delete it by hand"
-        )
-    with only_writer(folder):
-        # Renamed first: interrupted, it leaves no half of a run in the list.
-        gone = folder.with_name(f".{folder.name}.{os.getpid()}{TEMPORARY}")
-        folder.rename(gone)
-        shutil.rmtree(gone)
-
-
-def _is_written_by_runs(path: Path) -> bool:
-    return path.is_file() and any(fnmatch.fnmatch(path.name, pattern) for pattern in WRITTEN)

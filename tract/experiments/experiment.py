@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from tract.base.checks import check_flag, check_text, check_whole
+from tract.base.checks import MOST_SAMPLES, check_flag, check_text, check_whole
 from tract.base.compute import EAGER, Compute, device
 from tract.base.files import only_writer, place
 from tract.base.parallel import check_share
@@ -63,7 +63,7 @@ class Experiment:
         object.__setattr__(self, "folder", place(self.folder))
         step_indices(self.levels.num_steps, self.reference_steps)
         check_flag("conditional", self.conditional)
-        check_whole("num_samples", self.num_samples, 2)
+        check_whole("num_samples", self.num_samples, 2, MOST_SAMPLES)
         check_flag("clamp", self.clamp)
         check_whole("seed", self.seed, 0)
         _ = self.data
@@ -96,6 +96,11 @@ class Experiment:
     def _data_place(self) -> str:
         """data_dir as seen from any folder."""
         return str(place(self.data_dir).resolve()) if self.data_dir else ""
+
+    def as_json(self) -> dict:
+        """All of it, for another process, perhaps in another folder than a notebook's kernel."""
+        places = {"folder": str(self.folder.resolve()), "data_dir": self._data_place()}
+        return asdict(self) | places
 
     def card(self) -> dict:
         """What must stay the same for two runs to be comparable."""
@@ -162,10 +167,8 @@ class Experiment:
         check_share(settings.batch_size, size)
 
         def team(checkpoint: str) -> AbstractContextManager[None]:
-            # The others may have been started in another folder than a notebook's kernel.
-            places = {"folder": str(self.folder.resolve()), "data_dir": self._data_place()}
             task = {
-                "experiment": asdict(self) | places,
+                "experiment": self.as_json(),
                 "data_sha256": self.data.sha256 if size > 1 else "",
                 "settings": asdict(settings),
                 "network": network_name,

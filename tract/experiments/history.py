@@ -40,8 +40,8 @@ class Events:
 
 
 HISTORY = "history.jsonl"  # name of the file in a run directory
-COLUMNS = {"step": int, "num_steps": int, "images_seen": int, "loss": float, "mse": float}
-COLUMNS |= {"phase": str, "seconds": int | float}
+FIELDS = {"step": int, "num_steps": int, "images_seen": int, "loss": float, "mse": float}
+FIELDS |= {"phase": str, "seconds": int | float}
 
 
 class History(Events):
@@ -92,7 +92,7 @@ def history(folder: str | Path) -> pd.DataFrame:
     records = [_record(line) for line in lines]
     if None in records:
         raise ValueError(f"{path} is damaged in line {records.index(None) + 1}: restore it")
-    return pd.DataFrame(records, columns=[*COLUMNS])
+    return pd.DataFrame(records, columns=[*FIELDS])
 
 
 def append(path: Path, line: dict) -> bytes:
@@ -107,7 +107,7 @@ def _record(line: bytes) -> dict | None:
     """A line of the history, or None if it is none."""
     try:
         record = json.loads(line)
-        whole = all(isinstance(record[name], kind) for name, kind in COLUMNS.items())
+        whole = all(isinstance(record[name], kind) for name, kind in FIELDS.items())
     except (ValueError, TypeError, KeyError, RecursionError):
         return None
     return record if whole else None

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from tract.base.checks import check_choice, shown
 from tract.base.compute import device
-from tract.base.files import only_writer
+from tract.base.files import only_writer, writable
 from tract.base.progress import progress
 from tract.base.provenance import provenance
 from tract.data import to_uint8, to_unit
@@ -59,7 +59,7 @@ SAMPLES = "samples.safetensors"
 CLASSIFIER = "classifier.safetensors"
 REAL = "test"  # name of the test split among runs
 KEPT = 4096  # samples of a run that stay in its folder, at most
-BATCH = {"cpu": 256, "cuda": 1024}  # sampled and measured at a time
+SAMPLED = {"cpu": 256, "cuda": 1024}  # sampled and measured at a time
 
 
 class Distance:
@@ -80,7 +80,7 @@ class Distance:
         self.conditions = {"reference": source.about, **self.extract.about}
 
     def __call__(self, samples: Tensor) -> float:
-        batches = to_uint8(samples).split(BATCH[device()])
+        batches = to_uint8(samples).split(SAMPLED[device()])
         with progress(self.metric, len(batches), "batch", iterable=batches, leave=False) as bar:
             moments: Moments = reduce(Moments.merged, (moments_of(self.extract(x)) for x in bar))
         return frechet_distance(moments, self.reference)
@@ -92,6 +92,7 @@ def check_measuring(levels: Level, steps: Sequence[int], features: Sequence[str]
         step_indices(levels.num_steps, n)
     for name in features:
         check_choice("features", name, FEATURES)
+    writable(cache_folder())
 
 
 def measure(
@@ -107,19 +108,27 @@ def measure(
     reference_steps: the others are compared to it. features: those of `features.extractor` in
     which the Frechet distance to the data is measured. ValueError before any sampling for what
     cannot be. Of the samples the first KEPT are kept; the distance to the teacher is theirs.
+    Samples of the very same weights that are there already are not made again.
     """
     levels, table = experiment.grid(settings), experiment.folder / RESULTS
     check_measuring(levels, steps, features)
     read_results(table)  # refused if it is damaged
     distances = [Distance(experiment, name) for name in features]
     eps, labels = experiment.noise
-    samples = {n: _sampled(experiment, denoiser, eps, levels, n, labels) for n in steps}
-    kept = {n: x[:KEPT] for n, x in samples.items()}
     folder = experiment.folder / run_name(settings)
     path = folder / SAMPLES
-    before = read_samples(folder) if path.is_file() else {}
-    made_by = {"model": read_sha256(folder / "model.safetensors")}
-    write_tensors(path, {str(n): x for n, x in {**before, **kept}.items()}, made_by)
+    model = read_sha256(folder / "model.safetensors")
+    about = {"model": model, "compute": str(experiment.compute)}
+    before, known = read_tensors(path) if path.is_file() else ({}, about)
+    same = {int(n): x.to(eps) for n, x in before.items() if len(x) == len(eps) and known == about}
+    samples = {
+        n: same[n] if n in same else _sampled(experiment, denoiser, eps, levels, n, labels)
+        for n in steps
+    }
+    kept = {n: x[:KEPT] for n, x in samples.items()}
+    if not same.keys() >= kept.keys():
+        before = before if known == about else {}  # else of other weights
+        write_tensors(path, before | {str(n): x for n, x in kept.items()}, about)
     reference = saved_samples(experiment, TEACHER)[experiment.reference_steps].to(eps)
     row = run_row(experiment.folder / run_name(settings), denoiser)
     rows = []
@@ -160,16 +169,18 @@ def _rows_of_samples(
 
 
 def measure_real(experiment: Experiment, features: Sequence[str]) -> None:
-    """Add what real images score that no model saw: of the test split, where the data has one.
+    """Add what real images score: the floor, since a distance grows as its samples get fewer.
 
-    As many as are sampled of models, drawn at random, or all of them where they are fewer: the
-    floor, for a distance is larger the fewer samples it is of.
+    As many as are sampled of models, or all where they are fewer, drawn at random from the test
+    split; from the data themselves where there is none.
     """
     known = set(read_results(experiment.folder / RESULTS).query("run == @REAL")["metric"])
     features = [name for name in features if metric_name("fd", name) not in known]
-    if not features or not has_test_split(experiment.data_name):
+    if not features:
         return
-    real = load_data(experiment.data_name, experiment.data_dir, split="test")
+    real = experiment.data
+    if has_test_split(experiment.data_name):
+        real = load_data(experiment.data_name, experiment.data_dir, split="test")
     source = open_source(real)(None, experiment.seed)
     images = to_unit(source.read(0, min(len(real), experiment.num_samples)))
     about = provenance()
@@ -260,7 +271,7 @@ def _sampled(
     solver: Solver = ddim_x0,
 ) -> Tensor:
     """Samples of an experiment's denoiser, clamped and computed as the experiment says."""
-    options = {"clamp": experiment.clamp, "compute": experiment.compute, "batch": BATCH[device()]}
+    options = {"clamp": experiment.clamp, "compute": experiment.compute, "batch": SAMPLED[device()]}
     options |= {"labels": labels, "solver": solver}
     return sample_batches(denoiser, eps, levels, num_steps, **options)
 

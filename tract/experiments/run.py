@@ -22,6 +22,7 @@ from tract.denoiser import Denoiser
 from tract.distill import DistillationState
 from tract.experiments.card import claim, recorded_threads
 from tract.experiments.history import History, append, trim
+from tract.experiments.status import Reporter
 from tract.networks.weights import (
     fingerprint,
     load_model,
@@ -145,13 +146,14 @@ class Run:
             peak_memory(reset=True)
             if begun:
                 name, mark = _resume(folder, state, self.settings)
-            with self.team(name):
-                yield from self._steps(mark)
-            averages = getattr(state, "averages", [])
-            residuals = getattr(self.settings, "more_residuals", ())
-            for residual, average in zip(residuals, averages, strict=True):
-                save_model(folder / average_file(residual), average, self.card)
-            save_model(folder / "model.safetensors", state.ema, self.card | peak_memory())
+            at = self.settings.batch_size, state.step, self.settings.num_steps
+            with Reporter(folder, *at) as reporter, self.team(name):
+                yield from self._steps(mark, reporter)
+                averages = getattr(state, "averages", [])
+                residuals = getattr(self.settings, "more_residuals", ())
+                for residual, average in zip(residuals, averages, strict=True):
+                    save_model(folder / average_file(residual), average, self.card)
+                save_model(folder / "model.safetensors", state.ema, self.card | peak_memory())
 
     def result(self) -> Denoiser:
         """The average of a finished run, which needs its checkpoints no more."""
@@ -159,7 +161,7 @@ class Run:
         _remove(_checkpoints(self.folder))
         return denoiser
 
-    def _steps(self, mark: dict | None) -> Iterator[Record]:
+    def _steps(self, mark: dict | None, reporter: Reporter) -> Iterator[Record]:
         """Pass the records on: each is written first, the state saved when it is time."""
         folder, state, settings, saving = self.folder, self.state, self.settings, self.saving
         measured = [line["metric"] for line in trim(folder / "metric.jsonl", state.step)]
@@ -174,12 +176,13 @@ class Run:
         ):
             for record in self.records:
                 history.record(record)
+                reporter.take(record)
                 if saving.metric_every and record.step % saving.metric_every == 0:
                     record.losses.read()  # a GPU that hangs would be waited for without an end
                     value = _measure(folder, state, self.card, saving.metric, best)
                     history.add(record.step, metric=value)
                     best = min(best, value)  # still the best if the value is nan
-                ending = any_rank(self.stop.requested)
+                ending = any_rank(self.stop.requested or reporter.stop_requested)
                 phase_ends = record.step % settings.steps_per_phase == 0
                 if (
                     ending

@@ -14,7 +14,7 @@ from tempfile import TemporaryDirectory
 import torch
 import torch.distributed as dist
 
-from tract.base.checks import check_whole
+from tract.base.checks import MOST_PROCESSES, check_whole
 from tract.base.parallel import POLL, joined, launched, store_of_launch, use_own_gpu
 
 PATIENCE = 5  # seconds in which a process that broke its connections has ended
@@ -22,7 +22,7 @@ PATIENCE = 5  # seconds in which a process that broke its connections has ended
 
 def team_size(processes: int) -> int:
     """How many processes will train: those given, or launched. ValueError for what cannot be."""
-    check_whole("processes", processes, 1)
+    check_whole("processes", processes, 1, MOST_PROCESSES)
     if launched() > 1:
         if processes not in (1, launched()):
             raise ValueError(

@@ -24,8 +24,7 @@ def prepare(task: dict) -> Callable[[], None]:
     ValueError or FileNotFoundError if files that all need are not here as they are there.
     """
     use_threads(task["threads"])
-    compute = Compute(**task["experiment"].pop("compute"))
-    experiment = Experiment(**task["experiment"], compute=compute)
+    experiment = experiment_of(task["experiment"])
     if experiment.data.sha256 != task["data_sha256"]:
         raise ValueError(
             f"the data {experiment.data_name} are others here than in process 0: use the same files"
@@ -39,6 +38,11 @@ def prepare(task: dict) -> Callable[[], None]:
     if task["checkpoint"]:
         load_state(experiment.folder / run_name(settings) / task["checkpoint"], state)
     return partial(train_along, state, records)
+
+
+def experiment_of(about: dict) -> Experiment:
+    """The experiment that `Experiment.as_json` describes."""
+    return Experiment(**about | {"compute": Compute(**about["compute"])})
 
 
 def follow_launch() -> bool:

@@ -22,7 +22,7 @@ from tract.settings import Distillation
 ROUNDS = 5
 ROUND_SECONDS = 0.5  # a round makes as many steps as fit, at least one
 WIDTH = {"cpu": 1024, "cuda": 8192}  # of the matrices whose product is the ceiling
-KEY = ["network", "device", "batch", "options"]  # of a row in the table
+ROW = ["network", "device", "batch", "options"]  # of a row in the table
 MEASURED = ("images_per_second", "overhead_ratio", "utilisation", "peak_memory_mb")
 MEASURED += ("ceiling_tflops",)
 # A batch that is usual with these networks on a CPU; elsewhere 256.
@@ -166,6 +166,6 @@ def write_throughput(path: str | Path, rows: Iterable[dict]) -> None:
     before = pd.read_csv(path).to_dict("records") if path.is_file() else []
     if before and rows and before[0].keys() != rows[0].keys():
         raise ValueError(f"{path} has columns {list(before[0])}, not of a bench: give another path")
-    merged = {tuple(str(row[name]) for name in KEY): row for row in [*before, *rows]}
+    merged = {tuple(str(row[name]) for name in ROW): row for row in [*before, *rows]}
     table = pd.DataFrame(list(merged.values())).round(4)
     write_atomically(path, table.to_csv(index=False).encode())

@@ -13,6 +13,7 @@ from typing import ClassVar
 
 import nbformat
 import papermill
+from jupyter_client.kernelspec import KernelSpec
 from jupyter_client.manager import AsyncKernelManager
 from nbconvert.preprocessors.coalescestreams import CoalesceStreamsPreprocessor
 
@@ -23,15 +24,21 @@ WIDGET_VIEW = "application/vnd.jupyter.widget-view+json"
 
 
 class LocalKernel(AsyncKernelManager):
-    """A kernel reached through files that only its owner can open, not through network ports.
+    """A kernel of this Python, reached through files that only its owner can open, not by ports.
 
-    Ctrl-C and SIGTERM interrupt the cell, which can then save, where nbclient would kill it. A
-    subclass says folder (for its files), environment (for its process) and output.
+    Kernels of the name python3 that other environments have installed are not asked. Ctrl-C and
+    SIGTERM interrupt the cell, which can then save, where nbclient would kill it. A subclass says
+    folder (for its files), environment (for its process) and output.
     """
 
     folder: Path
     environment: Mapping[str, str]
     output: Path
+    kernel_spec = KernelSpec(
+        argv=[sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}"],
+        display_name="Python 3",
+        language="python",
+    )
     running: ClassVar[dict[Path, "LocalKernel"]] = {}  # kernels of this process by their output
 
     def __init__(self, **options):
@@ -87,10 +94,7 @@ def execute(
     with the traceback.
     """
     notebook, output = Path(notebook), Path(output)
-    if not notebook.is_file():
-        raise FileNotFoundError(f"no notebook {notebook}: correct the path")
-    parameters = dict(parameters or {})
-    check_parameters(declared_parameters(notebook), parameters)
+    parameters = check_parameters(declared_parameters(notebook), parameters or {})
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
         if not os.access(output.parent, os.W_OK):
@@ -115,7 +119,9 @@ def execute(
 def _execute(
     notebook: Path, output: Path, parameters: dict, shown: bool, environment: Mapping[str, str]
 ) -> None:
-    with tempfile.TemporaryDirectory(prefix="kernel-", ignore_cleanup_errors=True) as folder:
+    # A socket's name has 107 bytes at most, which a long TMPDIR would use up.
+    parent = "/tmp" if os.name == "posix" and len(tempfile.gettempdir()) > 80 else None
+    with tempfile.TemporaryDirectory("", "kernel-", parent, True) as folder:
         kernel = {"folder": Path(folder), "environment": environment, "output": output}
         try:
             papermill.execute_notebook(
@@ -123,6 +129,7 @@ def _execute(
                 str(output),
                 parameters,
                 kernel_name="python3",
+                language="python",
                 kernel_manager_class=type("Kernel", (LocalKernel,), kernel),
                 start_timeout=START_SECONDS,
                 # Not papermill's cwd, which changes that of the whole process.

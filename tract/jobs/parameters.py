@@ -2,15 +2,21 @@
 
 import ast
 import difflib
-import re
+import json
+import os
+import sysconfig
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import MISSING, fields
 from pathlib import Path
+from warnings import catch_warnings
 
 import nbformat
 import yaml
 
+from tract.base.checks import shown
+from tract.base.files import place
+from tract.base.yaml_files import read_parameters, read_yaml
 from tract.phases import format_schedule
 from tract.settings import Distillation
 
@@ -30,32 +36,89 @@ RENAMED = {
     "groups": "comparisons",
 }
 
+# The notebooks lie beside the package in a clone; what pip installs puts them into a share.
+CLONE = Path(__file__).resolve().parents[2]
+NOTEBOOKS = CLONE / "notebooks"
+if not NOTEBOOKS.is_dir():
+    NOTEBOOKS = Path(sysconfig.get_path("data")) / "share" / "tract" / "notebooks"
+
+# Parameters, beside those that end in _dir, that are paths if they are not empty.
+PATHS = ("teacher", "figure", "figures", "results", "published", "classifier", "grid", "models")
+
 
 def declared_parameters(notebook: str | Path) -> dict[str, object]:
-    """Names and default values of a notebook's cell tagged `parameters`."""
+    """Names and default values of a notebook's cell tagged `parameters`.
+
+    FileNotFoundError if there is no such file, ValueError if it is no notebook, or without them.
+    """
+    path = Path(notebook)
+    if not path.is_file():
+        raise FileNotFoundError(f"no notebook {path}: correct the path; tract's are in {NOTEBOOKS}")
     try:
-        content = nbformat.read(notebook, as_version=4)
-    except (ValueError, AttributeError, KeyError, TypeError) as error:  # no JSON, or of other form
-        raise ValueError(f"{notebook} is no notebook ({error}): restore it") from error
-    for cell in content.cells:
-        if "parameters" in cell.metadata.get("tags", []):
-            return _assignments(cell.source)
-    raise ValueError(f"{notebook} has no cell tagged 'parameters': add it")
+        content = json.loads(path.read_bytes())
+        with catch_warnings(action="ignore"):
+            nbformat.validate(content)
+        if content["nbformat"] < 4:
+            raise ValueError(f"format {content['nbformat']}, not 4")
+        tagged = [c for c in content["cells"] if "parameters" in c["metadata"].get("tags", [])]
+        declared = [_assignments("".join(cell["source"])) for cell in tagged]
+    except Exception as error:  # a file from outside can be wrong in any way
+        reason = (str(error) or repr(error)).strip().splitlines()[0]
+        raise ValueError(f"{path} is no notebook ({reason:.200}): restore it") from error
+    if not declared:
+        raise ValueError(f"{path} has no cell tagged 'parameters': add it")
+    return declared[0]
 
 
-def check_parameters(declared: Mapping[str, object], given: Mapping[str, object]) -> None:
-    """ValueError if a given parameter is not declared, or its default is of another kind."""
+def check_parameters(declared: Mapping[str, object], given: Mapping[str, object]) -> dict:
+    """The given parameters, as numbers of the kind of their defaults: 96e6 is a whole number.
+
+    ValueError if one is not declared, or its default is of another kind.
+    """
+    checked = {}
     for name, value in given.items():
         if name not in declared:
             close = difflib.get_close_matches(name, declared, n=1)
             close = [RENAMED[name]] if RENAMED.get(name) in declared else close
             hint = f"did you mean {close[0]!r}?" if close else f"choose from {list(declared)}"
-            raise ValueError(f"unknown parameter {name!r}: {hint}")
-        if _kind(value) != _kind(declared[name]):
+            raise ValueError(f"unknown parameter {shown(name)}: {hint}")
+        default = declared[name]
+        if _kind(value) != _kind(default):
             raise ValueError(
-                f"parameter {name} is {value!r}: give a {_kind(declared[name])}, as the default "
-                f"{declared[name]!r} is"
+                f"parameter {name} is {shown(value)}: give a {_kind(default)}, as the default "
+                f"{default!r} is"
             )
+        whole = type(default) is int and isinstance(value, float) and value.is_integer()
+        checked[name] = int(value) if whole else value
+    return checked
+
+
+def typed_parameters(
+    declared: Mapping[str, object], file: Path | None, typed: Sequence[tuple[str, str]]
+) -> dict:
+    """Parameters as a YAML file and a command line give them, checked.
+
+    A parameter whose default is a text is taken as it was typed, others are YAML. Paths are seen
+    from the current folder.
+    """
+    given = read_parameters(file) if file else {}
+    for name, text in typed:
+        is_text = isinstance(declared.get(name), str)
+        given[name] = text if is_text else read_yaml(text, f"parameter {name}")
+    return {n: from_here(n, value) for n, value in check_parameters(declared, given).items()}
+
+
+def from_here(name: str, value: object) -> object:
+    """The value of a parameter, a path as seen from the current folder in full."""
+    is_path = name.endswith("_dir") or name in PATHS
+    if not is_path or not value or not isinstance(value, str):
+        return value
+    if name == "teacher":
+        from tract.teachers.load import may_be_hub_name
+
+        if may_be_hub_name(value):
+            return value
+    return os.path.abspath(place(value))  # noqa: PTH100
 
 
 def refuse_unknown_parameters(cells: Sequence[str]) -> None:
@@ -69,6 +132,38 @@ def refuse_unknown_parameters(cells: Sequence[str]) -> None:
         for cell in cells[: injected[-1]]:  # all that was executed before, perhaps twice
             declared |= _assignments(cell)
         check_parameters(declared, _assignments(cells[injected[-1]]))
+
+
+# Parameters that change where and how fast something is computed, but no result.
+PLACES = ("run_dir", "figure", "figures", "processes", "threads", "compute", "checkpoint_minutes")
+
+
+def as_committed(cells: Sequence[str], name: str) -> bool:
+    """Whether a notebook, by its name without ending, has the parameters that it is committed with.
+
+    cells: IPython's `In`. What is in PLACES may differ. False where the committed notebook is not
+    beside the package.
+    """
+    path = NOTEBOOKS / f"{name}.ipynb"
+    if not path.is_file():
+        return False
+    values: dict[str, object] = {}
+    for cell in cells:
+        if "  # help: " in cell or cell.startswith("# Parameters\n"):
+            values |= _assignments(cell)
+    declared = declared_parameters(path)
+    return all(values.get(n) == value for n, value in declared.items() if n not in PLACES)
+
+
+def check_claims(claims: Mapping[str, bool], asserted: bool) -> None:
+    """Print which claims hold; AssertionError for those that do not, where they are asserted."""
+    for claim, holds in claims.items():
+        print(f"{'holds' if holds else 'does not hold'}: {claim}")
+    failed = [claim for claim, holds in claims.items() if not holds]
+    if asserted and failed:
+        raise AssertionError("; ".join(failed))
+    if not asserted:
+        print("with other parameters than the committed ones: nothing is asserted")
 
 
 def _assignments(source: str) -> dict[str, object]:
@@ -93,35 +188,13 @@ def _kind(value: object) -> str:
     return {str: "text", list: "list"}.get(type(value), type(value).__name__)
 
 
-class _Loader(yaml.SafeLoader):
-    """Safe YAML in which 1e-3 is a number, as in YAML 1.2 and in Python, and not text."""
+def from_parameters(kind: type, parameters: Mapping[str, object], **more):
+    """An object of a dataclass, such as Distillation: fields are parameters of the same name.
 
-
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"[-+]?[0-9]+[eE][-+]?[0-9]+$"), list("-+0123456789")
-)
-
-
-def read_yaml(text: str, where: str | Path) -> object:
-    """What YAML says; ValueError, with where it stands, for what is none. Nothing is executed."""
-    try:
-        return yaml.load(text, _Loader)
-    except yaml.YAMLError as error:
-        raise ValueError(f"{where} is no YAML, correct it: {error}") from error
-
-
-def read_parameters(file: Path) -> dict:
-    """Parameters by name from a YAML file; FileNotFoundError or ValueError with the remedy."""
-    if not file.is_file():
-        raise FileNotFoundError(f"no file of parameters {file}: correct the path")
-    try:
-        text = file.read_text()
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{file} is no text ({error}): give parameters as YAML") from error
-    parameters = read_yaml(text, file)
-    if not isinstance(parameters, dict):
-        raise ValueError(f"{file} is no list of `name: value` lines: write it so")
-    return parameters
+    more: fields that have no parameter of their name, or another value.
+    """
+    names = {field.name for field in fields(kind)} & parameters.keys()
+    return kind(**{name: parameters[name] for name in names} | more)
 
 
 # Written even if they are the defaults: what notebooks of distillations have parameters for.

@@ -6,16 +6,18 @@ import pandas as pd
 
 from tract.experiments.results import RESULTS, read_results, wide
 from tract.jobs.execute import execute
+from tract.jobs.parameters import CLONE, NOTEBOOKS
 
-ROOT = Path(__file__).resolve().parents[2]
 
-
-def quickstart(run_dir: Path = ROOT / "runs" / "quickstart") -> pd.DataFrame:
+def quickstart(run_dir: Path | None = None) -> pd.DataFrame:
     """Execute the three notebooks into run_dir, which they share, and return their table.
 
-    Leaves run_dir/results.csv and run_dir/quickstart.png. What was finished before is not
-    repeated. FileNotFoundError where the notebooks are not beside the package.
+    run_dir: by default runs/quickstart in the clone, or, where there is none, in the current
+    folder. Leaves run_dir/results.csv and run_dir/quickstart.png. What was finished before is not
+    repeated.
     """
+    if run_dir is None:
+        run_dir = (CLONE if NOTEBOOKS.parent == CLONE else Path.cwd()) / "runs" / "quickstart"
     for name, more in [
         ("01_teacher", {}),
         ("02_btd", {}),
@@ -23,7 +25,7 @@ def quickstart(run_dir: Path = ROOT / "runs" / "quickstart") -> pd.DataFrame:
     ]:
         print(f"\n== {name} ==", flush=True)
         execute(
-            ROOT / "notebooks" / f"{name}.ipynb",
+            NOTEBOOKS / f"{name}.ipynb",
             run_dir / f"{name}.ipynb",
             {"run_dir": str(run_dir), **more},
         )

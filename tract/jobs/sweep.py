@@ -17,7 +17,7 @@ from pathlib import Path
 
 import nbformat
 
-from tract.base.checks import check_whole
+from tract.base.checks import MOST_PROCESSES, check_whole, shown
 from tract.base.files import only_writer, write_atomically
 from tract.base.progress import progress
 from tract.jobs.cluster import Pool, environments, threads, workers_at
@@ -74,7 +74,7 @@ def sweep(
     """
     tasks = plan(notebook, out_dir, parameters, grid)
     if workers is not None:
-        check_whole("workers", workers, 1)
+        check_whole("workers", workers, 1, MOST_PROCESSES)
     if scheduler and workers:
         raise ValueError(
             f"workers is {workers}, and a scheduler's cluster has its own: leave out one"
@@ -99,21 +99,19 @@ def plan(
 ) -> list[Task]:
     """All executions of a sweep, the last parameter of the grid varying fastest; all checked."""
     notebook, out_dir = Path(notebook).resolve(), Path(out_dir).resolve()
-    if not notebook.is_file():
-        raise FileNotFoundError(f"no notebook {notebook}: correct the path")
     declared = declared_parameters(notebook)
     if not grid:
         raise ValueError("a sweep needs a grid: give values of a parameter, or use `tract run`")
     for name, values in grid.items():
         if not isinstance(values, list | tuple) or not values:
-            raise ValueError(f"grid of {name} is {values!r}: use a list, such as [0, 1, 2]")
+            raise ValueError(f"grid of {name} is {shown(values)}: use a list, such as [0, 1, 2]")
         if name in parameters:
             raise ValueError(f"{name} is a parameter and has a grid as well: give one of them")
     tasks = []
     for values in itertools.product(*grid.values()):
-        point = dict(zip(grid, values, strict=True))
+        point = check_parameters(declared, dict(zip(grid, values, strict=True)))
         given = {**parameters, **point}
-        check_parameters(declared, given)
+        given = check_parameters(declared, given)
         output = out_dir / f"{point_name(point)}.ipynb"
         tasks.append(Task(notebook, output, given, _fingerprint(notebook, declared | given)))
     name, count = Counter(task.name for task in tasks).most_common(1)[0]

@@ -7,12 +7,14 @@ In reading order:
     schedule         the picture of a phase schedule
     curves           fast-updating training curves
     show             widgets with a static picture
-    live             whether somebody is there to click
-    probes           cheap diagnostics of a distillation
+    live             whether somebody is there to click; timers; old widgets
     perfect_student  distillation without a network
     editor           the schedule editor
     explorer         a schedule to drag, and one noise by all models
-    monitor          watch, stop and resume a run
-    browser          all runs of a folder, compared
-    overhead         what watching costs
+    view             what a run directory shows of its training
+    monitor          train as a job; watch, stop and resume
+    svg              line charts with hover values
+    run_table        a table of runs that is sorted by its heads
+    sampler          samples of runs, made in a thread
+    browser          all runs of a folder, live and compared
 """

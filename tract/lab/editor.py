@@ -1,21 +1,20 @@
 """The schedule editor: settings of a distillation as widgets, with picture and cost."""
 
 import html
-import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import fields, replace
 from pathlib import Path
 
 import ipywidgets as w
-from IPython.display import display
 
+from tract.base.yaml_files import read_yaml
 from tract.distill import check_solver
 from tract.experiments.experiment import TEACHER, Experiment
+from tract.experiments.job import Task
 from tract.jobs.cost import estimate
-from tract.jobs.parameters import line, parameters_of, presets_in, read_yaml, yaml_of
+from tract.jobs.parameters import line, parameters_of, presets_in, yaml_of
 from tract.jobs.plan import plan, split
-from tract.lab.live import clicks_arrive, happened
 from tract.lab.plots import png
 from tract.lab.schedule import schedule_picture
 from tract.lab.show import show
@@ -49,7 +48,7 @@ class Editor:
         self._network = load_model(experiment.folder / TEACHER)[0].config
         self._recipe = self._base = recipes[0]  # of settings that have no widget
         self._flop_rates: dict[int, float] = {}  # by batch, as far as they were measured
-        self._start_clicked = threading.Event()
+        self._act: Callable[[], None] = lambda: self._say("run the next cell first", bad=True)
         self._quiet = False  # while several widgets are set at once
         self._presets = {f"this notebook, {r.schedule}": parameters_of(r) for r in recipes}
         self._presets |= presets_in(Path(presets))
@@ -101,19 +100,15 @@ class Editor:
         """Display the editor; where it cannot live, the picture of its schedule."""
         show(self.box, bytes(self.picture.value))
 
-    async def started(self) -> Distillation:
-        """The settings, once Start is clicked; where nobody can click, at once.
-
-        ValueError, with the reason, for impossible ones.
-        """
-        if await clicks_arrive():
-            hint = w.HTML("Waiting for <b>Start</b>, above in the editor.")
-            display(hint)
-            await happened(self._start_clicked)
-            hint.close()
+    def task(self, task: Task) -> Task:
+        """The task with the settings that the widgets say; ValueError for impossible ones."""
         settings = self.settings
         self._check(settings)
-        return settings
+        return replace(task, settings=settings)
+
+    def on_start(self, act: Callable[[], None]) -> None:
+        """Call a function when Start is clicked, in place of an earlier one."""
+        self._act = act
 
     def _schedule(self) -> list:
         schedule = read_yaml(self.schedule.value, "step_schedule")
@@ -251,7 +246,7 @@ class Editor:
         self.add.on_click(self._add_phase)
         self.halve.on_click(self._halve)
         self.measure.on_click(self._measure_time)
-        self.start.on_click(lambda button: self._start_clicked.set())
+        self.start.on_click(lambda button: self._act())
 
     def _laid_out(self) -> w.VBox:
         """All widgets; what changes while one edits has a fixed height, and nothing jumps."""

@@ -10,7 +10,6 @@ from torch import Tensor
 from tract.base.compute import device
 from tract.denoiser import Denoise, clamped
 from tract.experiments.catalogue import (
-    FINISHED,
     MODEL,
     find_runs,
     labels_of,
@@ -18,6 +17,7 @@ from tract.experiments.catalogue import (
     students_of,
 )
 from tract.experiments.experiment import TEACHER, Experiment
+from tract.experiments.status import FINISHED
 from tract.lab.perfect_student import PerfectStudent, shared_rounds
 from tract.lab.plots import captioned_rows, paths, png
 from tract.lab.schedule import schedule_picture

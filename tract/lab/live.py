@@ -1,57 +1,48 @@
-"""Detect a live front end; handle widget clicks while a cell runs.
+"""Detect a front end with somebody to click, poll in the background, close old widgets."""
 
-A kernel handles them while the cell awaits something: each loop here does, and so do loops that
-call `breathe`. ipykernel before 7 handles them after the cell.
-"""
-
-import asyncio
 import threading
-import time
+from collections.abc import Callable, Hashable
 
 from IPython import get_ipython
-from ipywidgets import IntText, jslink
+from ipywidgets import Widget
 
-ANSWER_SECONDS = 10.0  # a front end loads its widgets the first time
-POLL_SECONDS = 0.05  # where nothing else is done
-BREATH_SECONDS = 0.1  # between breaths
+_shown: dict[Hashable, Widget] = {}  # widgets by what they show
 
 
-async def clicks_arrive() -> bool:
-    """Whether a front end is there whose clicks reach a cell that runs; found out by trying.
+def somebody_clicks() -> bool:
+    """Whether the cell that runs was sent by a front end with a person in front of it.
 
-    Papermill, nbval and their like say with every cell that nobody can be asked. Else a front end
-    is given two linked numbers: it sets the second to the first, and tells.
+    Papermill, nbval, nbconvert and their like say with every cell that nobody can be asked.
     """
     kernel = getattr(get_ipython(), "kernel", None)
-    if kernel is None or not kernel.get_parent().get("content", {}).get("allow_stdin"):
-        return False
-    asked, answer = IntText(1), IntText(0)
-    link = jslink((asked, "value"), (answer, "value"))
-    until = time.monotonic() + ANSWER_SECONDS
-    while answer.value == 0 and time.monotonic() < until:
-        await asyncio.sleep(POLL_SECONDS)
-        asked.value += 1  # in case that the first came too early for it
-    for widget in (link, asked, answer):
-        widget.close()
-    return answer.value > 0
+    return kernel is not None and bool(kernel.get_parent().get("content", {}).get("allow_stdin"))
 
 
-async def happened(event: threading.Event) -> None:
-    """Wait for what a click sets, in this thread or another, and reset it."""
-    while not event.is_set():
-        await asyncio.sleep(POLL_SECONDS)
-    event.clear()
+def poll(act: Callable[[], bool], seconds: float) -> threading.Event:
+    """Call a function in a thread, again and again until it returns False; the event ends it."""
+    ended = threading.Event()
+
+    def repeat() -> None:
+        while act() and not ended.wait(seconds):
+            pass
+
+    threading.Thread(target=repeat, daemon=True).start()
+    return ended
 
 
-class Breath:
-    """Lets clicks in, as often as a hand needs it and no oftener."""
+def replace_earlier(key: Hashable, widget: Widget) -> None:
+    """Close what an earlier execution of a cell showed for this key, and remember the new one."""
+    earlier = _shown.get(key)
+    _shown[key] = widget
+    if earlier is not None:
+        close(earlier)
 
-    def __init__(self):
-        self._last = 0.0
 
-    async def breathe(self) -> None:
-        now = time.monotonic()
-        if now - self._last > BREATH_SECONDS:
-            for _ in range(5):  # turns of the kernel's loop, that a click takes through it
-                await asyncio.sleep(0)
-            self._last = now
+def close(widget: Widget) -> None:
+    """Close a widget with its children, layouts and styles, none of which closes the others."""
+    for child in getattr(widget, "children", ()):
+        close(child)
+    for part in (getattr(widget, "layout", None), getattr(widget, "style", None)):
+        if isinstance(part, Widget):
+            part.close()
+    widget.close()

@@ -1,242 +1,232 @@
-"""Watch a distillation while it trains: curves, samples, and buttons to stop and resume.
+"""Train runs as jobs of their own, and watch them: curves, samples, Start, Stop and Resume.
 
-The cell is the loop. Where nobody can click, the same call shows a text bar; the records of the run
-and its files are the same.
+The cell returns at once, and the panel is a view of run directories that another cell, notebook or
+kernel can have as well. Where nobody can click, the same call trains in place under a text bar.
 """
 
-import html
-import json
-import threading
-import time
-from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import ipywidgets as w
-import pandas as pd
-from torch import Tensor
 
+from tract.base.compute import device
 from tract.denoiser import Denoiser
-from tract.experiments.experiment import Experiment
-from tract.experiments.history import HISTORY, history
-from tract.experiments.run import Checkpointing, Run, complete
-from tract.jobs.plan import duration
-from tract.lab.curves import Curves, image_strip
-from tract.lab.live import Breath, clicks_arrive, happened
+from tract.experiments.job import JOB, Task, launch
+from tract.experiments.status import FINISHED, NEW, RUNNING, read_status, request_stop
+from tract.lab.live import poll, replace_earlier, somebody_clicks
 from tract.lab.plots import stacked
-from tract.lab.probes import students_samples, students_steps, target_errors, teachers_samples
-from tract.lab.show import show
-from tract.records import Record
-from tract.settings import Distillation
+from tract.lab.show import show, show_picture, style_sheet, text
+from tract.lab.view import RunView
+from tract.networks.weights import load_model
+from tract.settings import Training
 
-SHARE = 0.025  # of the time that training takes, for all that is drawn meanwhile
-TEXT_SECONDS = 0.3  # between two sets of numbers
-SAMPLES = 12
-WINDOW = 30.0  # seconds, of which the speed is told
+POLL_SECONDS = 0.5
 
 
-async def distill(
-    experiment: Experiment,
-    settings: Distillation,
-    saving: Checkpointing | None = None,
-    processes: int = 1,
-) -> Denoiser:
-    """Distil as `Experiment.distill`, in a panel with the buttons Stop, Resume and Leave.
+class NotFinished(RuntimeError):
+    """A student was asked for that is still to be trained; shown as one line in a notebook."""
 
-    Stop saves after the step that is being made; then Resume goes on exactly there, and Leave ends
-    the cell, which can be run again to the same effect. Where nobody can click there is a bar.
-    KeyboardInterrupt for Leave, and for the kernel's interrupt, which saves as well.
-    """
-    run = experiment.distillation(settings, saving, processes)
-    live = not run.finished and await clicks_arrive()
-    student = None if live else complete(run)
-    panel = Panel(experiment, settings, run)
-    panel.draw(run)
-    panel.show()
-    while student is None:
-        if await panel.watched(run):
-            student = run.result()
-        elif await panel.resumed():
-            run = experiment.distillation(settings, saving, processes)
-        else:
-            raise KeyboardInterrupt
-    return student
+    def _render_traceback_(self) -> list[str]:
+        return [str(self)]
 
 
-class Panel:
-    """What a run shows of itself: numbers, curves, samples, and buttons.
+class Trainings:
+    """The runs that `train` was given: their settings, and the trained denoisers once finished.
 
-    It draws as often as fits into SHARE of the time that passes. `clock` and `spent` are seconds
-    under way, and of these drawing.
+    editor: its Start is this panel's, and its settings take the first task's place.
     """
 
-    def __init__(self, experiment: Experiment, settings: Distillation, run: Run):
-        self.experiment, self.settings, self.folder = experiment, settings, Path(run.folder)
-        phase_images = settings.steps_per_phase * settings.batch_size
-        ends = [phase_images * (i + 1) for i in range(settings.num_phases - 1)]
-        self._curves = Curves(settings.num_steps * settings.batch_size, ends, settings.grid_steps)
-        self._teachers = teachers_samples(experiment, SAMPLES)
-        self._speeds: deque[tuple[float, int]] = deque()  # seconds under way, and steps done
-        self._errors: tuple[Tensor, Tensor] | None = None  # to targets, by level
-        self._parts = deque([self._draw_curves, self._draw_samples])  # in turn
-        self._costs: dict[Callable, float] = {}  # seconds that each took last
-        self.clock, self.spent, self._told = 0.0, 0.0, 0.0
-        self._clicked = threading.Event()
-        self._lay_out()
-        self._read_past()
+    def __init__(self, tasks: Sequence[Task], editor=None):
+        self._given, self._editor = list(tasks), editor
 
-    def _lay_out(self) -> None:
-        self.bar = w.FloatProgress(max=self.settings.num_steps, layout={"width": "100%"})
-        self.numbers, self.status = w.HTML(), w.HTML()
-        self.buttons = {n: w.Button(description=n) for n in ("Stop", "Resume", "Leave")}
-        for name, button in self.buttons.items():
-            button.on_click(lambda button: self._click(button.description))
-            button.disabled = name != "Stop"
-        self.curves = w.Image(layout={"width": "1000px", "height": "230px"})
-        self.samples = w.Image(layout={"height": "104px", "width": f"{SAMPLES * 52}px"})
-        self.caption = w.HTML()
-        for image in (self.curves, self.samples):
-            image.layout.object_fit, image.layout.max_width = "contain", "100%"
-        self.numbers.layout.height = self.status.layout.height = "30px"
-        self.box = w.VBox(
-            [
-                w.HTML(f"<b>{html.escape(self.folder.name)}</b>"),
-                self.bar,
-                self.numbers,
-                w.HBox([*self.buttons.values(), self.status]),
-                self.curves,
-                self.caption,
-                self.samples,
-            ],
-            layout={"max_width": "1000px"},
-        )
+    @property
+    def tasks(self) -> list[Task]:
+        """The tasks, the first as the editor says; ValueError where that is impossible."""
+        if self._editor is None:
+            return self._given
+        return [self._editor.task(self._given[0]), *self._given[1:]]
 
-    def show(self) -> None:
-        """Display the panel; where it cannot live, its curves and samples."""
-        show(self.box, stacked([bytes(self.curves.value), bytes(self.samples.value)]))
+    @property
+    def settings(self) -> list[Training]:
+        return [task.settings for task in self.tasks]
 
-    async def watched(self, run: Run) -> bool:
-        """Iterate over a run, and let clicks in; whether it came to its end.
+    @property
+    def unchanged(self) -> bool:
+        """Whether the editor left the settings as they were given."""
+        return self.settings == [task.settings for task in self._given]
 
-        False after a click on Stop; KeyboardInterrupt after any other interrupt.
-        """
-        self._state("training", stoppable=True)
-        self._read_past()
-        breath = Breath()
+    def folders(self) -> list[Path]:
+        return [task.folder for task in self.tasks]
+
+    def start(self) -> None:
+        """Launch what is not finished, as one job that trains in turn."""
+        tasks = [task for task in self.tasks if read_status(task.folder).state != FINISHED]
+        for task in tasks:
+            task.check()
+            task.write()
+        launch([task.folder for task in tasks])
+
+    def results(self) -> list[Denoiser]:
+        """The averages of all runs; NotFinished, with what to do, unless all are finished."""
+        for task in self.tasks:
+            if read_status(task.folder).state != FINISHED:
+                raise NotFinished(
+                    f"{task.label} is not finished: press Start above, or wait; then run this "
+                    "cell again"
+                )
+        return [load_model(folder, device())[0] for folder in self.folders()]
+
+
+def train(tasks: Sequence[Task], editor=None) -> Trainings:
+    """Show a panel with the buttons Start, Stop and Resume, and return at once.
+
+    Where nobody can click all is trained here, one after the other, and a picture shown in the
+    end. editor: where the first task's settings are chosen. ValueError, with the remedy, for what
+    cannot be trained.
+    """
+    trainings = Trainings(tasks, editor)
+    live = somebody_clicks()
+    for task in trainings.tasks:
+        task.check() if live else task.train()
+    panel = Panel(trainings.folders, trainings.start)
+    if editor is not None:
+        editor.on_start(panel.start_clicked)
+    panel.show(live)
+    return trainings
+
+
+def watch(folder: str | Path) -> None:
+    """Show the panel of any run directory, with Stop and Resume; whoever trains it."""
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise FileNotFoundError(f"no run directory {folder}: correct the path")
+    Panel(lambda: [folder], lambda: launch([folder])).show(somebody_clicks())
+
+
+class Panel(w.VBox):
+    """Views of some run directories, of which one is shown, with buttons for all.
+
+    folders: they may change as long as nothing is trained. start: launches what is not finished.
+    """
+
+    def __init__(self, folders: Callable[[], Sequence[Path]], start: Callable[[], None]):
+        self._folders, self._start = folders, start
+        self._handle = self._timer = None
+        self._followed = True  # the run under way is shown, until another one is chosen
+        self.start = w.Button(description="Start", button_style="success")
+        self.stop = w.Button(description="Stop", tooltip="Save after this step, and end")
+        self.start.on_click(self.start_clicked)
+        self.stop.on_click(self._stop_clicked)
+        self.choice = w.Dropdown(description="Run", layout={"max_width": "98%"})
+        self.choice.observe(self._choose, "value")
+        self.said = w.HTML()
+        self.view: RunView | None = None
+        buttons = w.HBox([self.start, self.stop, self.said], layout={"flex_flow": "row wrap"})
+        super().__init__([style_sheet(), buttons, self.choice])
+        self.layout.max_width, self.layout.overflow = "100%", "hidden"
+        self.add_class("tract")
+        self._take(list(folders()))
+        self.refresh()
+
+    def show(self, live: bool) -> None:
+        """Display the panel while there is something to watch or to start, else its picture."""
+        if not live or self.finished:
+            show_picture(self, self.picture(), None)
+            return
+        replace_earlier(("panel", *map(str, self._shown)), self)
+        self._handle = show(self, self.picture())
+        self._timer = poll(self._tick, POLL_SECONDS)
+
+    @property
+    def finished(self) -> bool:
+        return all(read_status(folder).state == FINISHED for folder in self._shown)
+
+    def close(self) -> None:
+        if self._timer is not None:
+            self._timer.set()
+        super().close()
+
+    def picture(self) -> bytes:
+        """All runs' pictures below each other."""
+        return stacked([view.picture() for view in self._views()])
+
+    def refresh(self) -> None:
+        """Show what is new in the run that is shown, and what can be clicked."""
+        statuses = [read_status(folder) for folder in self._shown]
+        active = [i for i, status in enumerate(statuses) if status.active]
+        begun = any(status.state != NEW for status in statuses)
+        if active and self._followed:
+            self._point(min(active, key=lambda i: statuses[i].state != RUNNING))
+        self.view.refresh()
+        done = sum(status.state == FINISHED for status in statuses)
+        resumable = all((f / JOB).is_file() for f in self._shown) or not begun
+        self.stop.disabled = not active or self.stop.description == "Stopping"
+        if not active:
+            self.stop.description = "Stop"
+        self.start.disabled = bool(active) or done == len(statuses) or not resumable
+        ready = "Finished" if done == len(statuses) else "Resume" if begun else "Start"
+        self.start.description = "Running" if active else ready
+        if len(statuses) > 1:
+            self.said.value = f"{done} of {len(statuses)} runs finished"
+
+    def _tick(self) -> bool:
+        """Refresh, from the timer; the last time when all is finished, in a picture that stays."""
         try:
-            for record in run:
-                self.take(record, run)
-                await breath.breathe()
-                run.stop.requested |= self._choice == "Stop"
-        except KeyboardInterrupt:
-            self.draw(run)
-            self._state(f"saved at step {run.state.step}", stoppable=False)
-            if self._choice != "Stop":
-                raise
-            return False
-        self.draw(run)
-        self._state(f"finished after {run.state.step} steps", stoppable=None)
-        return True
+            self._follow_editor()
+            self.refresh()
+            if self.finished:
+                show_picture(self, self.picture(), self._handle)
+        except (OSError, ValueError, KeyError) as error:  # of a file that somebody damaged
+            self.said.value = text(f"cannot be read: {error}", "bad")
+        return not self.finished
 
-    async def resumed(self) -> bool:
-        """Wait for a click on Resume or Leave; whether it was Resume."""
-        self._choice = ""
-        await happened(self._clicked)
-        return self._choice == "Resume"
+    def _follow_editor(self) -> None:
+        with suppress(ValueError):  # of an editor with something impossible
+            folders = list(self._folders())
+            if folders != self._shown and not any(read_status(f).active for f in self._shown):
+                self._take(folders)
 
-    def take(self, record: Record, run: Run) -> None:
-        """Show a record, as far as there is time for it."""
-        now = time.perf_counter()
-        self.clock, self._begun = self.clock + now - self._begun, now
-        self._late.append(record)
-        if now - self._told > TEXT_SECONDS:
-            self._told = now
-            self._tell(record, run)
-        part = self._parts[0]
-        # What it cost last time is waited for first, so that the share is never more.
-        if self.spent + self._costs.get(part, 0.0) <= SHARE * self.clock:
-            drawn = time.perf_counter()
-            part(run)
-            self._costs[part] = time.perf_counter() - drawn
-            self._parts.rotate()
-        self.spent += time.perf_counter() - now
+    def _take(self, folders: list[Path]) -> None:
+        """Show other folders from here on."""
+        self._shown, self._kept = folders, {}
+        self.choice.layout.display = "" if len(folders) > 1 else "none"
+        self.choice.options = [(folder.name, index) for index, folder in enumerate(folders)]
+        self._point(0)
 
-    def draw(self, run: Run) -> None:
-        """Draw the curves and samples of a run as they are now."""
-        self._draw_samples(run)
-        self._draw_curves(run)
+    def _views(self) -> list[RunView]:
+        return [self._view(folder) for folder in self._shown]
 
-    def _draw_curves(self, run: Run) -> None:
-        while self._late and self._late[0].losses.arrived:
-            record = self._late.popleft()
-            self._records.append((record.images_seen, record.loss, record.mse))
-        records = pd.DataFrame(self._records, columns=["images_seen", "loss", "mse"])
-        self.curves.value = self._curves.draw(records, self._errors, self._distances())
+    def _view(self, folder: Path) -> RunView:
+        if folder not in self._kept:
+            self._kept[folder] = RunView(folder)
+        return self._kept[folder]
 
-    def _draw_samples(self, run: Run) -> None:
-        experiment, settings = self.experiment, self.settings
-        if run.finished:
-            student, phase = run.result(), settings.num_phases - 1
-        else:
-            student, phase = run.state.ema, run.state.phase
-        if run.state.step or not run.finished:  # of a run finished before there is no state
-            self._errors = target_errors(experiment, settings, run.state)
-        rows = [] if self._teachers is None else [self._teachers]
-        rows.append(students_samples(experiment, settings, student, phase, SAMPLES))
-        self.samples.value = image_strip(rows)
-        self.caption.value = (
-            f"From the same noise: the teacher in {experiment.reference_steps} steps; below it the "
-            f"student, in {students_steps(settings, phase)}"
-        )
+    def _point(self, index: int) -> None:
+        """Show one of the runs."""
+        self.view = self._view(self._shown[index])
+        if self.view not in self.children:
+            self.children = [*self.children[:3], self.view]
+        self.choice.unobserve(self._choose, "value")
+        self.choice.value = index
+        self.choice.observe(self._choose, "value")
 
-    def _read_past(self) -> None:
-        """Take what the run's history says so far; a resumed run goes on from there."""
-        self._choice = ""
-        self._records, self._late = [], deque()
-        self._speeds.clear()
-        if (self.folder / HISTORY).is_file():
-            past = history(self.folder)
-            if len(past):
-                self._records = list(past[["images_seen", "loss", "mse"]].itertuples(index=False))
-        self.start_clock()
+    def _choose(self, change) -> None:
+        self._followed = False
+        self._point(change.new)
 
-    def start_clock(self) -> None:
-        """Count the time from here on as under way."""
-        self._begun = time.perf_counter()
+    def start_clicked(self, button=None) -> None:
+        """Launch the job; say why that is not possible."""
+        self._followed, self.start.disabled, self.said.value = True, True, ""
+        try:
+            self._take(list(self._folders()))
+            self._start()
+        except (ValueError, OSError, RuntimeError) as error:
+            self.said.value = text(str(error), "bad")
+        self.refresh()
 
-    def _distances(self) -> pd.DataFrame:
-        """What the run has measured of its average so far."""
-        path, found = self.folder / "metric.jsonl", []
-        if path.is_file():
-            lines = map(json.loads, path.read_text().splitlines())
-            found = [(line["step"] * self.settings.batch_size, line["metric"]) for line in lines]
-        return pd.DataFrame(found, columns=["images_seen", "metric"])
-
-    def _tell(self, record: Record, run: Run) -> None:
-        """Say how far the run is, how fast, and how long it takes at this speed."""
-        self._speeds.append((self.clock, record.step))
-        while self.clock - self._speeds[0][0] > WINDOW:
-            self._speeds.popleft()
-        (before, first), (now, last) = self._speeds[0], self._speeds[-1]
-        speed = (last - first) / (now - before) if now > before else 0.0
-        left = duration((record.num_steps - record.step) / speed) if speed else "unknown"
-        rate = run.state.optimizer.param_groups[0]["lr"]
-        self.bar.value = record.step
-        self.numbers.value = (
-            f"step {record.step:,} of {record.num_steps:,} &nbsp; phase "
-            f"{html.escape(record.phase)} &nbsp; {speed * self.settings.batch_size:,.0f} images/s "
-            f"&nbsp; {left} left &nbsp; learning rate {float(rate):.3g}"
-        )
-
-    def _state(self, text: str, stoppable: bool | None) -> None:
-        """Say what is going on, and enable the buttons for it; None for none of them."""
-        self.status.value = f"&nbsp; <b>{html.escape(text)}</b>"
-        self.buttons["Stop"].disabled = stoppable is not True
-        self.buttons["Resume"].disabled = self.buttons["Leave"].disabled = stoppable is not False
-
-    def _click(self, name: str) -> None:
-        self._choice = name
-        if name == "Stop":
-            self._state("stopping after this step", stoppable=None)
-        else:
-            self._clicked.set()
+    def _stop_clicked(self, button=None) -> None:
+        self.stop.description, self.stop.disabled = "Stopping", True
+        active = [folder for folder in self._shown if read_status(folder).active]
+        if active:
+            request_stop(min(active, key=lambda folder: read_status(folder).state != RUNNING))

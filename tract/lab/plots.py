@@ -17,9 +17,9 @@ from PIL import Image
 from torch import Tensor
 
 from tract.data import Data, to_uint8, to_unit
-from tract.lab.style import DATA, TEACHER, in_words, line_styles, method_style
+from tract.lab.style import DATA, TEACHER_COLOUR, in_words, line_styles, method_style
 from tract.levels import Level, broadcast
-from tract.seeds import SAMPLES, generator_for
+from tract.seeds import Stream, generator_for
 from tract.step import add_noise
 
 CYCLE = sns.husl_palette(256, s=0.9, l=0.62, as_cmap=True)  # for angles: ends where it starts
@@ -30,8 +30,8 @@ _style = threading.Lock()  # matplotlib has one style for all threads, and so on
 class Figure(mpl.figure.Figure):
     """A figure that pyplot does not know, so that any thread may draw it; notebooks show it."""
 
-    def _repr_png_(self) -> bytes:
-        return png(self)
+    def _repr_png_(self) -> tuple[bytes, dict[str, str]]:
+        return png(self), {"alt": described(self)}
 
 
 def png(figure: mpl.figure.Figure, dpi: float = 100) -> bytes:
@@ -39,6 +39,16 @@ def png(figure: mpl.figure.Figure, dpi: float = 100) -> bytes:
     content = io.BytesIO()
     figure.savefig(content, format="png", dpi=dpi)
     return content.getvalue()
+
+
+def described(figure: mpl.figure.Figure) -> str:
+    """A figure's titles and axes in one line, for those who cannot see it."""
+    said = [
+        " against ".join(filter(None, (ax.get_ylabel(), ax.get_xlabel()))) for ax in figure.axes
+    ]
+    said = [f"{ax.get_title()}: {axes}" for ax, axes in zip(figure.axes, said, strict=True)]
+    said = dict.fromkeys(" ".join(text.split()).strip(": ") for text in said)
+    return "Figure: " + "; ".join(filter(None, said))
 
 
 def stacked(pictures: Sequence[bytes]) -> bytes:
@@ -59,12 +69,13 @@ def image_rows(rows: Mapping[str, Tensor], scale: float = 0.66, most: int = 10) 
     count = min(most, *(len(images) for images in rows.values()))
     figure, axes = new_figure(len(rows), 1, (count * scale + 2.4, len(rows) * scale))
     for ax, (label, images) in zip(axes[:, 0], rows.items(), strict=True):
-        _image_row(ax, images[:count])
+        image_row(ax, images[:count])
         ax.set_ylabel(label, rotation=0, ha="right", va="center", fontsize=11)
     return figure
 
 
-def _image_row(ax: Axes, images: Tensor) -> None:
+def image_row(ax: Axes, images: Tensor) -> None:
+    """Draw images (N, C, H, W) in [-1, 1] side by side."""
     pixels = to_uint8(images).permute(0, 2, 3, 1).cpu().numpy()  # (N, H, W, C)
     frame = max(1, pixels.shape[1] // 16)
     pixels = np.pad(pixels, ((0, 0), (frame, frame), (frame, frame), (0, 0)), constant_values=255)
@@ -79,7 +90,7 @@ def captioned_rows(rows: Mapping[str, Mapping[str, Tensor]], scale: float = 0.85
     count = max(map(len, rows.values()))
     figure, axes = new_figure(len(rows), 1, (count * scale + 0.9, len(rows) * (scale + 0.35)))
     for ax, (label, images) in zip(axes[:, 0], rows.items(), strict=True):
-        _image_row(ax, torch.stack(list(images.values())))
+        image_row(ax, torch.stack(list(images.values())))
         width = _captions(ax, list(images))
         ax.set_xlim(-0.5, count * width - 0.5)
         ax.set_ylabel(label, rotation=0, ha="right", va="center")
@@ -98,12 +109,12 @@ def noise_levels(data: Data, levels: Level, count: int) -> Figure:
     """A few images of a data set at a few levels each, from clean to the noisiest, and the SNR."""
     indices = np.linspace(0, levels.num_steps, count).round().astype(int)
     x0 = to_unit(data.samples[:3].cpu()).repeat_interleave(count, 0)
-    eps = torch.randn(x0.shape, generator=generator_for("cpu", 0, SAMPLES))
+    eps = torch.randn(x0.shape, generator=generator_for("cpu", 0, Stream.SAMPLES))
     level = levels[torch.tensor(indices).repeat(3)]
     x = add_noise(x0, eps, level) / broadcast((level.alpha**2 + level.sigma**2).sqrt(), x0)
     figure, axes = new_figure(3, 1, (0.75 * count + 1, 2.6))
     for ax, images in zip(axes[:, 0], x.split(count), strict=True):
-        _image_row(ax, images / 2)  # noise reaches beyond [-1, 1]
+        image_row(ax, images / 2)  # noise reaches beyond [-1, 1]
     logsnr = levels.logsnr[indices].numpy().round(1) + 0.0  # no -0.0
     labels = [f"{i}\n{value:+.1f}" for i, value in zip(indices, logsnr, strict=True)]
     _captions(axes[2, 0], labels)
@@ -136,12 +147,12 @@ def paths(panels: Mapping[str, Sequence[Tensor]], data: Tensor, limit: float = 2
     """
     figure, axes = new_figure(1, len(panels), (9, 9 / len(panels) + 0.25))
     for ax, (title, points) in zip(axes[0], panels.items(), strict=True):
-        colours = _colours(points[0])
+        colours = point_colours(points[0])
         lines = np.stack([p.numpy() for p in points], axis=1)  # (B, times, 2)
         ax.scatter(*data.numpy().T, s=1, color=DATA, alpha=0.2, linewidth=0)
         ax.add_collection(LineCollection(lines, colors=colours, linewidths=0.6, alpha=0.8))
         ax.scatter(*lines[:, -1].T, s=9, color=colours, zorder=3, linewidth=0)
-        _plane(ax, title, limit)
+        plane(ax, title, limit)
     return figure
 
 
@@ -157,19 +168,21 @@ def point_maps(
     figure, axes = new_figure(rows, columns, (9, (size + 0.25) * rows))
     for ax in axes.flat[len(panels) :]:
         ax.set_visible(False)
-    colours = _colours(origin)
+    colours = point_colours(origin)
     for ax, (title, points) in zip(axes.flat, panels.items(), strict=False):
         ax.scatter(*points.numpy().T, s=size, color=colours, linewidth=0)
-        _plane(ax, title, limit)
+        plane(ax, title, limit)
     return figure
 
 
-def _colours(points: Tensor) -> np.ndarray:
+def point_colours(points: Tensor) -> np.ndarray:
+    """A colour for the direction of each point (B, 2)."""
     x, y = points.numpy().T
     return CYCLE(np.arctan2(y, x) / (2 * np.pi) % 1)
 
 
-def _plane(ax: Axes, title: str, limit: float) -> None:
+def plane(ax: Axes, title: str, limit: float) -> None:
+    """Make axes a square of the plane, without ticks."""
     ax.set(title=title, xlim=(-limit, limit), ylim=(-limit, limit), xticks=[], yticks=[])
     ax.spines[:].set(visible=True, color="#cccccc")
     ax.set_aspect("equal")
@@ -186,8 +199,8 @@ def errors(table: pd.DataFrame, value: str, label: str, references: Mapping[str,
     for row, recipe in enumerate(recipes):
         dots(ax, row, table.loc[table["recipe"] == recipe, value], recipe)
     for name, number in references.items():
-        ax.axvline(number, color=TEACHER, linewidth=1, linestyle=":")
-        ax.text(number, -0.65, name, color=TEACHER, ha="center", va="bottom")
+        ax.axvline(number, color=TEACHER_COLOUR, linewidth=1, linestyle=":")
+        ax.text(number, -0.65, name, color=TEACHER_COLOUR, ha="center", va="bottom")
     recipe_axis(ax, recipes)
     ax.set_xlabel(f"{label} (log scale, lower is better)")
     return figure

@@ -10,7 +10,7 @@ from matplotlib.patches import FancyArrowPatch, Rectangle
 from matplotlib.path import Path as BezierPath
 
 from tract.lab.plots import Figure, new_figure
-from tract.lab.style import DATA, SELF_TEACHER, STUDENT, TEACHER
+from tract.lab.style import DATA, SELF_TEACHER, STUDENT, TEACHER_COLOUR
 from tract.levels import Level
 from tract.phases import Phase
 
@@ -33,14 +33,37 @@ def schedule_picture(phases: Sequence[Phase], levels: Level, self_taught: bool =
         ax.set(xlim=(-0.06, 1.06), ylim=(-0.75, 3.1), xticks=[], yticks=[])
         ax.spines[:].set_visible(False)
         ax.set_title(f"{phase}:  {_lesson(phase)}", loc="left", fontsize=10, fontweight="bold")
-    hops = {"first hop: one step of the teacher": (TEACHER, "-")}
+    hops = {"first hop: one step of the teacher": (TEACHER_COLOUR, "-")}
     if self_taught:
         hops["second hop: the self-teacher, to the end of the group"] = (SELF_TEACHER, "-")
     else:
-        hops = {"both hops: one step of the teacher each": (TEACHER, "-")}
+        hops = {"both hops: one step of the teacher each": (TEACHER_COLOUR, "-")}
     hops["the student: both at once"] = (STUDENT, "--")
     handles = [Line2D([], [], color=c, ls=style, label=label) for label, (c, style) in hops.items()]
     figure.legend(handles=handles, loc="outside lower center", ncols=3, frameon=False, fontsize=9)
+    return figure
+
+
+def phases_strip(phases: Sequence[Phase]) -> Figure:
+    """All phases of a schedule below each other: the groups that the student crosses in one step.
+
+    Time runs from noise to data; a dark and a light field are a group each.
+    """
+    figure, axes = new_figure(1, 1, (9, 0.3 * len(phases) + 0.5))
+    ax = axes[0, 0]
+    for row, phase in enumerate(phases):
+        count = min(phase.student_steps, 256)  # more would be a grey smear
+        ends = np.linspace(0, 1, count + 1)
+        colours = [DATA if i % 2 else STUDENT for i in range(count)]
+        ax.barh(row, np.diff(ends), left=ends[:-1], height=0.7, color=colours, alpha=0.55)
+        groups = f"{phase.student_steps} group" + "s" * (phase.student_steps > 1)
+        ax.text(1.01, row, f"{groups} of {phase.segment}", va="center")
+    ax.set(
+        xlim=(0, 1), ylim=(len(phases) - 0.5, -0.5), xticks=[0, 1], xticklabels=["noise", "data"]
+    )
+    ax.set_yticks(range(len(phases)), [f"phase {i + 1}: {p}" for i, p in enumerate(phases)])
+    ax.tick_params(length=0)
+    ax.spines[:].set_visible(False)
     return figure
 
 
@@ -95,10 +118,10 @@ def _magnified_group(ax: Axes, phase: Phase, group: int, self_taught: bool) -> N
         ax.plot([x, next_x], [0, 0], color="black", linewidth=1, linestyle=style)
     ax.plot(list(marks.values()), [0] * len(marks), "|", color="black", markersize=7)
     x_t, x_u, x_s = (marks[step] for step in steps.values())
-    _hop(ax, x_t, x_u, TEACHER)
+    hop(ax, x_t, x_u, TEACHER_COLOUR)
     if x_u < x_s:
-        _hop(ax, x_u, x_s, SELF_TEACHER if self_taught else TEACHER)
-    _hop(ax, x_t - 0.005, x_s + 0.005, STUDENT, height=1.6, linestyle="--")
+        hop(ax, x_u, x_s, SELF_TEACHER if self_taught else TEACHER_COLOUR)
+    hop(ax, x_t - 0.005, x_s + 0.005, STUDENT, height=1.6, linestyle="--")
     noisy_end = phase.grid_steps - group * phase.segment * phase.stride
     for (name, step), side in zip(steps.items(), ("right", "left", "center"), strict=True):
         if name == "u" and x_u == x_s:
@@ -115,7 +138,7 @@ def _marks(segment: int, first: int) -> dict[int, float]:
     return {step + i: (place + i) / 32 for step, place in runs.items() for i in range(4)}
 
 
-def _hop(
+def hop(
     ax: Axes, x_from: float, x_to: float, color: str, height: float | None = None, **style
 ) -> None:
     """Draw an arc with an arrowhead on the axis of a magnified group."""

@@ -4,7 +4,7 @@ import re
 from typing import NamedTuple
 
 # Colour-blind safe.
-TEACHER, SELF_TEACHER, STUDENT, DATA = "#0072b2", "#d55e00", "#009e73", "#888888"
+TEACHER_COLOUR, SELF_TEACHER, STUDENT, DATA = "#0072b2", "#d55e00", "#009e73", "#888888"
 
 
 class Style(NamedTuple):
@@ -19,7 +19,7 @@ METHOD_STYLES = {
     "BTD": Style("#aa4499", "D"),
     "consistency": Style("#a6761d", "^"),
     "CT": Style("#56b4e9", "v"),
-    "teacher": Style(TEACHER, "s"),
+    "teacher": Style(TEACHER_COLOUR, "s"),
     "real images": Style(DATA, "x"),
 }
 LINES = ("-", "--", ":", "-.")  # of several lines of one method

@@ -7,15 +7,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from tract.base.checks import check_positive, check_whole
+from tract.base.checks import LARGEST_BATCH, MOST_SAMPLES, check_positive, check_whole
 from tract.base.compute import EAGER, matmul_precision
 from tract.base.progress import progress
 from tract.base.provenance import provenance
 from tract.data import Data, to_unit
 from tract.networks.weights import read_tensors, write_tensors
-from tract.seeds import CLASSIFIER, generator_for
+from tract.seeds import Stream, generator_for
 
-BATCH = 256  # images that are classified at a time, after training
+CLASSIFIED = 256  # images that are classified at a time, after training
 HELD_OUT = 0.1  # share of the data that is not trained on
 CARD = {"classifier", "data", "data_sha256", "held_out", "accuracy"}  # in every file
 
@@ -30,8 +30,8 @@ class Fitting:
     seed: int = 0
 
     def __post_init__(self):
-        check_whole("epochs", self.epochs, 1)
-        check_whole("batch_size", self.batch_size, 1)
+        check_whole("epochs", self.epochs, 1, MOST_SAMPLES)
+        check_whole("batch_size", self.batch_size, 1, LARGEST_BATCH)
         check_positive("learning_rate", self.learning_rate)
         check_whole("seed", self.seed, 0)
 
@@ -78,11 +78,13 @@ def fit_classifier(
     if data.labels is None:
         raise ValueError(f"{data.name} has no labels to train a classifier on: use other features")
     device = data.samples.device
-    order = torch.randperm(len(data), generator=generator_for("cpu", settings.seed, CLASSIFIER, 0))
+    order = torch.randperm(
+        len(data), generator=generator_for("cpu", settings.seed, Stream.CLASSIFIER, 0)
+    )
     held_out, rest = (part.to(device) for part in order.tensor_split([int(HELD_OUT * len(data))]))
     network = {"shape": data.shape, "num_classes": data.num_classes}
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(generator_for("cpu", settings.seed, CLASSIFIER, 1).initial_seed())
+        torch.manual_seed(generator_for("cpu", settings.seed, Stream.CLASSIFIER, 1).initial_seed())
         classifier = Classifier(**network).to(device)
     _train(classifier, Data(data.name, data.samples[rest], data.labels[rest], data.flip), settings)
     classifier = classifier.half().float().eval()  # as it will be read
@@ -107,7 +109,7 @@ def _train(classifier: Classifier, data: Data, settings: Fitting) -> None:
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, num_steps)
     device = data.samples.device
     for step in progress(f"classifier of {data.name}", num_steps, iterable=range(num_steps)):
-        generator = generator_for(device, settings.seed, CLASSIFIER, 2, step)
+        generator = generator_for(device, settings.seed, Stream.CLASSIFIER, 2, step)
         x0, labels = data.batch(batch, generator)
         loss = F.cross_entropy(classifier(x0), labels)
         optimizer.zero_grad(set_to_none=True)
@@ -119,7 +121,7 @@ def _train(classifier: Classifier, data: Data, settings: Fitting) -> None:
 @torch.no_grad()
 def accuracy(classifier: Classifier, images: Tensor, labels: Tensor) -> float:
     """Share of uint8 images (N, C, H, W) whose label (N,) has the largest logit."""
-    pairs = zip(images.split(BATCH), labels.split(BATCH), strict=True)
+    pairs = zip(images.split(CLASSIFIED), labels.split(CLASSIFIED), strict=True)
     right = [(classifier(to_unit(x)).argmax(1) == label).sum().item() for x, label in pairs]
     return sum(right) / len(labels)
 

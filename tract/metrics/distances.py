@@ -47,12 +47,15 @@ def frechet_distance(moments: Moments, reference: Moments) -> float:
     matrix, so that features which never vary, such as black corners, do no harm.
     """
     cov_1, cov_2 = moments.covariance, reference.covariance
+    if torch.equal(moments.mean, reference.mean) and torch.equal(cov_1, cov_2):
+        return 0.0  # which rounding would miss
     variance, basis = torch.linalg.eigh(cov_1)
     root = basis * variance.clamp(min=0).sqrt() @ basis.T
     # (C1 C2)^(1/2) has the trace of (C1^(1/2) C2 C1^(1/2))^(1/2): the two products are similar.
     overlap = torch.linalg.eigvalsh(root @ cov_2 @ root).clamp(min=0).sqrt()
     difference = moments.mean - reference.mean
-    return (difference @ difference + (cov_1 + cov_2).trace() - 2 * overlap.sum()).item()
+    distance = difference @ difference + (cov_1 + cov_2).trace() - 2 * overlap.sum()
+    return max(0.0, distance.item())
 
 
 ROWS = 1000  # of a matrix of all pairs that are in memory at a time

@@ -14,6 +14,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from tract.base.files import writable
 from tract.base.interrupts import interrupt_between_steps
 from tract.base.parallel import any_rank, broadcast_object, rank, scatter_work
 from tract.base.progress import progress
@@ -48,6 +49,8 @@ def statistics(
     time; fewer need less memory. Processes that have joined deal the batches out among them, and
     all get the numbers of one; the first alone reads and writes the cache.
     """
+    if source.moments:
+        return Statistics(source.moments, torch.empty(0, 0))
     conditions = {
         "source": source.about,
         "count": count,
@@ -61,7 +64,7 @@ def statistics(
     path = Path(cache) / f"{key}.safetensors"
     found = before = _read(path) if rank() == 0 and path.is_file() else None
     saved = before.moments.count if before else 0
-    path.parent.mkdir(parents=True, exist_ok=True)
+    writable(path.parent)
     last = time.monotonic()
     with interrupt_between_steps() as stop:
         try:

@@ -26,7 +26,7 @@ from tract.data import Data, to_unit
 from tract.metrics.classifier import fit_classifier, read_classifier
 
 # Beginnings of the SHA-256 of the networks that clean-fid uses in its modes, by file name.
-PUBLISHED = {
+PUBLISHED_WEIGHTS = {
     "inception-2015-12-05.pt": "f58cb9b6ec323ed63459aa4fb441fe750cfe39fafad6da5cb504a16f19e958f4",
     "pt_inception-2015-12-05-6726825d.pth": "6726825d",
 }
@@ -193,7 +193,7 @@ def inception(
     if not path.is_file():
         raise FileNotFoundError(f"no weights {path}: correct the path, or leave them out")
     sha256 = file_sha256(path)
-    if not sha256.startswith(PUBLISHED[MODES[mode]]):
+    if not sha256.startswith(PUBLISHED_WEIGHTS[MODES[mode]]):
         raise ValueError(
             f"{path} is not the {MODES[mode]} that mode {mode!r} of clean-fid asks (its SHA-256 is "
             f"{sha256}): fetch it from {_address(MODES[mode])}"
@@ -265,7 +265,7 @@ def _fetched(name: str) -> Path:
     if not path.is_file():
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            torch.hub.download_url_to_file(address, str(path), PUBLISHED[name])
+            torch.hub.download_url_to_file(address, str(path), PUBLISHED_WEIGHTS[name])
         except (OSError, RuntimeError) as error:  # no network, no space, or another file
             raise FileNotFoundError(
                 f"cannot fetch Inception's weights from {address} ({error}): fetch {name} "

@@ -5,21 +5,19 @@ from collections.abc import Sequence
 from pathlib import Path
 from statistics import mean, stdev
 
-from tract.base.checks import check_choice, check_whole
-from tract.base.compute import EAGER, Compute
+from tract.base.checks import LARGEST_BATCH, MOST_SAMPLES, check_choice, check_whole
 from tract.base.parallel import rank0_first
 from tract.base.provenance import provenance
 from tract.data import Data
 from tract.datasets.cache import cache_folder
-from tract.datasets.load import load_data
 from tract.metrics.distances import Moments, frechet_distance, kernel_distance, precision_recall
 from tract.metrics.feature_statistics import Statistics, statistics
 from tract.metrics.features import Extractor, extractor
-from tract.metrics.sources import Source, is_named, open_source
+from tract.metrics.sources import Source, is_named, named_data, open_source
 
 METRICS = ("fd", "kid", "precision", "recall")
 MODEL_SAMPLES = 50_000  # of publications
-KEPT = 10_000  # features at most for all metrics but fd, which look at pairs
+KEPT_FEATURES = 10_000  # features at most for all metrics but fd, which look at pairs
 NEIGHBOURS = 3  # of precision and recall
 REFERENCE_SEED = 2**32  # noise of a model as the reference: what it shared would bring them closer
 
@@ -35,15 +33,14 @@ def measure(
     samples: int | None = None,
     steps: Sequence[int] = (),
     seeds: Sequence[int] = (0,),
-    data_dir: str | None = None,
     cache: str | Path | None = None,
     batch: int = 256,
     device: str = "cpu",
-    compute: Compute = EAGER,
+    **opening: object,
 ) -> list[dict]:
     """Distances from images to a reference: a row for each number of steps and metric.
 
-    source, reference, compute: see `sources.open_source`; the reference is taken whole, and a model
+    source, reference, opening: see `sources.open_source`; the reference is taken whole, and a model
     as one with all its steps. features, weights, mode: see `features.extractor`. metrics: of
     METRICS. samples: how many of the source, 50,000 of a model and else all if None. steps: of
     models and files of samples. seeds: of a model's noise, or of the part that is taken of other
@@ -51,12 +48,12 @@ def measure(
     on is in its row. ValueError or FileNotFoundError, before the long part, for what cannot be.
     """
     _check(metrics, samples, seeds, batch)
-    if is_named(reference):
-        reference = load_data(str(reference), data_dir)
+    places = {"device": device, **opening}
+    if is_named(reference, opening.get("image_size", 0)):
+        reference = named_data(str(reference), **opening)
     data = reference if isinstance(reference, Data) and features == "classifier" else None
     options = {"weights": weights, "mode": mode, "data": data, "device": device}
     extract = rank0_first(lambda: extractor(features, **options))  # may train a classifier
-    places = {"data_dir": data_dir, "device": device, "compute": compute}
     opened = open_source(source, **places)
     target = open_source(reference, **places)(None, REFERENCE_SEED)
     by_steps = {n: [opened(n, seed) for seed in seeds] for n in steps or [None]}
@@ -65,8 +62,9 @@ def measure(
     for n, same in by_steps.items():
         _check_counts([(same[0].name, counts[n]), (target.name, target_count)], metrics)
         _check_shapes(extract, same[0], target)
+    _check_statistics(target, features, metrics)
 
-    kept = KEPT if set(metrics) - {"fd"} else 0
+    kept = KEPT_FEATURES if set(metrics) - {"fd"} else 0
     options = {"cache": cache or cache_folder(), "batch": batch}
     expected = statistics(target, extract, target_count, kept, **options)
     rows = []
@@ -75,7 +73,7 @@ def measure(
         found = [statistics(each, extract, counts[n], kept, **options) for each in same]
         conditions = {
             "samples": counts[n],
-            "reference_samples": target_count,
+            "reference_samples": None if target.moments else target_count,
             "seeds": list(seeds),
             "seconds": round(time.monotonic() - start, 1),
             "kept": min(kept, counts[n]),
@@ -88,7 +86,7 @@ def measure(
         named = {"nfe": same[0].about.get("nfe")}
         rows += [
             {"metric": extract.metric(kind)} | named | numbers | conditions
-            for kind, numbers in _numbers(found, expected, metrics).items()
+            for kind, numbers in _numbers(found, expected, metrics, _sizes(same[0], target)).items()
         ]
     return rows
 
@@ -101,12 +99,16 @@ def _check(metrics: Sequence[str], samples: int | None, seeds: Sequence[int], ba
     if not metrics or not seeds or len(set(seeds)) < len(seeds):
         raise ValueError(f"metrics are {metrics} and seeds {seeds}: give one or more, each once")
     if samples is not None:
-        check_whole("samples", samples, 2)
-    check_whole("batch", batch, 1)
+        check_whole("samples", samples, 2, MOST_SAMPLES)
+    check_whole("batch", batch, 1, LARGEST_BATCH)
 
 
 def _count(source: Source, samples: int | None, steps: Sequence[int], seeds: Sequence[int]) -> int:
     """Number of images to take of a source; ValueError if steps, seeds or samples do not fit."""
+    if source.moments:
+        raise ValueError(
+            f"{source.name} holds statistics: give it as the reference, not the source"
+        )
     if source.count is None:
         if not steps:
             raise ValueError(f"{source.name} is a model: give the numbers of steps to sample it in")
@@ -150,8 +152,32 @@ def _check_shapes(extractor: Extractor, source: Source, reference: Source) -> No
         )
 
 
+def _check_statistics(reference: Source, features: str, metrics: Sequence[str]) -> None:
+    """ValueError if a reference of mean and covariance is asked for more than they tell."""
+    if reference.moments and (features != "inception" or set(metrics) != {"fd"}):
+        raise ValueError(
+            f"{reference.name} holds mean and covariance of Inception's features: use features "
+            "'inception' and metric 'fd'"
+        )
+
+
+def _sizes(source: Source, reference: Source) -> str:
+    """A warning where images of different sizes are compared."""
+    sizes = [sorted({shape[1:] for shape in each.shapes}) for each in (source, reference)]
+    if sizes[0] == sizes[1] or not all(sizes):
+        return ""
+    said = [
+        " and ".join("x".join(map(str, size)) for size in (s if len(s) < 3 else [s[0], s[-1]]))
+        for s in sizes
+    ]
+    return (
+        f"images of {said[0]} pixels are compared with images of {said[1]}: their sizes are part "
+        "of the distance; give the reference as data 'images' with the size of the source"
+    )
+
+
 def _numbers(
-    found: list[Statistics], expected: Statistics, metrics: Sequence[str]
+    found: list[Statistics], expected: Statistics, metrics: Sequence[str], sizes: str
 ) -> dict[str, dict]:
     """Value, deviation and values over seeds of each metric, with a note."""
     over_seeds = [_values(each, expected, metrics) for each in found]
@@ -161,7 +187,9 @@ def _numbers(
             "value": mean(values[kind]),
             "std": stdev(values[kind]) if len(found) > 1 else None,
             "values": values[kind],
-            "note": _note(kind, found[0].moments, expected.moments),
+            "note": "; ".join(
+                filter(None, [_note(kind, found[0].moments, expected.moments), sizes])
+            ),
         }
         for kind in metrics
     }
@@ -181,7 +209,8 @@ def _values(found: Statistics, expected: Statistics, metrics: Sequence[str]) -> 
 
 def _about(source: Source) -> dict:
     """What identifies the images of a source at any of its seeds."""
-    return {"name": source.name} | {k: v for k, v in source.about.items() if k != "seed"}
+    about = {k: v for k, v in source.about.items() if k != "seed"}
+    return {"name": source.name, "shapes": sorted(source.shapes)[:9]} | about
 
 
 def _note(kind: str, *moments: Moments) -> str:

@@ -1,5 +1,7 @@
 """Sample a denoiser in batches from noise that is the same for every model."""
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -9,7 +11,7 @@ from tract.data import Data
 from tract.denoiser import Denoise, Denoiser, clamped
 from tract.levels import Level
 from tract.samplers import Solver, ddim_x0, step_indices, trajectory
-from tract.seeds import SAMPLES, generator_for
+from tract.seeds import Stream, generator_for
 
 BLOCK = 256  # samples whose noise is drawn at once: a generator each would take longer to seed
 
@@ -21,7 +23,7 @@ def noise(shape: tuple[int, ...], start: int, stop: int, seed: int) -> Tensor:
     """
     first = start // BLOCK
     blocks = [
-        torch.randn(BLOCK, *shape, generator=generator_for("cpu", seed, SAMPLES, block))
+        torch.randn(BLOCK, *shape, generator=generator_for("cpu", seed, Stream.SAMPLES, block))
         for block in range(first, (stop - 1) // BLOCK + 1)
     ]
     return torch.cat(blocks)[start - first * BLOCK : stop - first * BLOCK]
@@ -54,15 +56,19 @@ def sample_batches(
     solver: Solver = ddim_x0,
     compute: Compute = EAGER,
     shown: bool = True,
+    on_step: Callable[[float], None] = lambda share: None,
 ) -> Tensor:
-    """Samples (N, ...) for noise of any N, a batch at a time; shown: under a progress bar."""
+    """Samples (N, ...) for noise of any N, a batch at a time; shown: under a progress bar.
+
+    on_step: called with the share of all steps that is done; what it raises ends the sampling.
+    """
     step_indices(levels.num_steps, num_steps)
     if isinstance(denoise, Denoiser):
         prepare_network(denoise, compute)
     denoise = with_precision(denoise, compute)
     limited = clamped(denoise) if clamp else denoise
     starts = range(0, len(eps), batch)
-    done = []
+    done, steps = [], 0
     with (
         matmul_precision(compute),
         progress(
@@ -78,5 +84,7 @@ def sample_batches(
             options = {"labels": mine, "solver": solver}
             for index, x in trajectory(limited, eps[part], levels, num_steps, **options):
                 bar.update(index < levels.num_steps)  # the first is the noise, not a step
+                steps += index < levels.num_steps
+                on_step(steps / (len(starts) * num_steps))
             done.append(x)
     return torch.cat(done)

@@ -1,7 +1,6 @@
 """Sources of images to measure: data sets, folders, zips, saved samples and models."""
 
 import hashlib
-import zipfile
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -12,17 +11,21 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from tract.base.checks import check_choice
 from tract.base.compute import EAGER, Compute
+from tract.base.files import place
 from tract.data import Data, to_uint8
+from tract.datasets.arrays import array_names, read_arrays, read_images
 from tract.datasets.images import Images, image_batches
 from tract.datasets.load import LOADERS, load_data
-from tract.levels import levels_of
+from tract.levels import FIXED, levels_of
+from tract.metrics.distances import Moments
 from tract.metrics.features import file_sha256
 from tract.metrics.samples import cycling_labels, noise, sample_batches
+from tract.networks.cards import about_model
 from tract.networks.weights import fingerprint, load_model, read_tensors
-from tract.phases import first_grid
-from tract.samplers import step_indices
-from tract.seeds import SUBSET, generator_for
+from tract.samplers import SOLVERS, step_indices
+from tract.seeds import Stream, generator_for
 from tract.teachers.load import Teacher, load_teacher
 
 NAMED = [name for name in LOADERS if name != "images"]  # those are given by their path
@@ -43,6 +46,7 @@ class Source:
     shapes: frozenset[Shape]
     count: int | None
     read: Callable[[int, int], Sequence[Tensor]]
+    moments: Moments | None = None  # of Inception's features, where there are no images
 
 
 # A source at a number of steps, None for its own, and a seed: of noise, or of the random order.
@@ -53,12 +57,19 @@ def open_source(
     source: str | Path | Data,
     *,
     data_dir: str | None = None,
+    image_size: int = 0,
+    grey: bool = False,
     device: str = "cpu",
     compute: Compute = EAGER,
+    solver: str = "ddim",
+    own_grid: bool = False,
 ) -> Opened:
     """The images of data, of a data set by name, a folder, zip, file of samples or a model.
 
-    A file of samples is .npz, uint8, or .safetensors as `experiment` writes it. A model is one of
+    image_size, grey: of data "images" in data_dir. A file of samples is .npz, uint8, or
+    .safetensors as `experiment` writes it; one with mu and sigma can be the reference. solver,
+    own_grid: of a model, how it steps, and whether on a grid of as many levels as steps, not of a
+    divisor of its own. A model is one of
     a run, or its folder, or what `load_teacher` reads, whose predictions are clamped to [-1, 1];
     compute says how it is computed.
     All image files are decoded once, so that a bad one is refused by name before the long part.
@@ -66,24 +77,28 @@ def open_source(
     """
     if isinstance(source, Data):
         return _data(source)
-    if is_named(source):
-        return _data(load_data(str(source), data_dir))
-    path = Path(source).expanduser()
+    if is_named(source, image_size):
+        return _data(named_data(str(source), data_dir, image_size, grey))
+    check_choice("solver", solver, SOLVERS)
+    stepping = {"compute": compute, "solver": solver, "own_grid": own_grid}
+    path = place(source)
     if not path.exists():
         raise FileNotFoundError(
             f"no source {path}: give a folder, zip, .npz, .safetensors, a model or one of {NAMED}"
         )
+    if path.suffix == ".npz" and {"mu", "sigma"} <= set(array_names(path)):
+        return _statistics(path)
     if path.suffix == ".npz":
-        return _array(path.name, _read_npz(path), {"sha256": file_sha256(path)})
+        return _array(path.name, read_images(path)[0], {"sha256": file_sha256(path)})
     if path.suffix == ".safetensors":
         tensors, card = read_tensors(path)
         if "network" not in card:
             return _samples(path, tensors)
     if path.suffix == ".safetensors" or (path / "model.safetensors").is_file():
-        return open_run(path, device, compute=compute)
+        return open_run(path, device, **stepping)
     if path.suffix == ".zip" or (path.is_dir() and not _is_pipeline(path)):
         return _images(path)
-    return _model(path, load_teacher(path, device), device, compute, clamp=True)
+    return _model(path, load_teacher(path, device), device, clamp=True, **stepping)
 
 
 def _is_pipeline(folder: Path) -> bool:
@@ -91,9 +106,21 @@ def _is_pipeline(folder: Path) -> bool:
     return any((folder / name).is_file() for name in ("model_index.json", "config.json"))
 
 
-def is_named(source: str | Path | Data) -> bool:
-    """Whether it is the name of a data set; a folder of that name comes first."""
-    return not isinstance(source, Data) and str(source) in NAMED and not Path(source).exists()
+def is_named(source: str | Path | Data, image_size: int = 0) -> bool:
+    """Whether it is the name of a data set; a folder of that name comes first.
+
+    "images" is one if they have a size.
+    """
+    names = LOADERS if image_size else NAMED
+    return not isinstance(source, Data) and str(source) in names and not Path(source).exists()
+
+
+def named_data(
+    name: str, data_dir: str | None = None, image_size: int = 0, grey: bool = False, **_: object
+) -> Data:
+    """A data set by name, "images" at a size."""
+    options = {"image_size": image_size, "grey": grey} if name == "images" else {}
+    return load_data(name, data_dir, **options)
 
 
 def _data(data: Data) -> Opened:
@@ -119,28 +146,28 @@ def _array(name: str, images: Tensor, about: dict) -> Opened:
 
 def _order(count: int, seed: int) -> Tensor:
     """A random order: files are often sorted by class, and a part of them must be like the rest."""
-    return torch.randperm(count, generator=generator_for("cpu", seed, SUBSET))
+    return torch.randperm(count, generator=generator_for("cpu", seed, Stream.SUBSET))
 
 
-def _read_npz(path: Path) -> Tensor:
-    """uint8 images (N, C, H, W) of the one array of a file, or of its arr_0; (N, H, W, C) too."""
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            names = file.files
-            name = names[0] if len(names) == 1 else "arr_0"
-            array = file[name]
-    except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+def _statistics(path: Path) -> Opened:
+    """Mean mu and covariance sigma of Inception's features, as FID's projects publish them."""
+    mean, covariance = (
+        torch.from_numpy(np.array(a, dtype=np.float64)) for a in read_arrays(path, ["mu", "sigma"])
+    )
+    finite = bool(mean.isfinite().all() and covariance.isfinite().all())
+    if mean.shape != (2048,) or covariance.shape != (2048, 2048) or not finite:
         raise ValueError(
-            f"{path} is damaged or has no array of numbers arr_0 ({error}): save it by "
-            "numpy.savez(path, images)"
-        ) from error
-    if array.ndim == 4 and array.shape[3] in (1, 3):
-        array = array.transpose(0, 3, 1, 2)
-    if array.dtype != np.uint8 or array.ndim != 4 or array.shape[1] not in (1, 3):
-        raise ValueError(
-            f"{path} has {array.dtype} of shape {array.shape}: save uint8 images (N, H, W, C)"
+            f"{path} has mu of shape {tuple(mean.shape)} and sigma of {tuple(covariance.shape)}: "
+            "use finite ones of Inception's 2048 features"
         )
-    return torch.from_numpy(np.ascontiguousarray(array))
+    many = 2**31  # images, whose number these files do not tell
+    moments = Moments(many, mean, covariance * (many - 1))
+    about = {"sha256": file_sha256(path), "statistics": "mu and sigma"}
+
+    def at(num_steps: int | None, seed: int) -> Source:
+        return Source(path.name, about, frozenset(), None, lambda *_: [], moments)
+
+    return at
 
 
 def _samples(path: Path, tensors: dict[str, Tensor]) -> Opened:
@@ -205,38 +232,44 @@ def _tensor(image: Image.Image) -> Tensor:
     return pixels[None] if pixels.ndim == 2 else pixels.permute(2, 0, 1)
 
 
-def open_run(path: Path, device: str, role: str = "", compute: Compute = EAGER) -> Opened:
+def open_run(path: Path, device: str, role: str = "", **options: object) -> Opened:
     """A model of a run, which steps through the grid that its schedule starts with.
 
-    role: which network of a checkpoint. ValueError for a model that is of no run.
+    role: which network of a checkpoint. options: compute, solver and own_grid as for `open_source`;
+    progress, called with the share done after each step of a reading. ValueError for a model that
+    is of no run.
     """
     denoiser, card = load_model(path, device, role)
-    try:
-        noise_schedule, teacher_steps, clamp = (
-            card["experiment"][name] for name in ("noise_schedule", "teacher_steps", "clamp")
-        )
-    except (KeyError, TypeError) as error:
-        raise ValueError(
-            f"{path} does not say for which levels it was trained: give a model of a run"
-        ) from error
-    grid_steps = first_grid(card.get("settings", {}).get("step_schedule", [teacher_steps]))
-    teacher = Teacher(denoiser, noise_schedule, grid_steps, "a run")
-    return _model(path, teacher, device, compute, clamp=clamp)
+    about = about_model(card, path)
+    teacher = Teacher(denoiser, about.noise_schedule, about.grid_steps, "a run")
+    return _model(path, teacher, device, clamp=about.clamp, **options)
 
 
-def _model(path: Path, teacher: Teacher, device: str, compute: Compute, *, clamp: bool) -> Opened:
-    """Samples of a model, with DDIM, from noise that depends on seed and index alone."""
+def _model(
+    path: Path,
+    teacher: Teacher,
+    device: str,
+    *,
+    clamp: bool,
+    compute: Compute = EAGER,
+    solver: str = "ddim",
+    own_grid: bool = False,
+    progress: Callable[[float], None] = lambda share: None,
+) -> Opened:
+    """Samples of a model, from noise that depends on seed and index alone."""
     network = teacher.denoiser.config["options"]
     if "image_size" not in network:
         raise ValueError(f"{path} makes no images, but points: give a model of images")
     shape = (network["image_channels"], network["image_size"], network["image_size"])
-    levels = levels_of(teacher.noise_schedule, teacher.teacher_steps)
-    options = {"clamp": clamp, "compute": compute, "shown": False}
+    if own_grid and teacher.noise_schedule in FIXED:
+        raise ValueError(f"{path} knows its own levels alone, those of DDPM: leave out own_grid")
+    trained = levels_of(teacher.noise_schedule, teacher.teacher_steps)
+    options = {"clamp": clamp, "compute": compute, "shown": False, "solver": SOLVERS[solver]}
     about = {
         "sha256": fingerprint(teacher.denoiser),
         "noise_schedule": teacher.noise_schedule,
-        "grid_steps": levels.num_steps,
-        "sampler": "ddim",
+        "grid_steps": trained.num_steps,
+        "sampler": solver,
         "clamp": clamp,
         "device": str(device),
     }
@@ -244,17 +277,24 @@ def _model(path: Path, teacher: Teacher, device: str, compute: Compute, *, clamp
         about["compute"] = str(compute)
 
     def at(num_steps: int | None, seed: int) -> Source:
-        num_steps = levels.num_steps if num_steps is None else num_steps
+        num_steps = trained.num_steps if num_steps is None else num_steps
+        levels = levels_of(teacher.noise_schedule, num_steps) if own_grid else trained
         step_indices(levels.num_steps, num_steps)
 
         def read(start: int, stop: int) -> Tensor:
             eps = noise(shape, start, stop, seed).to(device)
             labels = cycling_labels(teacher.num_classes, start, stop)
-            drawn = {"labels": None if labels is None else labels.to(device), "batch": len(eps)}
+            drawn = {
+                "labels": None if labels is None else labels.to(device),
+                "batch": len(eps),
+                "on_step": progress,
+            }
             x = sample_batches(teacher.denoiser, eps, levels, num_steps, **drawn, **options)
             return _rounded(x, str(path))
 
-        now = about | {"nfe": num_steps, "seed": seed}
+        # Heun asks twice a step, but for the last, which ends at clean data.
+        nfe = num_steps if solver == "ddim" else 2 * num_steps - 1
+        now = about | {"grid_steps": levels.num_steps, "nfe": nfe, "seed": seed}
         return Source(str(path), now, frozenset([shape]), None, read)
 
     return at

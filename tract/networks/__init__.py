@@ -6,7 +6,8 @@ In reading order:
     edm_blocks      building blocks of EDM's networks
     edm_unet        EDM's networks: DDPM++, NCSN++ and ADM
     diffusers_unet  the network of diffusers' pixel-space pipelines
-    build           networks by name and by description
+    named           networks by name
+    build           networks by description
     cards           the card of a model: its fields, checked once
     weights         weights and training states as safetensors
 """

@@ -1,4 +1,4 @@
-"""Networks by name, and networks built from the description stored with their weights."""
+"""Networks built from the description stored with their weights."""
 
 import torch
 
@@ -7,141 +7,11 @@ from tract.denoiser import Denoiser
 from tract.networks.diffusers_unet import DiffusersUNet
 from tract.networks.edm_unet import ADMUNet, SongUNet
 from tract.networks.mlp import MLP
+from tract.networks.named import named_network
 from tract.settings import Distillation
 from tract.unet import UNet
 
 MOST_OPTIONS, LARGEST, MOST_BLOCKS = 200, 2**17, 1000  # far beyond published networks
-
-_PAPER = {"channel_mult": [1, 1, 1], "num_blocks": 3, "attention": [16, 8], "emb_channels": 1024}
-_CIFAR10 = {"image_size": 32, "image_channels": 3, **_PAPER}
-_EDM_CIFAR10 = {
-    "net": "song",
-    "prediction": "edm",
-    "image_size": 32,
-    "image_channels": 3,
-    "channels": 128,
-    "channel_mult": [2, 2, 2],
-    "num_blocks": 4,
-    "attention": [16],
-    "augment_dim": 9,
-    "dropout": 0.13,
-}
-
-_GREY32 = {
-    "prediction": "edm",
-    "sigma_data": 0.66,
-    "image_size": 32,
-    "image_channels": 1,
-    "channel_mult": [1, 2, 4, 4],
-    "num_blocks": 1,
-    "attention": [8, 4],
-    "groups": 8,
-}
-
-# Each: the kind of network if it is not UNet, what it predicts, the standard deviation of its data
-# if it is not 0.5, and the network's options.
-NETWORKS = {
-    # Trains on the 8x8 digits in one to two minutes on one core.
-    "digits": {
-        "prediction": "edm",
-        "sigma_data": 0.75,
-        "image_size": 8,
-        "image_channels": 1,
-        "channels": 32,
-        "emb_channels": 128,
-        "channel_mult": [1, 1],
-        "num_blocks": 1,
-        "attention": [4],
-        "groups": 8,
-    },
-    # A smaller student for it.
-    "digits_small": {
-        "prediction": "edm",
-        "sigma_data": 0.75,
-        "image_size": 8,
-        "image_channels": 1,
-        "channels": 16,
-        "emb_channels": 64,
-        "channel_mult": [1, 1],
-        "num_blocks": 1,
-        "attention": [4],
-        "groups": 8,
-    },
-    # For grey 32x32 images, on one GPU: 5,364,449 parameters.
-    "fashion_mnist": {**_GREY32, "channels": 32, "emb_channels": 128},
-    # A smaller student for it, of a quarter of the parameters.
-    "fashion_mnist_small": {**_GREY32, "channels": 16, "emb_channels": 64},
-    # For the same images on one core, in half an hour: to see the whole way, not to judge by.
-    "fashion_mnist_tiny": {
-        **_GREY32,
-        "channels": 16,
-        "emb_channels": 64,
-        "channel_mult": [1, 1, 2],
-        "attention": [8],
-    },
-    # For the same images without padding, on one core: patches fill its vectors as channels.
-    "fashion_mnist_cpu": {
-        "prediction": "edm",
-        "sigma_data": 0.7,
-        "image_size": 28,
-        "image_channels": 1,
-        "patch": 2,
-        "channels": 32,
-        "emb_channels": 128,
-        "channel_mult": [1, 2],
-        "num_blocks": 1,
-        "attention": [7],
-        "groups": 8,
-    },
-    # The paper's network for CIFAR-10: 60,004,099 parameters.
-    "cifar10": {"prediction": "x0", **_CIFAR10, "channels": 256, "dropout": 0.2},
-    # Its smaller student: 19,419,011 parameters.
-    "cifar10_small": {"prediction": "x0", **_CIFAR10, "channels": 128},
-    # The paper's network for ImageNet-64, class-conditional: 295,905,222 parameters.
-    "imagenet64": {
-        "prediction": "x0_eps",
-        "image_size": 64,
-        "image_channels": 3,
-        "channels": 192,
-        "emb_channels": 768,
-        "channel_mult": [1, 2, 3, 4],
-        "num_blocks": 3,
-        "attention": [32, 16, 8],
-        "head_channels": 64,
-        "num_classes": 1000,
-        "out_channels": 6,
-        "dropout": 0.1,
-    },
-    # EDM's networks for CIFAR-10: 55,733,891 parameters (with 10 classes 55,735,299), and
-    # 56,397,827.
-    "edm_cifar10_ddpmpp": {**_EDM_CIFAR10, "variant": "ddpm++"},
-    "edm_cifar10_ncsnpp": {**_EDM_CIFAR10, "variant": "ncsn++"},
-    # EDM's network for ImageNet-64, class-conditional: 295,899,267 parameters.
-    "edm_imagenet64_adm": {
-        "net": "adm",
-        "prediction": "edm",
-        "image_size": 64,
-        "image_channels": 3,
-        "channels": 192,
-        "channel_mult": [1, 2, 3, 4],
-        "num_blocks": 3,
-        "attention": [32, 16, 8],
-        "num_classes": 1000,
-        "dropout": 0.1,
-    },
-}
-
-
-def named_network(name: str) -> dict:
-    """Description of a named network, for `build_denoiser`. ValueError for an unknown name."""
-    check_choice("network", name, NETWORKS)
-    options = dict(NETWORKS[name])
-    return {
-        "net": options.pop("net", "unet"),
-        "prediction": options.pop("prediction"),
-        "sigma_data": options.pop("sigma_data", 0.5),
-        "options": options,
-    }
 
 
 def build_denoiser(config: dict, seed: int = 0) -> Denoiser:

@@ -7,4 +7,5 @@ In reading order:
     spiral     ablations on points, with an exact teacher
     tables     tables of results
     charts     charts of results
+    hero       the pictures of the README
 """

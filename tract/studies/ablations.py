@@ -110,6 +110,18 @@ CLAIM: dict[str, dict[str, dict]] = {
             ("BTD 1024>512>...>", _BTD, halving_schedule(1024, 2 * n)),
         )
     },
+    # From the paper's grid and from short ones, with which most is won for few images.
+    "short_grids": {
+        "TRACT 1024>32>1": {},
+        "BTD 1024>512>...>1": _BTD,
+        "TRACT 16>1": {"step_schedule": [16, 1]},
+        "BTD 32>16>...>1": {"method": "BTD", "step_schedule": halving_schedule(32)},
+    },
+    "short_grid_steps": {
+        f"{label}>{n}": more | {"step_schedule": [*halving_schedule(32, first), n]}
+        for n in (2, 4)
+        for label, more, first in (("TRACT 32", {}, 32), ("BTD 32>...", {"method": "BTD"}, 2 * n))
+    },
     "budget": {
         f"{name}, {factor} times": more | {"factor": factor}
         for name, more in (("TRACT", {}), ("TRACT 32>1", {"step_schedule": [32, 1]}))
@@ -198,6 +210,9 @@ _BASELINES = {
     "heun_grid": dict.fromkeys(HEUN["heun_grid"], "ddim, 32>1"),
     "method_steps": {
         label: f"TRACT 1024>32>{label.split('>')[-1]}" for label in CLAIM["method_steps"]
+    },
+    "short_grid_steps": {
+        label: f"TRACT 32>{label.split('>')[-1]}" for label in CLAIM["short_grid_steps"]
     },
     "budget": {label: f"TRACT, {label.split(', ')[1]}" for label in CLAIM["budget"]},
     "clamp": {label: label.replace(", none", ", all") for label in TARGETS["clamp"]},

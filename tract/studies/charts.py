@@ -3,6 +3,7 @@
 Published and measured numbers never share an axis: they are of other data and other metrics.
 """
 
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -19,7 +20,7 @@ from tract.lab.style import (
     DATA,
     SELF_TEACHER,
     STUDENT,
-    TEACHER,
+    TEACHER_COLOUR,
     in_words,
     line_styles,
     method_style,
@@ -28,7 +29,7 @@ from tract.networks.weights import read_tensors, write_tensors
 from tract.studies.ablations import Study
 from tract.studies.tables import recipes_of
 
-PUBLISHED = "published: CIFAR-10"
+PUBLISHED_LABEL = "published: CIFAR-10"
 LOWER = "(log scale, lower is better)"
 FLOOR = "real images"
 ROWS = {  # what the rows of a comparison are, where that is not a schedule
@@ -40,7 +41,7 @@ ROWS = {  # what the rows of a comparison are, where that is not a schedule
     "steps": "student's steps",
 }
 TRADE_OFF = {
-    "discretisation error: the teacher's n steps": {"color": TEACHER},
+    "discretisation error: the teacher's n steps": {"color": TEACHER_COLOUR},
     "distillation error: the student, from those": {"color": SELF_TEACHER},
     "both: the student, from the truth": {"color": STUDENT, "linestyle": "--"},
 }
@@ -60,7 +61,7 @@ def ablation_chart(
         return _over_grids(results, ours)
     theirs = published[published["table"] == comparison]
     recipes = recipes_of(comparison, theirs["recipe"])
-    panels = [(PUBLISHED, "fid", theirs)] if len(theirs) else []
+    panels = [(PUBLISHED_LABEL, "fid", theirs)] if len(theirs) else []
     panels += [(_title(study, rows), study.metric, rows) for study, rows in ours]
     size = (min(4.5, 11 / len(panels)) * len(panels), 0.26 * len(recipes) + 1.3)
     figure, axes = new_figure(1, len(panels), size, sharey=True)
@@ -91,7 +92,7 @@ def _levels(line, study: Study, results: pd.DataFrame, rows: pd.DataFrame) -> No
     teachers = study.teachers(results, rows)["value"].astype(float)
     if (teachers > 0).any():  # not to itself
         best = teachers[teachers > 0].min()
-        line(best, color=TEACHER, linestyle=":", label="the teacher's best")
+        line(best, color=TEACHER_COLOUR, linestyle=":", label="the teacher's best")
     mine = study.mine(results)
     real = mine[(mine["method"] == FLOOR) & (mine["metric"] == study.metric)]["value"]
     if len(real):
@@ -130,17 +131,27 @@ def _add_levels(ax: Axes, study: Study, results: pd.DataFrame, rows: pd.DataFram
         ax.legend(frameon=False, fontsize=8)
 
 
-def quality_by_steps(published: pd.DataFrame, results: pd.DataFrame, study: Study) -> Figure:
-    """Distance against network evaluations: published on both data sets, and ours."""
+def quality_by_steps(
+    published: pd.DataFrame,
+    results: pd.DataFrame,
+    study: Study,
+    comparisons: Sequence[str] = ("steps", "method_steps"),
+) -> Figure:
+    """Distance against network evaluations: published on both data sets, and ours of comparisons.
+
+    A line of ours is a method and the grid that its schedules start from.
+    """
     panels = [
         (f"published: {name}", "fid", _by(published[published["table"] == table], "recipe"))
         for table, name in (("cifar10", "CIFAR-10"), ("imagenet64", "ImageNet-64"))
     ]
     baseline = study.rows(results, "phases").query("method == 'BTD'")
-    students = pd.concat([study.rows_of_all(results, ["steps", "method_steps"]), baseline])
+    students = pd.concat([study.rows_of_all(results, comparisons), baseline])
     students = students.drop_duplicates(list(KEY))
-    measured = pd.concat([study.teachers(results, students), students])
-    panels.append((_title(study, students), study.metric, _by(measured, "method")))
+    grids = students["schedule"].str.split(">").str[0]
+    students = students.assign(line=students["method"] + " from " + grids)
+    measured = pd.concat([_by(study.teachers(results, students), "method"), students])
+    panels.append((_title(study, students), study.metric, measured))
     figure = _lines(panels, "nfe", "network evaluations")
     _add_levels(figure.axes[-1], study, results, students.iloc[:0])  # the teacher has its line
     return figure
@@ -153,7 +164,7 @@ def quality_by_images(published: pd.DataFrame, results: pd.DataFrame, study: Stu
     ours = study.rows_of_all(results, ["images", "budget"])
     ours = ours.assign(name=ours["recipe"].str.split(",").str[0])
     panels = [
-        (PUBLISHED, "fid", _by(theirs, "network")),
+        (PUBLISHED_LABEL, "fid", _by(theirs, "network")),
         (_title(study, ours), study.metric, _by(ours, "name")),
     ]
     figure = _lines(panels, "images", "images seen in distillation")
@@ -165,6 +176,15 @@ def drift(results: pd.DataFrame, study: Study) -> Figure:
     """How far each phase's student is from the first teacher's samples, against its steps."""
     rows = study.rows(results, "phases", PER_PHASE)
     panels = [(_title(study, rows), PER_PHASE, _by(rows, "recipe"))]
+    return _lines(panels, "nfe", "steps of a phase's student, from the first phase to the last")
+
+
+def drift_of(results: pd.DataFrame, runs: Mapping[str, str]) -> Figure:
+    """The same for runs of one folder. results: its table. runs: names of runs by label."""
+    rows = results[(results["metric"] == PER_PHASE) & results["run"].isin(list(runs.values()))]
+    labels = {run: label for label, run in runs.items()}
+    title = "every phase's student, in its own number of steps"
+    panels = [(title, PER_PHASE, rows.assign(line=rows["run"].map(labels)))]
     return _lines(panels, "nfe", "steps of a phase's student, from the first phase to the last")
 
 
@@ -245,12 +265,13 @@ def _mark_steps(ax: Axes, x: str) -> None:
 
 
 def save_figure(figure: Figure, stem: str | Path) -> None:
-    """Write a figure as PNG and PDF, the same bytes for the same picture."""
-    stem = Path(stem)
-    stem.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(stem.with_suffix(".png"), dpi=150, bbox_inches="tight")
+    """Write a figure as PNG, or as $FIGURE_FORMAT says; the same bytes for the same picture."""
+    kind = os.environ.get("FIGURE_FORMAT", "png")
+    path = Path(f"{stem}.{kind}")
+    path.parent.mkdir(parents=True, exist_ok=True)
     # The time of day would be in every PDF otherwise.
-    figure.savefig(stem.with_suffix(".pdf"), bbox_inches="tight", metadata={"CreationDate": None})
+    dated = {"CreationDate": None} if kind == "pdf" else None
+    figure.savefig(path, dpi=150, bbox_inches="tight", metadata=dated)
 
 
 def save_grid(rows: Mapping[str, Tensor], stem: str | Path) -> None:

@@ -4,8 +4,10 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import pandas as pd
+from IPython.display import HTML
 
 from tract.base.files import write_atomically
+from tract.lab.style import in_words
 from tract.phases import in_steps
 from tract.studies.ablations import ALL, CLAIMS, Study, baselines_of
 
@@ -54,6 +56,16 @@ def paper_table(published: pd.DataFrame, results: pd.DataFrame, name: str) -> pd
             "source": both["source"],
         }
     )
+
+
+def standing_table(published: pd.DataFrame, data: str) -> pd.DataFrame:
+    """Published FIDs of few-step samplers on a data set, a column for each number of steps."""
+    rows = published[(published["table"] == "family") & (published["data"] == data)]
+    fids = rows.pivot(index="recipe", columns="nfe", values="value")
+    fids = fids.reindex(rows["recipe"].unique()).sort_values(1)
+    fids.columns = [f"FID, {in_steps(nfe)}" for nfe in fids]
+    sources = rows.groupby("recipe")["source"].first().rename("source")
+    return fids.join(sources).rename_axis("method").reset_index()
 
 
 def recipes_of(comparison: str, published: Iterable[str]) -> list[str]:
@@ -141,7 +153,7 @@ def distance_table(
         real = mine[(mine["method"] == "real images") & (mine["metric"] == study.metric)]
         teachers = study.teachers(results, students).sort_values("nfe", ascending=False)
         named = [
-            real.assign(what="real images, of the test split"),
+            real.assign(what="real images"),
             teachers.assign(what=[f"teacher, {in_steps(n)}" for n in teachers["nfe"]]),
             students.assign(what=students["recipe"]),
         ]
@@ -181,6 +193,18 @@ def cost_table(results: pd.DataFrame, comparisons: Sequence[str], study: Study) 
     )
 
 
+def shown(table: pd.DataFrame) -> HTML:
+    """A table for a notebook: heads in words, three digits, neither index nor empty columns."""
+
+    def text(value: object) -> str:
+        if pd.isna(value):
+            return ""
+        return f"{value:.3g}" if isinstance(value, float) else in_words(str(value))
+
+    texts = table.map(text).rename(columns=lambda name: in_words(str(name)))
+    return HTML(texts.loc[:, (texts != "").any()].to_html(index=False, border=0))
+
+
 def over_seeds(rows: pd.DataFrame, by: Sequence[str]) -> pd.DataFrame:
     """Mean, standard deviation (n - 1, none of one) and count of the values of each `by`."""
     grouped = rows.astype({"value": float}).groupby(list(by), sort=False)["value"]
@@ -188,12 +212,8 @@ def over_seeds(rows: pd.DataFrame, by: Sequence[str]) -> pd.DataFrame:
 
 
 def save_table(table: pd.DataFrame, stem: str | Path) -> None:
-    """Write a table as CSV and as Markdown."""
-    stem = Path(stem)
-    lines = [list(table.columns), ["---"] * len(table.columns), *table.values.tolist()]
-    text = "".join(f"| {' | '.join(map(str, line))} |\n" for line in lines)
-    write_atomically(stem.with_suffix(".csv"), table.to_csv(index=False).encode())
-    write_atomically(stem.with_suffix(".md"), text.encode())
+    """Write a table as CSV, which code hosts draw as a table."""
+    write_atomically(f"{stem}.csv", table.to_csv(index=False).encode())
 
 
 def _verdict(difference: float, spread: float) -> str:

@@ -61,7 +61,7 @@ def load_teacher(path_or_name: str | Path, device: str = "cpu") -> Teacher:
         teacher = _read_folder(path)
     elif path.is_file():
         teacher = _read_file(path)
-    elif _may_be_hub_name(str(path_or_name)):
+    elif may_be_hub_name(str(path_or_name)):
         teacher = _pipeline(fetch(str(path_or_name)))
     else:
         raise FileNotFoundError(
@@ -72,7 +72,7 @@ def load_teacher(path_or_name: str | Path, device: str = "cpu") -> Teacher:
     return teacher
 
 
-def _may_be_hub_name(text: str) -> bool:
+def may_be_hub_name(text: str) -> bool:
     """Whether a text is OWNER/NAME, and no file that could be meant."""
     first = text.split("/")[0]
     return bool(HUB_NAME.fullmatch(text)) and not (

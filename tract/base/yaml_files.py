@@ -1,0 +1,69 @@
+"""Read YAML, with numbers as people write them."""
+
+import re
+from pathlib import Path
+from typing import ClassVar
+
+import yaml
+
+from tract.base.checks import shown
+
+
+class _Loader(yaml.SafeLoader):
+    """Safe YAML, but simpler: numbers as people write them, names once, no references.
+
+    1e-3 is a number and 010 ten, as in YAML 1.2 and not in 1.1; no and on are texts, 1:30 too.
+    References in references make much of a few bytes.
+    """
+
+    yaml_implicit_resolvers: ClassVar = {}
+
+    def compose_node(self, parent, index):
+        if self.check_event(yaml.AliasEvent):
+            raise yaml.YAMLError(
+                f"*{self.peek_event().anchor} refers to another value: write it out"
+            )
+        return super().compose_node(parent, index)
+
+    def construct_mapping(self, node, deep=False):
+        names = [key.value for key, _ in node.value]
+        if not all(key.tag == "tag:yaml.org,2002:str" for key, _ in node.value):
+            raise yaml.YAMLError(f"a name is no text: {shown(names)}")
+        if len(set(names)) < len(names):
+            raise yaml.YAMLError(f"a name is given twice: {shown(names)}")
+        return super().construct_mapping(node, deep)
+
+
+for _tag, _pattern, _first in [
+    ("null", r"~|null|Null|NULL|", [*"~nN", ""]),
+    ("bool", r"[Tt]rue|TRUE|[Ff]alse|FALSE", "tTfF"),
+    ("int", r"[-+]?\d+(_\d+)*", "-+0123456789"),
+    ("float", r"[-+]?(\.\d+|\d+(\.\d*)?)([eE][-+]?\d+)?|[-+]?\.inf|\.nan", "-+.0123456789"),
+]:
+    _Loader.add_implicit_resolver(
+        f"tag:yaml.org,2002:{_tag}", re.compile(f"(?:{_pattern})$"), list(_first)
+    )
+_Loader.add_constructor("tag:yaml.org,2002:int", lambda loader, node: int(node.value))
+
+
+def read_yaml(text: str, where: str | Path) -> object:
+    """What YAML says; ValueError, with where it stands, for what is none. Nothing is executed."""
+    try:
+        return yaml.load(text, _Loader)
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        reason = " ".join(str(error).split())
+        raise ValueError(f"{where} is no YAML, correct it: {reason:.300}") from error
+
+
+def read_parameters(file: Path) -> dict:
+    """Parameters by name from a YAML file; FileNotFoundError or ValueError with the remedy."""
+    if not file.is_file():
+        raise FileNotFoundError(f"no file of parameters {file}: correct the path")
+    try:
+        text = file.read_text()
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{file} is no text ({error}): give parameters as YAML") from error
+    parameters = read_yaml(text, file)
+    if not isinstance(parameters, dict):
+        raise ValueError(f"{file} is no list of `name: value` lines: write it so")
+    return parameters

@@ -1,0 +1,147 @@
+"""Commands that sample and measure."""
+
+import argparse
+from pathlib import Path
+
+from tract.base.checks import check_whole
+from tract.base.files import place
+from tract.cli.output import add_compute, add_json, messages, print_rows
+
+
+def add_measuring_commands(commands: argparse._SubParsersAction) -> None:
+    _add_fid(commands)
+    command = commands.add_parser("sample", help="write a model's samples as image files")
+    command.add_argument("model", help="a run or what `tract teacher` knows")
+    command.add_argument("output", type=place, help="folder of PNG files, or NAME.npz or NAME.zip")
+    command.add_argument("--samples", type=int, default=50_000, help="how many")
+    command.add_argument("--steps", type=int, required=True, help="of the sampler")
+    command.add_argument("--seed", type=int, default=0, help="of the noise")
+    command.add_argument("--batch", type=int, default=256, help="images at a time")
+    add_compute(command)
+    _add_stepping(command)
+    command.set_defaults(command=_sample, launched=True)
+
+    command = commands.add_parser("classifier", help="train one, for features to measure in")
+    command.add_argument("data", help="data set with labels")
+    command.add_argument("target", type=place, help="NAME.safetensors")
+    _add_data(command)
+    command.add_argument("--epochs", type=int, default=20, help="passes over the data")
+    command.add_argument("--seed", type=int, default=0, help="of weights and batches")
+    command.set_defaults(command=_classifier)
+
+    command = commands.add_parser("publish", help="add a run directory's numbers to the table")
+    command.add_argument("run_dir", type=place, help="a folder with results.csv")
+    command.add_argument("table", type=place, nargs="?", default=Path("figures/results.csv"))
+    command.set_defaults(command=_publish)
+
+
+def _add_fid(commands: argparse._SubParsersAction) -> None:
+    command = commands.add_parser("fid", help="FID and its kin of images, samples or a model")
+    command.add_argument("source", help="folder, zip, .npz, .safetensors, run or data set")
+    command.add_argument("reference", help="the same; taken whole")
+    command.add_argument("--features", default="inception", help="what distances are measured in")
+    command.add_argument("--weights", type=place, help="file of Inception's or the classifier's")
+    command.add_argument("--mode", default="clean", help="of clean-fid, for Inception")
+    command.add_argument("--metrics", nargs="+", default=["fd"], help="fd, kid, precision, recall")
+    command.add_argument("--samples", type=int, help="how many; 50,000 of a model, else all")
+    command.add_argument("--steps", type=int, nargs="+", default=[], help="of a model's sampler")
+    command.add_argument("--seeds", type=int, nargs="+", default=[0], help="of a model's noise")
+    command.add_argument("--batch", type=int, default=256, help="images at a time")
+    add_compute(command)
+    _add_data(command)
+    _add_stepping(command)
+    command.add_argument("--cache", type=place, help="folder of what is done, to go on from")
+    command.add_argument("--results", type=place, help="table to add a run's numbers to")
+    add_json(command)
+    command.set_defaults(command=_fid, launched=True)
+
+
+def _add_data(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--data-dir", help="where data sets that are files lie")
+    command.add_argument("--image-size", type=int, default=0, help="of data 'images', in pixels")
+    command.add_argument("--grey", action="store_true", help="data 'images' without colour")
+
+
+def _add_stepping(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--solver", default="ddim", help="of a model: ddim or heun")
+    command.add_argument(
+        "--own-grid", action="store_true", help="as many levels as steps, not a divisor of its own"
+    )
+
+
+def _fid(options: argparse.Namespace) -> None:
+    from tract.base.compute import Compute, device
+    from tract.base.parallel import joined_launch, rank
+    from tract.experiments.measure import rows_of_fid
+    from tract.experiments.results import append_results
+    from tract.metrics.fid import measure
+
+    names = ("features", "weights", "mode", "metrics", "samples", "steps", "seeds", "batch")
+    names += ("data_dir", "image_size", "grey", "cache", "solver", "own_grid")
+    given = {name: getattr(options, name) for name in names}
+    if options.results and not (Path(options.source) / "card.json").is_file():
+        raise ValueError(
+            f"results is given, and {options.source} is no run directory, whose settings a row "
+            "there tells: leave it out"
+        )
+    with joined_launch(), messages(options.json):
+        compute = Compute.of(options.compute)
+        reference = _training_pixels(options.reference)
+        rows = measure(options.source, reference, device=device(), compute=compute, **given)
+        if rank() > 0:
+            return
+    if options.results:
+        append_results(options.results, rows_of_fid(options.source, rows))
+    if options.json:
+        print_rows(rows, as_json=True)
+        return
+    columns = ("metric", "nfe", "value", "std", "samples", "reference_samples")
+    print_rows([{name: row[name] for name in columns} for row in rows], as_json=False)
+    for note in dict.fromkeys(row["note"] for row in rows if row["note"]):
+        print(f"note: {note}")
+
+
+def _training_pixels(reference: str) -> object:
+    """The data of the experiment in a folder, if there is one, at the size that it trains at."""
+    if not (place(reference) / "experiment.json").is_file():
+        return reference
+    from tract.experiments.experiment import open_experiment
+
+    return open_experiment(reference).labelled
+
+
+def _sample(options: argparse.Namespace) -> None:
+    from tract.base.compute import Compute, device
+    from tract.base.parallel import joined_launch
+    from tract.metrics.sample_file import write_samples
+    from tract.metrics.sources import open_source
+
+    check_whole("seed", options.seed, 0)
+    with joined_launch():
+        stepping = {"solver": options.solver, "own_grid": options.own_grid}
+        stepping["compute"] = Compute.of(options.compute)
+        opened = open_source(options.model, device=device(), **stepping)
+        source = opened(options.steps, options.seed)
+        if source.count is not None:
+            raise ValueError(f"{options.model} is no model to sample from: give one")
+        write_samples(source, options.samples, options.output, batch=options.batch)
+
+
+def _classifier(options: argparse.Namespace) -> None:
+    from tract.base.compute import device
+    from tract.base.files import check_new
+    from tract.datasets.load import load_data
+    from tract.metrics.classifier import Fitting, fit_classifier
+
+    settings = Fitting(epochs=options.epochs, seed=options.seed)
+    check_new(options.target)
+    size = {"image_size": options.image_size, "grey": options.grey}
+    data = load_data(options.data, options.data_dir, **size).to(device())
+    _, card = fit_classifier(data, options.target, settings)
+    print(f"{options.target}: right for {card['accuracy']:.1%} of {card['held_out']:,} held out")
+
+
+def _publish(options: argparse.Namespace) -> None:
+    from tract.experiments.results import publish
+
+    print(f"{publish(options.run_dir, options.table)} rows added to {options.table}")

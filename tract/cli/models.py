@@ -1,0 +1,48 @@
+"""Commands about networks, published teachers and exported models."""
+
+import argparse
+
+from tract.base.files import place
+from tract.cli.output import add_json, print_rows
+from tract.networks.named import NETWORKS, SIZES, named_network
+
+
+def add_model_commands(commands: argparse._SubParsersAction) -> None:
+    command = commands.add_parser("models", help="list the named networks")
+    add_json(command)
+    command.set_defaults(command=_models)
+
+    command = commands.add_parser("teacher", help="say what a published teacher is")
+    command.add_argument("path", help="its file or folder, or a diffusers pipeline's hub name")
+    command.set_defaults(command=_teacher)
+
+    command = commands.add_parser("export", help="a model with its card, as a file or pipeline")
+    command.add_argument("run_dir", type=place, help="folder of the model's finished run")
+    command.add_argument("target", type=place, help="NAME.safetensors, or a pipeline's folder")
+    command.add_argument("--half", action="store_true", help="the file in half precision")
+    command.set_defaults(command=_export)
+
+
+def _models(options: argparse.Namespace) -> None:
+    rows = []
+    for name in NETWORKS:
+        (parameters, flop), network = SIZES[name], named_network(name)
+        row = {"name": name, "parameters": parameters, "gflop_per_image": flop / 1e9}
+        row |= {"prediction": network["prediction"]}
+        shape = ("image_size", "image_channels")
+        row |= {key: network["options"][key] for key in shape}
+        rows.append(row | {"classes": network["options"].get("num_classes", 0)})
+    print_rows(rows, options.json)
+
+
+def _teacher(options: argparse.Namespace) -> None:
+    from tract.teachers.load import load_teacher
+
+    load_teacher(options.path)
+
+
+def _export(options: argparse.Namespace) -> None:
+    from tract.experiments.export import export_run
+
+    export_run(options.run_dir, options.target, half=options.half)
+    print(f"{options.target}: written, with its card and what was measured")

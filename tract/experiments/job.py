@@ -1,0 +1,174 @@
+"""A training as data, and as a process of its own that outlives who started it.
+
+`python -m tract.experiments.job RUN_DIR ...` trains the runs that job.json describes in each
+folder, one after the other; `launch` starts such a process. What it prints goes to job.log.
+"""
+
+import json
+import os
+import subprocess
+import sys
+import traceback
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+
+from tract.base.compute import use_threads
+from tract.denoiser import Denoiser
+from tract.experiments.card import claim
+from tract.experiments.experiment import TEACHER, Experiment, run_name
+from tract.experiments.preview import Preview, distance_to_data
+from tract.experiments.run import Checkpointing, Run, complete
+from tract.experiments.status import (
+    FAILED,
+    FINISHED,
+    NEW,
+    STOPPED,
+    WAITING,
+    Status,
+    as_state,
+    process_of,
+    read_status,
+    write_status,
+)
+from tract.experiments.worker import experiment_of
+from tract.settings import Distillation, Training
+
+JOB, LOG = "job.json", "job.log"
+
+
+@dataclass(frozen=True)
+class Task:
+    """A training as another process needs it; settings of a teacher come with its network.
+
+    features, metric_every: measure the distance to the data on the way, every so many steps.
+    """
+
+    experiment: Experiment
+    settings: Training
+    network: str = ""  # of a teacher, one that `tract models` lists
+    processes: int = 1
+    minutes: float = 1.0  # between checkpoints
+    features: str = ""
+    metric_every: int = 0
+
+    @property
+    def folder(self) -> Path:
+        """The run directory."""
+        return self.experiment.folder / run_name(self.settings)
+
+    @property
+    def label(self) -> str:
+        """Method and schedule, for a reader."""
+        distilled = isinstance(self.settings, Distillation)
+        return f"{self.settings.method} {self.settings.schedule}" if distilled else TEACHER
+
+    def run(self) -> Run:
+        """The run, with previews; ValueError, with the remedy, for what cannot be trained."""
+        experiment, settings = self.experiment, self.settings
+        metric = None
+        if self.metric_every:
+            metric = distance_to_data(experiment, settings, self.features)
+        how = Checkpointing(self.minutes, metric=metric, metric_every=self.metric_every)
+        if self.network:
+            run = experiment.training(self.network, settings, how, self.processes)
+        else:
+            run = experiment.distillation(settings, how, self.processes)
+        preview = Preview(experiment, settings, run.state, run.folder, metric, self.metric_every)
+        run.records = preview.watch(run.records)
+        return run
+
+    def check(self) -> None:
+        """ValueError, with the remedy, for what cannot be trained, or was begun otherwise."""
+        run = self.run()
+        if (run.folder / "card.json").is_file() and read_status(run.folder).state != NEW:
+            claim(run.folder / "card.json", run.card)
+
+    def train(self) -> Denoiser:
+        """Train, resume or read the run here, under a text bar; returns its average."""
+        run = self.run()
+        if not run.finished:
+            self.write()
+        try:
+            return complete(run)
+        except KeyboardInterrupt:
+            run.records.close()  # which writes a preview of where it stopped
+            raise
+
+    def write(self) -> None:
+        """Leave the task in its run directory, from which a job can be launched."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        own = {name: getattr(self, name) for name in ("network", "processes", "minutes")}
+        own |= {"features": self.features, "metric_every": self.metric_every}
+        own |= {"experiment": self.experiment.as_json(), "settings": asdict(self.settings)}
+        own["threads"] = torch.get_num_threads()
+        (self.folder / JOB).write_text(json.dumps(own, indent=1) + "\n")
+
+
+def read_task(folder: Path) -> Task:
+    """The task of a run directory, with as many threads as it was given."""
+    about = json.loads((folder / JOB).read_text())
+    use_threads(about.pop("threads"))
+    kind = Training if about["network"] else Distillation
+    experiment, settings = experiment_of(about.pop("experiment")), kind(**about.pop("settings"))
+    return Task(experiment, settings, **about)
+
+
+def launch(folders: Sequence[Path]) -> None:
+    """Train the unfinished of some runs in a process of its own; each has its task written.
+
+    RuntimeError if one of them is being trained already.
+    """
+    folders = [folder for folder in folders if read_status(folder).state != FINISHED]
+    for folder in folders:
+        if read_status(folder).active:
+            raise RuntimeError(f"{folder.name} is being trained already: wait for it, or stop it")
+    if not folders:
+        return
+    command = [sys.executable, "-m", "tract.experiments.job", *(str(f.resolve()) for f in folders)]
+    with (folders[0] / LOG).open("a") as log:
+        process = subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            start_new_session=True,  # or it would be interrupted with the kernel
+            env=os.environ | {"TQDM_DISABLE": "1"},
+        )
+    owner = process_of(process.pid)
+    for folder, before in zip(folders, ["", *folders], strict=False):
+        message = f"waits for {before.name}" if before else "starting"
+        last = read_status(folder)
+        write_status(folder, Status(WAITING, last.step, last.num_steps, message=message, **owner))
+
+
+def main(folders: Sequence[Path]) -> int:
+    """Train the runs in turn; the first that does not finish ends the rest."""
+    waiting = list(folders)
+    try:
+        while waiting:
+            read_task(waiting[0]).train()
+            waiting.pop(0)
+    except KeyboardInterrupt:
+        return 0
+    except Exception as error:
+        traceback.print_exc()
+        if read_status(waiting[0]).active:  # it failed before its first step
+            _leave(waiting[0], FAILED, str(error))
+        return 1
+    finally:
+        for folder in waiting[1:]:
+            _leave(folder, STOPPED)
+    return 0
+
+
+def _leave(folder: Path, state: str, message: str = "") -> None:
+    with suppress(OSError):
+        write_status(folder, as_state(read_status(folder), state, message))
+
+
+if __name__ == "__main__":
+    sys.exit(main([Path(folder) for folder in sys.argv[1:]]))
