@@ -12,6 +12,7 @@ from tract.distill import distill, start_distillation
 from tract.levels import cosine
 from tract.networks.mlp import MLP
 from tract.networks.weights import load_state, save_state
+from tract.optimize import learning_rate
 from tract.oracle import Gaussian
 from tract.phases import Phase, first_grid, format_schedule, parse_schedule
 from tract.samplers import sample
@@ -193,6 +194,12 @@ def test_the_rate_falls_to_zero_over_the_last_share_of_each_phase():
     for _ in distill(state, POINTS, cosine(8), settings):
         rates.append(state.optimizer.param_groups[0]["lr"] / 1e-2)
     assert rates == pytest.approx([1, 1, 1, 1, 1, 1, 0.8, 0.6, 0.4, 0.2] * 2)
+
+
+def test_the_rate_rises_over_the_first_images_of_the_run_alone():
+    settings = settings_for(train_images=16 * 20, step_schedule=[8, 2, 1], warmup=64)
+    rates = [learning_rate(settings, step) / settings.learning_rate for step in range(20)]
+    assert rates == [0.25, 0.5, 0.75] + [1.0] * 17
 
 
 @pytest.mark.parametrize("cooldown", [-0.1, 1.1, True, math.nan, "half"])

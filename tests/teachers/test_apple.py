@@ -10,7 +10,7 @@ import torch
 
 from tract.networks.build import build_denoiser, named_network
 from tract.teachers import apple
-from tract.teachers.apple import read_apple
+from tract.teachers.apple import read_apple, write_apple
 from tract.teachers.paper_unet import describe
 
 CONDITIONAL = {**flax_net.TINY, "channels": 64, "head": 64, "classes": 5, "out": 6}
@@ -132,6 +132,20 @@ def test_every_tensor_arrives_bit_for_bit(tmp_path, network):
     state = read_apple(saved(tmp_path / "a.pt", tensors)).net.state_dict()
     ours = torch.cat([t.flatten() for t in state.values()]).sort().values
     assert torch.equal(ours, torch.cat([t.flatten() for t in tensors.values()]).sort().values)
+
+
+@NETWORKS
+def test_a_network_is_written_back_tensor_by_tensor(tmp_path, network):
+    _, tensors = tensors_of(network)
+    denoiser = read_apple(saved(tmp_path / "a.pt", tensors))
+    write_apple(denoiser, tmp_path / "b.pt")
+    again = torch.load(tmp_path / "b.pt", weights_only=True)
+    assert again.keys() == tensors.keys()
+    assert [name for name in tensors if not torch.equal(again[name], tensors[name])] == []
+    with pytest.raises(FileExistsError):
+        write_apple(denoiser, tmp_path / "b.pt")
+    with pytest.raises(ValueError, match="only a student of one of the authors' networks"):
+        write_apple(build_denoiser(named_network("digits")), tmp_path / "c.pt")
 
 
 @pytest.mark.parametrize(

@@ -15,6 +15,7 @@ from tract.networks.diffusers_unet import DiffusersUNet
 from tract.networks.weights import load_model, save_model
 from tract.phases import first_grid
 from tract.samplers import step_indices
+from tract.teachers.apple import write_apple
 from tract.teachers.diffusers_read import LINEAR, NOISE_SCHEDULES, PREDICTIONS
 
 CARD = """\
@@ -51,13 +52,13 @@ are not what it was made for. `pipeline.push_to_hub("owner/{name}")` publishes t
 def export_run(run_dir: str | Path, target: str | Path, *, half: bool = False) -> None:
     """Write the model of a finished run, with its card and what was measured of it.
 
-    target: a file NAME.safetensors, which `load_teacher` reads, for any model; or a folder for
-    `save_pipeline`, for a student. half: the file in half precision. FileExistsError if it is
-    there, ValueError for what cannot be.
+    target: a file NAME.safetensors, which `load_teacher` reads, for any model; NAME.pt for one of
+    the authors' networks, see `write_apple`; or a folder for `save_pipeline`, for a student. half:
+    the first in half precision. FileExistsError if it is there, ValueError for what cannot be.
     """
     run_dir, target = Path(run_dir), Path(target)
-    is_file = target.suffix == ".safetensors"
-    if half and not is_file:
+    is_file = target.suffix in (".safetensors", ".pt")
+    if half and target.suffix != ".safetensors":
         raise ValueError(f"half is given, and {target} is no file NAME.safetensors: leave it out")
     denoiser, card = load_model(run_dir)
     try:
@@ -70,7 +71,9 @@ def export_run(run_dir: str | Path, target: str | Path, *, half: bool = False) -
     rows = table[table["run"] == run_dir.name][["metric", "value", "nfe", "samples"]]
     if len(rows) or "measured" not in card:  # a file that was exported has its own
         card = card | {"measured": rows.to_dict("records")}
-    if is_file:
+    if target.suffix == ".pt":
+        write_apple(denoiser, target)
+    elif is_file:
         check_new(target)
         target.parent.mkdir(parents=True, exist_ok=True)
         save_model(target, denoiser, card, half=half)

@@ -18,6 +18,10 @@ METHOD_STYLES = {
     "TRACT": Style(STUDENT, "o"),
     "BTD": Style("#aa4499", "D"),
     "consistency": Style("#a6761d", "^"),
+    "MCD": Style("#a6761d", "^"),  # multistep consistency distillation
+    "CD": Style("#a6761d", "^"),
+    "MCT": Style("#56b4e9", "v"),  # and training
+    "iCT": Style("#56b4e9", "v"),
     "CT": Style("#56b4e9", "v"),
     "teacher": Style(TEACHER_COLOUR, "s"),
     "real images": Style(DATA, "x"),

@@ -150,15 +150,15 @@ def _order(count: int, seed: int) -> Tensor:
 
 
 def _statistics(path: Path) -> Opened:
-    """Mean mu and covariance sigma of Inception's features, as FID's projects publish them."""
+    """Mean mu (D,) and covariance sigma (D, D) of features, as FID's projects publish them."""
     mean, covariance = (
         torch.from_numpy(np.array(a, dtype=np.float64)) for a in read_arrays(path, ["mu", "sigma"])
     )
     finite = bool(mean.isfinite().all() and covariance.isfinite().all())
-    if mean.shape != (2048,) or covariance.shape != (2048, 2048) or not finite:
+    if mean.ndim != 1 or covariance.shape != (len(mean), len(mean)) or not finite:
         raise ValueError(
             f"{path} has mu of shape {tuple(mean.shape)} and sigma of {tuple(covariance.shape)}: "
-            "use finite ones of Inception's 2048 features"
+            "use finite ones, a mean (D,) and a covariance (D, D)"
         )
     many = 2**31  # images, whose number these files do not tell
     moments = Moments(many, mean, covariance * (many - 1))
@@ -264,7 +264,8 @@ def _model(
     if own_grid and teacher.noise_schedule in FIXED:
         raise ValueError(f"{path} knows its own levels alone, those of DDPM: leave out own_grid")
     trained = levels_of(teacher.noise_schedule, teacher.teacher_steps)
-    options = {"clamp": clamp, "compute": compute, "shown": False, "solver": SOLVERS[solver]}
+    options = {"clamp": clamp, "compute": compute, "shown": False, "on_step": progress}
+    options |= {"solver": SOLVERS[solver]}
     about = {
         "sha256": fingerprint(teacher.denoiser),
         "noise_schedule": teacher.noise_schedule,
@@ -284,11 +285,7 @@ def _model(
         def read(start: int, stop: int) -> Tensor:
             eps = noise(shape, start, stop, seed).to(device)
             labels = cycling_labels(teacher.num_classes, start, stop)
-            drawn = {
-                "labels": None if labels is None else labels.to(device),
-                "batch": len(eps),
-                "on_step": progress,
-            }
+            drawn = {"labels": None if labels is None else labels.to(device), "batch": len(eps)}
             x = sample_batches(teacher.denoiser, eps, levels, num_steps, **drawn, **options)
             return _rounded(x, str(path))
 

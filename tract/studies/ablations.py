@@ -56,9 +56,9 @@ BEYOND: dict[str, dict[str, dict]] = {
         "BTD 32>16>...>1": {"method": "BTD", "step_schedule": halving_schedule(32)},
         "TRACT 16>1": {"step_schedule": [16, 1]},
         "TRACT 32>1": {"step_schedule": [32, 1]},
-        "TRACT 64>1": {"step_schedule": [64, 1]},
+        "TRACT 16>4>1": {"step_schedule": [16, 4, 1]},
+        "TRACT 32>8>1": {"step_schedule": [32, 8, 1]},
         "TRACT 4<8<16<32>1": {"step_schedule": [doubling(4, 32), 1]},
-        "TRACT 4<8<...<64>1": _SIXTY_FOUR,
     },
     "finest_grid": {
         **{f"fixed {n}": {"step_schedule": [n, 1]} for n in (*_SHORT, 1024)},

@@ -8,8 +8,10 @@ import itertools
 from collections.abc import Iterator
 from pathlib import Path
 
+import torch
 from torch import Tensor, nn
 
+from tract.base.files import check_new
 from tract.denoiser import Denoiser
 from tract.teachers.containers import read_torch
 from tract.teachers.fill import Take, fill
@@ -29,6 +31,28 @@ def read_apple(path: str | Path) -> Denoiser:
     path = Path(path)
     tensors = _tensors(read_torch(path, WRAPPINGS), path)
     return fill(path, tensors, describe(path, tensors, _options), _weights)
+
+
+def write_apple(denoiser: Denoiser, path: str | Path) -> None:
+    """Write a network of the authors' as the .pt that their fid_model.py loads.
+
+    ValueError for any other network, FileExistsError if the file is there.
+    """
+    config = getattr(denoiser, "config", {"net": "", "options": {}})
+    if config["net"] != "unet" or config["options"].get("norm_eps") != NORM_EPS:
+        raise ValueError(
+            f"{path}: only a student of one of the authors' networks can be written as theirs, use "
+            "NAME.safetensors"
+        )
+    net, tensors = denoiser.net, {}
+    for ours, layer, theirs in layers(net, _names(net), INNER):
+        for name, tensor in layer.state_dict().items():
+            if theirs.endswith("/qkv"):
+                heads = net.get_submodule(ours.removesuffix(".qkv")).num_heads
+                tensor = tensor.unflatten(0, (3, heads, -1)).transpose(0, 1).flatten(0, 2)
+            tensors[f"{theirs.replace('/', '.')}.{name}"] = tensor.cpu()
+    check_new(Path(path))
+    torch.save(tensors, path)
 
 
 def _tensors(content: dict[str, Tensor], path: Path) -> dict[str, Tensor]:
