@@ -208,7 +208,7 @@ def test_commands_in_documents_are_commands_on_files_that_are_there(launcher, co
         assert name in declared_parameters(ROOT / options.notebook)
 
 
-@pytest.mark.parametrize("name", ["06_figures", "07_coarse_to_fine", "08_fashion_mnist"])
+@pytest.mark.parametrize("name", ["06_figures", "07_beyond_the_paper", "08_fashion_mnist"])
 def test_committed_tables_are_what_the_committed_results_say(tmp_path, name):
     for folder in ("notebooks", "figures"):
         shutil.copytree(ROOT / folder, tmp_path / folder)
