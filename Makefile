@@ -59,8 +59,12 @@ lint: $(READY) ## Style, as the tests require it
 	.venv/bin/ruff check .
 	.venv/bin/ruff format --check .
 
-lab: $(READY) ## Open the first notebook in JupyterLab, for this machine only
-	.venv/bin/jupyter lab --ip=127.0.0.1 $(AS_ROOT) notebooks/00_two_dimensions.ipynb
+# In copies, which are made once: what one tries there changes no committed notebook.
+lab: $(READY) ## Open copies of the notebooks in JupyterLab, for this machine only
+	mkdir -p lab runs data
+	cp -Rn notebooks lab || true
+	ln -sfn ../runs ../data ../figures lab
+	.venv/bin/jupyter lab --ip=127.0.0.1 $(AS_ROOT) lab/notebooks/00_two_dimensions.ipynb
 
 screenshots: $(READY) ## Take the README's pictures of JupyterLab again, after `make run`
 	.venv/bin/python tests/screenshots.py

@@ -120,6 +120,7 @@ def level_errors(
 
 
 @torch.no_grad()
+@matmul_precision(EAGER)
 def x0_errors(
     experiment: Experiment, settings: Training, denoiser: Denoiser
 ) -> tuple[Tensor, Tensor]:
@@ -173,6 +174,7 @@ def preview_steps(experiment: Experiment, settings: Training, phase: int) -> int
     return max(n for n in range(1, min(own, MOST_STEPS) + 1) if own % n == 0)
 
 
+@matmul_precision(EAGER)
 def samples_of(
     experiment: Experiment, settings: Training, denoiser: Denoiser, steps: int, count: int
 ) -> Tensor:
