@@ -25,7 +25,7 @@ FORMAT ?= png
 figures: export FIGURE_FORMAT = $(FORMAT)
 figures: $(READY) ## Draw figures and tables again from figures/*.csv; FORMAT=pdf for print
 	.venv/bin/tract run notebooks/06_figures.ipynb .test/06_figures.ipynb
-	.venv/bin/tract run notebooks/07_coarse_to_fine.ipynb .test/07_coarse_to_fine.ipynb \
+	.venv/bin/tract run notebooks/07_beyond_the_paper.ipynb .test/07_beyond_the_paper.ipynb \
 		-p figures figures
 	.venv/bin/tract run notebooks/08_fashion_mnist.ipynb .test/08_fashion_mnist.ipynb \
 		-p figures figures

@@ -81,7 +81,7 @@ class Distance:
 
     def __call__(self, samples: Tensor) -> float:
         batches = to_uint8(samples).split(SAMPLED[device()])
-        with progress(self.metric, len(batches), "batch", iterable=batches, leave=False) as bar:
+        with progress(self.metric, len(batches), "batch", iterable=batches) as bar:
             moments: Moments = reduce(Moments.merged, (moments_of(self.extract(x)) for x in bar))
         return frechet_distance(moments, self.reference)
 

@@ -109,6 +109,7 @@ def read_preview(folder: Path) -> tuple[dict[str, Tensor], dict]:
     return read_tensors(path) if path.is_file() else ({}, {})
 
 
+@matmul_precision(EAGER)
 def level_errors(
     experiment: Experiment, settings: Training, state: TeacherState | DistillationState
 ) -> tuple[Tensor, Tensor]:
@@ -136,7 +137,6 @@ def x0_errors(
 
 
 @torch.no_grad()
-@matmul_precision(EAGER)
 def target_errors(
     experiment: Experiment, settings: Distillation, state: DistillationState
 ) -> tuple[Tensor, Tensor]:

@@ -147,12 +147,18 @@ def as_committed(cells: Sequence[str], name: str) -> bool:
     path = NOTEBOOKS / f"{name}.ipynb"
     if not path.is_file():
         return False
+    values = given_parameters(cells)
+    declared = declared_parameters(path)
+    return all(values.get(n) == value for n, value in declared.items() if n not in PLACES)
+
+
+def given_parameters(cells: Sequence[str]) -> dict[str, object]:
+    """The parameters that a notebook runs with: its own, then papermill's. cells: IPython's In."""
     values: dict[str, object] = {}
     for cell in cells:
         if "  # help: " in cell or cell.startswith("# Parameters\n"):
             values |= _assignments(cell)
-    declared = declared_parameters(path)
-    return all(values.get(n) == value for n, value in declared.items() if n not in PLACES)
+    return values
 
 
 def check_claims(claims: Mapping[str, bool], asserted: bool) -> None:
