@@ -3,7 +3,6 @@
 Screenshots of every stage are left in .screenshots.
 """
 
-import json
 import re
 import urllib.error
 import urllib.request
@@ -32,10 +31,11 @@ from lab import (
 from playwright.sync_api import expect
 
 from tract.experiments.experiment import Experiment, open_experiment
+from tract.experiments.job import read_task
 from tract.experiments.measure import measure
 from tract.experiments.status import read_status
 from tract.networks.weights import load_model
-from tract.settings import Distillation, Training
+from tract.settings import Training
 
 pytestmark = pytest.mark.skipif(
     CHROMIUM is None, reason="no chromium here to open JupyterLab in: install Debian's package"
@@ -221,8 +221,8 @@ def test_its_weights_are_those_of_a_run_without_a_panel(work, run, tmp_path):
     (copy / "teacher").mkdir(parents=True)
     for name in ("experiment.json", "teacher/card.json", "teacher/model.safetensors"):
         (copy / name).write_bytes((run.parent / name).read_bytes())
-    settings = Distillation(**json.loads((run / "card.json").read_text())["settings"])
-    student = open_experiment(copy).distill(settings)
+    task = read_task(run)
+    student = open_experiment(copy, task.experiment.compute).distill(task.settings)
     assert torch.equal(weights(student), weights(load_model(run)[0]))
 
 
