@@ -13,6 +13,7 @@ import torch
 from helpers import weights
 from lab import (
     CHROMIUM,
+    PATIENCE,
     ROOT,
     browser_page,
     button,
@@ -198,16 +199,17 @@ def test_a_killed_job_is_seen_and_resumed_and_outlives_its_kernel(page, run):
     assert read_status(run).pid == pid
 
 
-def test_two_notebooks_show_one_run_and_a_finished_one_stays_as_a_picture(page, server, run):
-    with browser_page() as other:
-        open_notebook(other, server, "notebooks/copy.ipynb")
-        there = run_up_to(other, "trainings = train(")
-        expect(there).to_contain_text(run.name)
-        cell = cell_with(page, "trainings = train(")
-        for each in (cell, there):
-            # The widgets make way for the picture of the finished run.
-            expect(each.locator(".jp-RenderedImage img")).to_be_visible(timeout=300_000)
-            expect(each.locator(".widget-button")).to_have_count(0)
+def test_two_notebooks_show_one_run_and_a_finished_one_stays_as_a_picture(page, server):
+    other = page.context.browser.new_page()
+    other.set_default_timeout(PATIENCE)
+    open_notebook(other, server, "notebooks/copy.ipynb")
+    there = run_up_to(other, "trainings = train(")
+    cell = cell_with(page, "trainings = train(")
+    for each in (there, cell):
+        # The widgets make way for the picture of the finished run.
+        expect(each.locator(".jp-RenderedImage img")).to_be_visible(timeout=300_000)
+        expect(each.locator(".widget-button")).to_have_count(0)
+    other.close()
     save_notebook(page)
     page.reload()
     expect(cell.locator(".jp-RenderedImage img")).to_be_visible()
