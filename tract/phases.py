@@ -61,11 +61,10 @@ class Phase:
 def parse_schedule(step_schedule: Sequence[Entry], grid_steps: int | None = None) -> list[Phase]:
     """Phases of a schedule that starts at the teacher's grid; ValueError if it is impossible.
 
-    grid_steps: of the teacher, by default what the schedule starts with.
-
-    Each entry must divide the one before it; the last must be at least 1. One may come twice, as
-    in 1024>32>32>1: in that phase of equal steps another network takes over. In a list of growing
-    grids each must divide the next, and the last is the teacher's grid.
+    grid_steps: of the teacher, by default what the schedule starts with. Each entry must divide the
+    one before it; the last must be at least 1. One may come twice, as in 1024>32>32>1: in that
+    phase of equal steps another network takes over. In a list of growing grids each must divide the
+    next, and the last is the teacher's grid.
     """
     shown = f"step_schedule is {list(step_schedule)}"
     grids = [_grids(entry) for entry in step_schedule]
@@ -87,10 +86,10 @@ def parse_schedule(step_schedule: Sequence[Entry], grid_steps: int | None = None
         raise ValueError(
             f"{shown} but the teacher's grid has {grid_steps} steps: start with {grid_steps}"
         )
-    if max(max(grid) for grid in grids) > MOST_STEPS:
-        raise ValueError(f"{shown}: use {MOST_STEPS:,} steps or less")
     if min(steps) < 1:
         raise ValueError(f"{shown}: {min(steps)} is no number of steps; end at 1 or more")
+    if steps[0] > MOST_STEPS:
+        raise ValueError(f"{shown}: use {MOST_STEPS:,} steps or less")
     for before, after in itertools.pairwise(steps):
         if after > before:
             raise ValueError(f"{shown}: {after} does not decrease from {before}; use a divisor")

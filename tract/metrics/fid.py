@@ -40,30 +40,26 @@ def measure(
 ) -> list[dict]:
     """Distances from images to a reference: a row for each number of steps and metric.
 
-    source, reference, opening: see `sources.open_source`; the reference is taken whole, and a model
-    as one with all its steps. features, weights, mode: see `features.extractor`. metrics: of
-    METRICS. samples: how many of the source, 50,000 of a model and else all if None. steps: of
-    models and files of samples. seeds: of a model's noise, or of the part that is taken of other
-    sources; value and std are their mean and standard deviation (n - 1). All that a number depends
-    on is in its row. ValueError or FileNotFoundError, before the long part, for what cannot be.
+    source, reference, opening: see `sources.open_source`; the reference is whole, a model all its
+    steps. features, weights, mode: see `features.extractor`. metrics: of METRICS. samples: 50,000
+    of a model and else all if None. steps: of models and files of samples. seeds: of a model's
+    noise, or of the part taken of other sources; value and std are over them (n - 1). ValueError or
+    FileNotFoundError, before the long part, for what cannot be.
     """
     _check(metrics, samples, seeds, batch)
-    places = {"device": device, **opening}
+    opening |= {"device": device}
     if is_named(reference, opening.get("image_size", 0)):
         reference = named_data(str(reference), **opening)
     data = reference if isinstance(reference, Data) and features == "classifier" else None
     options = {"weights": weights, "mode": mode, "data": data, "device": device}
     extract = rank0_first(lambda: extractor(features, **options))  # may train a classifier
-    opened = open_source(source, **places)
-    target = open_source(reference, **places)(None, REFERENCE_SEED)
+    opened = open_source(source, **opening)
+    target = open_source(reference, **opening)(None, REFERENCE_SEED)
     by_steps = {n: [opened(n, seed) for seed in seeds] for n in steps or [None]}
     counts = {n: _count(same[0], samples, steps, seeds) for n, same in by_steps.items()}
     target_count = target.count or max(counts.values())
     for n, same in by_steps.items():
-        _check_counts([(same[0].name, counts[n]), (target.name, target_count)], metrics)
-        _check_shapes(extract, same[0], target)
-    _check_statistics(target, features, metrics)
-
+        _check_pair(extract, (same[0], counts[n]), (target, target_count), metrics)
     kept = KEPT_FEATURES if set(metrics) - {"fd"} else 0
     options = {"cache": cache or cache_folder(), "batch": batch}
     expected = statistics(target, extract, target_count, kept, **options)
@@ -71,24 +67,32 @@ def measure(
     for n, same in by_steps.items():
         start = time.monotonic()
         found = [statistics(each, extract, counts[n], kept, **options) for each in same]
-        conditions = {
-            "samples": counts[n],
-            "reference_samples": None if target.moments else target_count,
-            "seeds": list(seeds),
-            "seconds": round(time.monotonic() - start, 1),
-            "kept": min(kept, counts[n]),
-            "neighbours": NEIGHBOURS,
-            "features": {"name": extract.name, **extract.about},
-            "source": _about(same[0]),
-            "reference": _about(target),
-            **provenance(),
-        }
-        named = {"nfe": same[0].about.get("nfe")}
-        rows += [
-            {"metric": extract.metric(kind)} | named | numbers | conditions
-            for kind, numbers in _numbers(found, expected, metrics, _sizes(same[0], target)).items()
-        ]
+        about = {"samples": counts[n]}
+        about |= {"reference_samples": None if target.moments else target_count}
+        about |= {"seeds": list(seeds), "seconds": round(time.monotonic() - start, 1)}
+        about |= {"kept": min(kept, counts[n])}
+        numbers = _numbers(found, expected, metrics, _sizes(same[0], target))
+        rows += _rows(extract, numbers, about | _conditions(extract, same[0], target))
     return rows
+
+
+def _rows(extract: Extractor, numbers: dict[str, dict], conditions: dict) -> list[dict]:
+    named = {"nfe": conditions["source"].get("nfe")}
+    return [
+        {"metric": extract.metric(kind)} | named | found | conditions
+        for kind, found in numbers.items()
+    ]
+
+
+def _conditions(extract: Extractor, source: Source, reference: Source) -> dict:
+    """What a number depends on beside counts and seeds."""
+    return {
+        "neighbours": NEIGHBOURS,
+        "features": {"name": extract.name, **extract.about},
+        "source": _about(source),
+        "reference": _about(reference),
+        **provenance(),
+    }
 
 
 def _check(metrics: Sequence[str], samples: int | None, seeds: Sequence[int], batch: int) -> None:
@@ -125,6 +129,18 @@ def _count(source: Source, samples: int | None, steps: Sequence[int], seeds: Seq
             f"seeds are {list(seeds)}, and all of {source.name} is taken: give one, or less samples"
         )
     return samples or source.count
+
+
+def _check_pair(
+    extract: Extractor,
+    source: tuple[Source, int],
+    reference: tuple[Source, int],
+    metrics: Sequence[str],
+) -> None:
+    """ValueError for images, and how many are taken, that do not compare in these features."""
+    _check_statistics(reference[0], extract.name, metrics)
+    _check_counts([(each.name, count) for each, count in (source, reference)], metrics)
+    _check_shapes(extract, source[0], reference[0])
 
 
 def _check_counts(counts: Sequence[tuple[str, int]], metrics: Sequence[str]) -> None:
