@@ -184,7 +184,7 @@ def test_a_row_says_all_that_its_number_depends_on(tmp_path):
     path = model(tmp_path / "model.safetensors")
     (row,) = measure(path, DIGITS, features="pixels", samples=200, steps=[4], metrics=["kid"])
     assert json.loads(json.dumps(row)) == row
-    assert row["reference"] == {"name": "digits", "shapes": [(1, 8, 8)], "sha256": DIGITS.sha256}
+    assert row["reference"] == {"name": "digits", "shapes": [[1, 8, 8]], "sha256": DIGITS.sha256}
     assert row["features"] == {"name": "pixels", "range": [-1, 1]}
     assert {"noise_schedule": "cosine", "grid_steps": 16, "clamp": True, "nfe": 4}.items() <= row[
         "source"

@@ -226,7 +226,7 @@ def _values(found: Statistics, expected: Statistics, metrics: Sequence[str]) -> 
 def _about(source: Source) -> dict:
     """What identifies the images of a source at any of its seeds."""
     about = {k: v for k, v in source.about.items() if k != "seed"}
-    return {"name": source.name, "shapes": sorted(source.shapes)[:9]} | about
+    return {"name": source.name, "shapes": sorted(map(list, source.shapes))[:9]} | about
 
 
 def _note(kind: str, *moments: Moments) -> str:
