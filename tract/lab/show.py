@@ -20,6 +20,10 @@ STYLE = """<style>
 .tract img { max-width: 100%; height: auto }
 .tract .tract-row { display: flex; flex-wrap: wrap; gap: 4px }
 .tract .tract-row > * { min-width: 0; max-width: 100% }
+.tract .widget-box:not(.tract-table) { overflow: hidden }
+.tract :is(.widget-box, .widget-html, .widget-html-content) { min-width: 0; max-width: 100% }
+.tract .widget-html-content { flex: 1 1 auto }
+.tract .widget-button.mod-success { background: #2e7d32; color: white }
 .tract-bad { color: var(--jp-error-color0, #b71c1c); font-weight: bold }
 .tract-good { color: var(--jp-success-color0, #1b5e20); font-weight: bold }
 body[data-jp-theme-light="false"] .tract img.tract-figure {
