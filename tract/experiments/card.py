@@ -21,9 +21,9 @@ def claim(
 ) -> None:
     """Write the card of something new; refuse with their names values that an old one has not.
 
-    An old card that is not binding is replaced. note: kept beside the card, and not compared;
-    that a run goes on with another number of threads is said. found: the card in a file of the
-    run, which counts if the run's own is lost. ValueError leaves everything as it is.
+    An old card that is not binding is replaced. note: kept beside the card, and not compared.
+    found: the card in a file of the run, which counts if the run's own is lost. ValueError leaves
+    everything as it is.
     """
     before = read_card(path, whole=True) if path.is_file() else found
     if binding and before is not None:
@@ -35,10 +35,6 @@ def claim(
                 "run_dir or seed, restore these values, remove that folder, or `tract branch` "
                 "run_dir to go on from it under a new name"
             )
-        threads, now = provenance_before.get("threads"), provenance()["threads"]
-        if note and threads not in (None, now):
-            print(f"{path.parent.name}: begun with {threads} threads, goes on with {now}: equal")
-            print("up to rounding, and bit for bit with as many as before")
         kept = all(provenance_before.get(name) == value for name, value in (note or {}).items())
         if kept and path.is_file():
             return
