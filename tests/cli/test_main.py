@@ -359,7 +359,8 @@ def test_a_missing_notebook_is_one_line_and_status_1(capsys, tmp_path):
     error = capsys.readouterr().err
     assert (
         error
-        == f"tract: no notebook {tmp_path}/no.ipynb: correct the path; tract's are in {NOTEBOOKS}\n"
+        == f"tract: no notebook {tmp_path}/no.ipynb: correct the path; tract's are in "
+        + f"{NOTEBOOKS}\n"
     )
 
 

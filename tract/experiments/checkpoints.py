@@ -8,7 +8,7 @@ from tract.networks.weights import load_state, read_tensors, run_cards, save_sta
 from tract.settings import Training
 
 
-def writecheckpoint(folder: Path, state, card: dict, keep: int) -> None:
+def write_checkpoint(folder: Path, state, card: dict, keep: int) -> None:
     """Write a checkpoint, then remove all but the last few up to it.
 
     Those beyond it were passed over when the run was resumed.
