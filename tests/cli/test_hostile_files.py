@@ -9,6 +9,14 @@ import pytest
 import torch  # imported before the limits
 from tiny import forked
 
+import tract.experiments.export
+import tract.experiments.team
+import tract.experiments.worker
+import tract.jobs.execute
+import tract.jobs.sweep
+import tract.metrics.fid
+import tract.metrics.sample_file
+import tract.teachers.load  # noqa: F401
 from tract.cli.main import main
 from tract.datasets.load import load_data
 
