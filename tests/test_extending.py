@@ -17,7 +17,7 @@ from tract.lab.explorer import ScheduleExplorer
 from tract.levels import cosine
 from tract.methods import METHODS
 from tract.metrics.features import FEATURES, extractor
-from tract.metrics.fid import measure
+from tract.metrics.fid import compare
 from tract.networks.build import build_denoiser, named_network
 from tract.oracle import Gaussian
 from tract.settings import Distillation
@@ -94,5 +94,5 @@ def test_a_data_set_is_one_entry():
 def test_a_metric_is_one_entry(tmp_path):
     exec(EXAMPLES["metric"], {})
     assert extractor("rows")(torch.zeros(3, 1, 8, 8).byte()).shape == (3, 8)
-    (row,) = measure("digits", "digits", features="rows", samples=100, cache=tmp_path)
+    (row,) = compare("digits", "digits", features="rows", samples=100, cache=tmp_path)
     assert row["metric"] == "fd_rows"

@@ -62,7 +62,6 @@ def parse_schedule(step_schedule: Sequence[Entry], grid_steps: int | None = None
     """Phases of a schedule that starts at the teacher's grid; ValueError if it is impossible.
 
     grid_steps: of the teacher, by default what the schedule starts with.
-
     Each entry must divide the one before it; the last must be at least 1. One may come twice, as
     in 1024>32>32>1: in that phase of equal steps another network takes over. In a list of growing
     grids each must divide the next, and the last is the teacher's grid.

@@ -4,7 +4,7 @@ The network of Salimans & Ho 2022, which the paper distils; layer by layer compa
 published weights. `net(x, logsnr, labels)` returns a tensor shaped like x, or with out_channels.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -145,7 +145,10 @@ class UNet(nn.Module):
         self.patch = patch
         sizes = halved_sizes(image_size, len(channel_mult), patch)
         norms = {"groups": groups, "norm_eps": norm_eps}
-        stages = [(size, channels * mult) for size, mult in zip(sizes, channel_mult, strict=True)]
+        stages = [
+            (channels * mult, size in attention)
+            for size, mult in zip(sizes, channel_mult, strict=True)
+        ]
 
         def res(c_in: int, c_out: int, kind: type[ResBlock] = ResBlock) -> ResBlock:
             return kind(c_in, c_out, emb_channels, **norms, dropout=dropout)
@@ -154,28 +157,9 @@ class UNet(nn.Module):
             return Attention(width, head_channels=head_channels or width, **norms)
 
         self.emb = Embedding(channels, emb_channels, num_classes)
-        self.conv_in = Float32Conv2d(image_channels * patch**2, channels, 3, padding=1)
-        self.down, self.up = nn.ModuleList(), nn.ModuleList()
-        width, skips = channels, [channels]
-        for size, stage_width in stages:
-            if size != sizes[0]:
-                self.down.append(nn.ModuleList([res(width, width, DownBlock)]))
-                skips.append(width)
-            for _ in range(num_blocks):
-                block = [res(width, stage_width)]
-                width = stage_width
-                block += [attend(width)] if size in attention else []
-                self.down.append(nn.ModuleList(block))
-                skips.append(width)
-        self.middle = nn.ModuleList([res(width, width), attend(width), res(width, width)])
-        for size, stage_width in reversed(stages):
-            for _ in range(num_blocks + 1):
-                block = [res(width + skips.pop(), stage_width)]
-                width = stage_width
-                block += [attend(width)] if size in attention else []
-                self.up.append(nn.ModuleList(block))
-            if size != sizes[0]:
-                self.up[-1].append(res(width, width, UpBlock))
+        self.conv_in = nn.Conv2d(image_channels * patch**2, channels, 3, padding=1)
+        self.down, self.up, self.middle = _blocks(stages, channels, num_blocks, res, attend)
+        width = stages[0][0]
         self.norm_out = nn.GroupNorm(groups, width, eps=norm_eps)
         outputs = (out_channels or image_channels) * patch**2
         self.conv_out = zero_init(Float32Conv2d(width, outputs, 3, padding=1))
@@ -195,6 +179,41 @@ class UNet(nn.Module):
             for layer in block:
                 h = layer(h, emb)
         return F.pixel_shuffle(self.conv_out(F.silu(self.norm_out(h))), self.patch)
+
+
+def _blocks(
+    stages: Sequence[tuple[int, bool]],
+    width: int,
+    num_blocks: int,
+    res: Callable[..., ResBlock],
+    attend: Callable[[int], Attention],
+) -> tuple[nn.ModuleList, nn.ModuleList, nn.ModuleList]:
+    """Blocks on the way down, on the way up and in the middle.
+
+    stages: width of each resolution, finest first, and whether its blocks have attention. width:
+    of the first block's input. Each block up takes the output of one on the way down beside.
+    """
+    down, up, skips = nn.ModuleList(), nn.ModuleList(), [width]
+
+    def block(c_in: int, c_out: int, attention: bool) -> nn.ModuleList:
+        return nn.ModuleList([res(c_in, c_out), *([attend(c_out)] if attention else [])])
+
+    for i, (c_out, attention) in enumerate(stages):
+        if i > 0:
+            down.append(nn.ModuleList([res(width, width, DownBlock)]))
+            skips.append(width)
+        for _ in range(num_blocks):
+            down.append(block(width, c_out, attention))
+            width = c_out
+            skips.append(width)
+    middle = nn.ModuleList([res(width, width), attend(width), res(width, width)])
+    for i, (c_out, attention) in reversed(list(enumerate(stages))):
+        for _ in range(num_blocks + 1):
+            up.append(block(width + skips.pop(), c_out, attention))
+            width = c_out
+        if i > 0:
+            up[-1].append(res(width, width, UpBlock))
+    return down, up, middle
 
 
 def halved_sizes(image_size: int, count: int, patch: int = 1) -> list[int]:

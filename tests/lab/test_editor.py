@@ -11,7 +11,7 @@ from tract.ema import decay_from_residual
 from tract.experiments.experiment import Experiment
 from tract.jobs.cost import Estimate
 from tract.jobs.parameters import check_parameters, declared_parameters, parameters_of, presets_in
-from tract.jobs.plan import duration, plan, split
+from tract.jobs.plan import duration, phase_plan, split
 from tract.lab import editor as editor_file
 from tract.lab.editor import Editor
 from tract.networks.weights import save_model
@@ -149,7 +149,7 @@ def test_every_preset_with_a_schedule_can_be_loaded(editor, monkeypatch):
 
 
 def test_time_is_told_once_it_was_measured(editor, monkeypatch):
-    found = Estimate("TRACT", 1280, 10, flop=10**9, seconds=0.5)
+    found = Estimate("TRACT", 1280, 10, flop=10**9, seconds=0.5, memory=0, tried=64)
     monkeypatch.setattr(editor_file, "estimate", lambda *settings: found)
     assert " s</td>" not in editor.numbers.value
     editor.measure.click()
@@ -185,7 +185,7 @@ def test_where_somebody_can_it_starts_with_a_click(editor, monkeypatch):
 def test_a_plan_counts_what_each_phase_does():
     settings = Distillation(step_schedule=[64, 8, 1], train_images=1280, batch_size=10)
     config = teacher().config
-    table = plan(config, settings, flop_rate=1e6).set_index("phase")
+    table = phase_plan(config, settings, flop_rate=1e6).set_index("phase")
     assert list(table.index) == ["64>8", "8>1", "all"]
     assert list(table["images"]) == [640, 640, 1280]
     assert list(table["steps"]) == [64, 64, 128]

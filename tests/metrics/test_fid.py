@@ -16,7 +16,7 @@ from tract.denoiser import clamped
 from tract.metrics import fid
 from tract.metrics.distances import frechet_distance, kernel_distance, moments_of, precision_recall
 from tract.metrics.features import PIXELS, Extractor
-from tract.metrics.fid import _check_statistics, measure
+from tract.metrics.fid import _check_statistics, compare
 from tract.metrics.samples import noise
 from tract.metrics.sources import open_source
 from tract.networks.weights import save_model, write_tensors
@@ -69,7 +69,7 @@ def test_between_folders_it_is_what_clean_fid_computes_with_the_same_features(tm
         device="cpu",
         verbose=False,
     )
-    (row,) = measure(a, b, features="pixels")
+    (row,) = compare(a, b, features="pixels")
     assert row["metric"] == "fd_pixels"
     assert row["value"] == pytest.approx(expected, rel=1e-6)
     assert (row["samples"], row["reference_samples"]) == (60, 80)
@@ -77,7 +77,7 @@ def test_between_folders_it_is_what_clean_fid_computes_with_the_same_features(tm
 
 def test_all_metrics_are_those_of_the_features(tmp_path):
     a, b = noise_images(50, 1), noise_images(70, 2, dark=60)
-    rows = measure(Data("a", a), Data("b", b), features="pixels", metrics=fid.METRICS)
+    rows = compare(Data("a", a), Data("b", b), features="pixels", metrics=fid.METRICS)
     x, y = PIXELS(a), PIXELS(b)
     precision, recall = precision_recall(x, y, 3)
     expected = {
@@ -97,7 +97,7 @@ def test_gaussian_pixels_have_their_distance_in_closed_form():
         Data(name, torch.from_numpy(draw(mean, spread).round().clip(0, 255)).to(torch.uint8))
         for name, mean, spread in [("a", 120, 20), ("b", 140, 30)]
     )
-    (row,) = measure(a, b, features="pixels")
+    (row,) = compare(a, b, features="pixels")
     # Four times the squared differences of means and deviations, in units of 127.5.
     assert row["value"] == pytest.approx(4 * (20**2 + 10**2) / 127.5**2, rel=0.03)
 
@@ -105,7 +105,7 @@ def test_gaussian_pixels_have_their_distance_in_closed_form():
 def test_the_same_images_have_no_distance_however_they_are_stored(tmp_path):
     images = noise_images(40, 1)
     folder = write_pngs(tmp_path / "a", images)
-    rows = measure(folder, Data("b", images), features="pixels", metrics=fid.METRICS)
+    rows = compare(folder, Data("b", images), features="pixels", metrics=fid.METRICS)
     assert values(rows) == {
         "fd_pixels": pytest.approx(0, abs=1e-10),
         # Unbiased: what every image has to itself is left out within a set, and not across.
@@ -119,7 +119,7 @@ def test_the_same_images_have_no_distance_however_they_are_stored(tmp_path):
 def test_a_model_is_measured_at_every_number_of_steps_over_seeds(tmp_path):
     path = model(tmp_path / "model.safetensors")
     data = Data("digits", DIGITS.samples[:400])
-    rows = measure(path, data, features="pixels", samples=300, steps=[1, 4], seeds=[5, 6, 7])
+    rows = compare(path, data, features="pixels", samples=300, steps=[1, 4], seeds=[5, 6, 7])
     assert [row["nfe"] for row in rows] == [1, 4]
     for row in rows:
         expected = [
@@ -142,7 +142,7 @@ def test_noise_and_number_do_not_depend_on_the_batch(tmp_path):
     path = model(tmp_path / "model.safetensors")
     options = {"features": "pixels", "samples": 300, "steps": [1]}
     found = [
-        measure(path, DIGITS, batch=batch, cache=tmp_path / str(batch), **options)[0]["value"]
+        compare(path, DIGITS, batch=batch, cache=tmp_path / str(batch), **options)[0]["value"]
         for batch in (64, 100, 512)
     ]
     assert found == pytest.approx([found[0]] * 3, rel=1e-4)
@@ -150,7 +150,7 @@ def test_noise_and_number_do_not_depend_on_the_batch(tmp_path):
 
 def test_a_reference_model_takes_all_its_steps_from_noise_of_its_own(tmp_path):
     path = model(tmp_path / "model.safetensors")
-    (row,) = measure(path, path, features="pixels", samples=300, steps=[16], seeds=[0])
+    (row,) = compare(path, path, features="pixels", samples=300, steps=[16], seeds=[0])
     assert row["reference"]["nfe"] == 16
     assert row["reference_samples"] == 300
     assert row["value"] > 0.01
@@ -162,7 +162,7 @@ def test_samples_of_a_run_are_measured_by_their_number_of_steps(tmp_path):
     fewer = to_uint8(x[:40] / 2)
     write_tensors(path, {"1": x, "2": x[:40] / 2}, {})
     reference = Data("b", noise_images(50, 2))
-    rows = measure(path, reference, features="pixels", steps=[2, 1])
+    rows = compare(path, reference, features="pixels", steps=[2, 1])
     assert [(row["nfe"], row["samples"]) for row in rows] == [(2, 40), (1, 50)]
     expected = [between(each, reference) for each in (fewer, x)]
     assert [row["value"] for row in rows] == pytest.approx(expected, rel=1e-6)
@@ -171,9 +171,9 @@ def test_samples_of_a_run_are_measured_by_their_number_of_steps(tmp_path):
 def test_parts_of_a_source_are_drawn_by_seed():
     data = Data("a", noise_images(100, 1))
     options = {"features": "pixels", "samples": 50}
-    (row,) = measure(data, DIGITS_LIKE, seeds=[0, 1, 2], **options)
+    (row,) = compare(data, DIGITS_LIKE, seeds=[0, 1, 2], **options)
     assert len(set(row["values"])) == 3
-    (first,) = measure(data, DIGITS_LIKE, seeds=[1], **options)
+    (first,) = compare(data, DIGITS_LIKE, seeds=[1], **options)
     assert first["value"] == row["values"][1]
     assert first["std"] is None
 
@@ -183,7 +183,7 @@ DIGITS_LIKE = Data("b", noise_images(60, 2))
 
 def test_a_row_says_all_that_its_number_depends_on(tmp_path):
     path = model(tmp_path / "model.safetensors")
-    (row,) = measure(path, DIGITS, features="pixels", samples=200, steps=[4], metrics=["kid"])
+    (row,) = compare(path, DIGITS, features="pixels", samples=200, steps=[4], metrics=["kid"])
     assert json.loads(json.dumps(row)) == row
     assert row["reference"] == {"name": "digits", "sha256": DIGITS.sha256, "shapes": [[1, 8, 8]]}
     assert row["features"] == {"name": "pixels", "range": [-1, 1]}
@@ -197,17 +197,17 @@ def test_a_row_says_all_that_its_number_depends_on(tmp_path):
 
 def test_few_images_are_measured_with_a_warning_that_says_what_it_means():
     few, many = Data("few", noise_images(9, 1)), Data("many", noise_images(40, 2))
-    rows = measure(few, many, features="pixels", metrics=["fd", "kid"])
+    rows = compare(few, many, features="pixels", metrics=["fd", "kid"])
     assert "9 images are too few for 9 features: their covariance is singular" in rows[0]["note"]
     assert rows[1]["note"] == ""
-    assert "9 images" in measure(many, few, features="pixels")[0]["note"]
-    assert measure(many, many, features="pixels")[0]["note"] == ""
+    assert "9 images" in compare(many, few, features="pixels")[0]["note"]
+    assert compare(many, many, features="pixels")[0]["note"] == ""
 
 
 def test_a_hundred_images_in_inceptions_dimensions_are_said_to_be_too_few(monkeypatch):
     wide = fid.Extractor("wide", {}, lambda x: x.flatten(1).float().repeat(1, 15))
     monkeypatch.setattr(fid, "extractor", lambda *_, **__: wide)
-    (row,) = measure(Data("a", noise_images(100, 1)), Data("b", noise_images(200, 2)))
+    (row,) = compare(Data("a", noise_images(100, 1)), Data("b", noise_images(200, 2)))
     assert "100 images are too few for 135 features" in row["note"]
     assert row["metric"] == "fd_wide"
 
@@ -215,9 +215,9 @@ def test_a_hundred_images_in_inceptions_dimensions_are_said_to_be_too_few(monkey
 def test_what_pairs_are_of_is_bounded_and_said(monkeypatch):
     monkeypatch.setattr(fid, "KEPT_FEATURES", 20)
     a, b = Data("a", noise_images(50, 1)), Data("b", noise_images(60, 2))
-    rows = measure(a, b, features="pixels", metrics=["fd", "precision"])
+    rows = compare(a, b, features="pixels", metrics=["fd", "precision"])
     assert [row["kept"] for row in rows] == [20, 20]
-    assert rows[0]["value"] == measure(a, b, features="pixels")[0]["value"]
+    assert rows[0]["value"] == compare(a, b, features="pixels")[0]["value"]
 
 
 GREY, COLOUR = Data("grey", noise_images(9, 1)), Data("colour", noise_images(9, 1, (3, 3, 3)))
@@ -244,27 +244,27 @@ GREY, COLOUR = Data("grey", noise_images(9, 1)), Data("colour", noise_images(9, 
 def test_what_cannot_be_measured_is_refused_before_the_long_part(arguments, problem, monkeypatch):
     monkeypatch.setattr(fid, "statistics", None)
     with pytest.raises(ValueError, match=problem):
-        measure(**{"source": GREY, "reference": GREY, "features": "pixels"} | arguments)
+        compare(**{"source": GREY, "reference": GREY, "features": "pixels"} | arguments)
 
 
 def test_shapes_that_features_do_not_take_are_refused(monkeypatch):
     two = Data("two", noise_images(9, 1, (2, 3, 3)))
     with pytest.raises(ValueError, match=r"two has images .* of \(2, 3, 3\), .* 1 or 3 channels"):
-        measure(two, GREY, features="efficientnet_lite0")
+        compare(two, GREY, features="efficientnet_lite0")
 
 
 def test_a_model_without_steps_is_refused(tmp_path):
     with pytest.raises(ValueError, match="is a model: give the numbers of steps"):
-        measure(model(tmp_path / "m.safetensors"), DIGITS, features="pixels")
+        compare(model(tmp_path / "m.safetensors"), DIGITS, features="pixels")
 
 
 def test_a_classifier_is_trained_on_the_labelled_reference_once(tmp_path):
     digits = load_data("digits")
     some = Data("some", digits.samples[:100], digits.labels[:100])
     weights = tmp_path / "classifier.safetensors"
-    (row,) = measure(some, some, features="classifier", weights=weights)
+    (row,) = compare(some, some, features="classifier", weights=weights)
     content = weights.read_bytes()
-    assert measure(DIGITS, some, features="classifier", weights=weights)[0]["value"] > 0
+    assert compare(DIGITS, some, features="classifier", weights=weights)[0]["value"] > 0
     assert weights.read_bytes() == content  # which says when it was trained
     assert row["metric"] == "fd_classifier"
     assert row["features"]["data_sha256"] == some.sha256
@@ -276,7 +276,7 @@ def test_the_command_prints_a_table_and_notes(tmp_path, capsys):
     assert main(["fid", str(a), str(b), "--features", "pixels", "--metrics", "fd", "kid"]) == 0
     lines = capsys.readouterr().out.splitlines()[-4:]
     assert lines[0].split() == ["metric", "nfe", "value", "std", "samples", "reference_samples"]
-    value = measure(a, b, features="pixels")[0]["value"]
+    value = compare(a, b, features="pixels")[0]["value"]
     assert lines[1].split() == ["fd_pixels", f"{value:.4g}", "9", "30"]
     assert lines[2].split()[0] == "kd_pixels"
     assert lines[3].startswith("note: 9 images are too few")
@@ -307,16 +307,16 @@ def test_statistics_of_a_file_are_a_reference_as_their_images_are(tmp_path):
     path, images = tmp_path / "reference.npz", write_pngs(tmp_path / "b", b)
     np.savez(path, mu=features.mean(0).numpy(), sigma=features.T.cov().numpy())
     source = write_pngs(tmp_path / "a", a)
-    (row,) = measure(source, path, features="pixels")
-    (expected,) = measure(source, images, features="pixels")
+    (row,) = compare(source, path, features="pixels")
+    (expected,) = compare(source, images, features="pixels")
     assert row["value"] == pytest.approx(expected["value"], rel=1e-6)
     assert row["reference_samples"] is None
     with pytest.raises(ValueError, match="reference.npz holds a mean .* kid need images"):
-        measure(source, path, features="pixels", metrics=("fd", "kid"))
+        compare(source, path, features="pixels", metrics=("fd", "kid"))
     with pytest.raises(ValueError, match=r"reference.npz is of \d+ features, Inception has 2048"):
         _check_statistics(open_source(path)(None, 0), Extractor("inception", {}, None), ("fd",))
-    with pytest.raises(ValueError, match="reference.npz holds statistics, no images"):
-        measure(path, images, features="pixels")
+    with pytest.raises(ValueError, match="reference.npz holds statistics: give it as"):
+        compare(path, images, features="pixels")
     np.savez(path, mu=np.zeros(3), sigma=np.zeros((2, 2)))
     with pytest.raises(ValueError, match=r"mu of shape \(3,\) and sigma of \(2, 2\)"):
-        measure(source, path, features="pixels")
+        compare(source, path, features="pixels")

@@ -74,7 +74,7 @@ def _fid(options: argparse.Namespace) -> None:
     from tract.base.parallel import joined_launch, rank
     from tract.experiments.measure import rows_of_fid
     from tract.experiments.results import append_results
-    from tract.metrics.fid import measure
+    from tract.metrics.fid import compare
 
     names = ("features", "weights", "mode", "metrics", "samples", "steps", "seeds", "batch")
     names += ("data_dir", "image_size", "grey", "cache", "solver", "own_grid")
@@ -87,7 +87,7 @@ def _fid(options: argparse.Namespace) -> None:
     with joined_launch(), messages(options.json):
         compute = Compute.of(options.compute)
         reference = _training_pixels(options.reference)
-        rows = measure(options.source, reference, device=device(), compute=compute, **given)
+        rows = compare(options.source, reference, device=device(), compute=compute, **given)
         if rank() > 0:
             return
     if options.results:

@@ -89,17 +89,9 @@ def _build(
     shape: tuple[int, ...],
     enlarge: bool,
 ) -> None:
-    """Convert all images into the file, a batch at a time; the disk is looked at first."""
-    for left in path.parent.glob(f".{path.name}.*{TEMPORARY}"):  # of a killed process
-        left.unlink()
-    needed, free = math.prod(shape), shutil.disk_usage(path.parent).free
-    if free < needed:
-        raise OSError(
-            errno.ENOSPC,
-            f"{path.parent} has {free:,} bytes free, and {images.source} becomes {needed:,}: free "
-            "space, or set XDG_CACHE_HOME to another folder",
-        )
-    size, enlarged = shape[-1], []
+    """Convert all images into the file, a batch at a time."""
+    needed, size, enlarged = math.prod(shape), shape[-1], []
+    _make_room(path, needed, images.source)
 
     def make(image: Image.Image) -> np.ndarray:
         pixels = reduced(image, size, enlarge=enlarge)
@@ -130,6 +122,19 @@ def _build(
     print(f"{len(images):,} images are kept as pixels in {path}")
     if enlarged:
         print(f"{len(enlarged):,} images of fewer than {size} pixels were enlarged")
+
+
+def _make_room(path: Path, needed: int, source: Path) -> None:
+    """Remove what killed processes left of a file; OSError if there is no space for a new one."""
+    for left in path.parent.glob(f".{path.name}.*{TEMPORARY}"):
+        left.unlink()
+    free = shutil.disk_usage(path.parent).free
+    if free < needed:
+        raise OSError(
+            errno.ENOSPC,
+            f"{path.parent} has {free:,} bytes free, and {source} becomes {needed:,}: free "
+            "space, or set XDG_CACHE_HOME to another folder",
+        )
 
 
 def _header(shape: tuple[int, ...], metadata: dict[str, str]) -> bytes:

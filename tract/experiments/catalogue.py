@@ -26,7 +26,7 @@ DAMAGED = "damaged"
 
 
 @dataclass(frozen=True)
-class Run:
+class FoundRun:
     """A run directory, of which the card and the last line of the history were read."""
 
     name: str  # its path below the folder that was searched
@@ -57,7 +57,7 @@ class Run:
         return about_model(self.card, self.folder).grid_steps
 
 
-def find_runs(folder: str | Path) -> list[Run]:
+def find_runs(folder: str | Path) -> list[FoundRun]:
     """All runs below a folder by name, damaged ones included.
 
     FileNotFoundError if there is no such folder.
@@ -74,7 +74,7 @@ def find_runs(folder: str | Path) -> list[Run]:
     return sorted(runs, key=lambda run: run.name)
 
 
-def _read_run(folder: Path, root: Path) -> Run:
+def _read_run(folder: Path, root: Path) -> FoundRun:
     name = str(folder.relative_to(root)) if folder != root else folder.resolve().name
     steps = folder / "history.jsonl"
     trained = (steps if steps.is_file() else folder / "card.json").stat().st_mtime
@@ -84,9 +84,9 @@ def _read_run(folder: Path, root: Path) -> Run:
         last = _last_line(steps)
         step, num_steps = last.get("step", 0), last.get("num_steps", 0)
     except (OSError, ValueError) as error:
-        return Run(name, folder, DAMAGED, trained, str(error))
+        return FoundRun(name, folder, DAMAGED, trained, str(error))
     status = read_status(folder)
-    return Run(name, folder, status.state, trained, "", card, step, num_steps, status)
+    return FoundRun(name, folder, status.state, trained, "", card, step, num_steps, status)
 
 
 def _last_line(path: Path) -> dict:
@@ -105,13 +105,13 @@ def _last_line(path: Path) -> dict:
     return last
 
 
-def results_of(run: Run) -> pd.DataFrame:
+def results_of(run: FoundRun) -> pd.DataFrame:
     """The rows of results about a run, fewest evaluations first; ValueError if they are damaged."""
     table = read_results(run.folder.parent / RESULTS)
     return table[table["run"] == run.folder.name].sort_values(["nfe", "metric"], kind="stable")
 
 
-def overview(runs: Sequence[Run]) -> pd.DataFrame:
+def overview(runs: Sequence[FoundRun]) -> pd.DataFrame:
     """A row for every run: state, share done, seconds left, training time, and a column a metric.
 
     Numbers are those in the run's fewest evaluations, nfe.
@@ -139,7 +139,7 @@ def _readable_results(folder: Path) -> pd.DataFrame:
         return pd.DataFrame(columns=COLUMNS)
 
 
-def _numbers(table: pd.DataFrame, run: Run) -> dict:
+def _numbers(table: pd.DataFrame, run: FoundRun) -> dict:
     """Of a table of results what was measured of a run, in the fewest evaluations."""
     table = table[(table["run"] == run.folder.name) & (table["metric"] != PER_PHASE)]
     if not len(table):
@@ -149,7 +149,7 @@ def _numbers(table: pd.DataFrame, run: Run) -> dict:
     return {"nfe": fewest["nfe"].iloc[0], **found}
 
 
-def seeds_grouped(table: pd.DataFrame, runs: Mapping[str, Run]) -> pd.DataFrame:
+def seeds_grouped(table: pd.DataFrame, runs: Mapping[str, FoundRun]) -> pd.DataFrame:
     """An overview with one row for runs that differ in their seed alone: means and deviations.
 
     Numbers become text such as 1.09 ± 0.03; `run` holds the names of all.
@@ -167,7 +167,7 @@ def seeds_grouped(table: pd.DataFrame, runs: Mapping[str, Run]) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=table.columns)
 
 
-def _recipe(run: Run) -> str:
+def _recipe(run: FoundRun) -> str:
     settings = {name: value for name, value in run.settings.items() if name != "seed"}
     return json.dumps([run.method, str(run.folder.parent), settings or run.name])
 
@@ -191,7 +191,7 @@ def _entries(card: dict, name: str = "") -> Iterator[tuple[str, str]]:
             yield f"{name}{key}", value if isinstance(value, str) else json.dumps(value)
 
 
-def labels_of(runs: Sequence[Run]) -> dict[str, str]:
+def labels_of(runs: Sequence[FoundRun]) -> dict[str, str]:
     """Short labels by the runs' names: method and schedule, then the settings that tell them apart.
 
     And where no setting does, the name.
@@ -209,7 +209,7 @@ def labels_of(runs: Sequence[Run]) -> dict[str, str]:
 
 
 def samples_at(
-    run: Run, nfe: int, count: int, progress: Callable[[float], None] = lambda share: None
+    run: FoundRun, nfe: int, count: int, progress: Callable[[float], None] = lambda share: None
 ) -> Tensor:
     """Samples (count, ...) of a run's average with nfe steps, all runs' from the same noise.
 
@@ -224,7 +224,7 @@ def samples_at(
     return samples_of(_weights(run), nfe, count, run.card["experiment"]["seed"], progress)
 
 
-def _weights(run: Run) -> Path:
+def _weights(run: FoundRun) -> Path:
     """The file with a run's average: its result, or its newest checkpoint."""
     checkpoints = sorted(run.folder.glob(f"{CHECKPOINT}*.safetensors"))
     for path in [run.folder / MODEL, *reversed(checkpoints)]:
@@ -252,7 +252,7 @@ def samples_of(
     return _made[key]
 
 
-def students_of(run: Run) -> Iterator[tuple[Run, Path]]:
+def students_of(run: FoundRun) -> Iterator[tuple[FoundRun, Path]]:
     """A finished distillation as it was after each of its phases, and the weights then."""
     schedule = run.settings["step_schedule"]
     for phase in range(1, len(schedule)):

@@ -325,7 +325,7 @@ def teacher_name(denoiser: Denoiser) -> str:
 
 
 def rows_of_fid(folder: str | Path, measured: Sequence[dict]) -> list[dict]:
-    """Rows of results from what `fid.measure` found about the run in a folder."""
+    """Rows of results from what `fid.compare` found about the run in a folder."""
     about = run_row(folder, load_model(folder)[0])
     rows = []
     for found in measured:

@@ -1,6 +1,6 @@
 """The table of results: a CSV file with one row for each measured number."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 import pandas as pd
@@ -60,11 +60,28 @@ def append_results(path: str | Path, rows: Iterable[dict]) -> pd.DataFrame:
         if row.keys() != set(COLUMNS):
             odd = ", ".join(sorted(row.keys() ^ set(COLUMNS)))
             raise ValueError(f"a row of results has too much or too little: correct {odd}")
+    rows = [{name: row[name] for name in COLUMNS} for row in rows]
+    return replace_rows(path, rows, KEY, read_results)
+
+
+def replace_rows(
+    path: str | Path,
+    rows: Sequence[dict],
+    key: Sequence[str],
+    read: Callable[[Path], pd.DataFrame] = pd.read_csv,
+) -> pd.DataFrame:
+    """Add rows to any table, in place of those that agree in the columns of the key.
+
+    Returns the whole table; ValueError if it has other columns than the rows.
+    """
+    path = Path(path)
     with only_writer(path.parent, path.name, wait=True):
-        before = read_results(path).to_dict("records")
+        before = read(path).to_dict("records") if path.is_file() else []
+        if before and rows and before[0].keys() != rows[0].keys():
+            raise ValueError(f"{path} has columns {list(before[0])}: give another path")
         # A dictionary keeps the place of the row that is replaced.
-        merged = {tuple(str(row[name]) for name in KEY): row for row in [*before, *rows]}
-        table = pd.DataFrame(list(merged.values()), columns=COLUMNS)
+        merged = {tuple(str(row[name]) for name in key): row for row in [*before, *rows]}
+        table = pd.DataFrame(list(merged.values()))
         write_atomically(path, table.to_csv(index=False).encode())
     return table
 

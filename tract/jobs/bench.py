@@ -11,8 +11,8 @@ import pandas as pd
 import torch
 
 from tract.base.compute import Compute, device, matmul_precision, with_precision
-from tract.base.files import write_atomically
 from tract.distill import DistillationState
+from tract.experiments.results import replace_rows
 from tract.jobs.cost import image_flops
 from tract.jobs.synthetic import begin, memory, random_data
 from tract.levels import levels_of
@@ -162,10 +162,5 @@ def write_throughput(path: str | Path, rows: Iterable[dict]) -> None:
 
     ValueError if there is a table with other columns.
     """
-    path, rows = Path(path), list(rows)
-    before = pd.read_csv(path).to_dict("records") if path.is_file() else []
-    if before and rows and before[0].keys() != rows[0].keys():
-        raise ValueError(f"{path} has columns {list(before[0])}, not of a bench: give another path")
-    merged = {tuple(str(row[name]) for name in ROW): row for row in [*before, *rows]}
-    table = pd.DataFrame(list(merged.values())).round(4)
-    write_atomically(path, table.to_csv(index=False).encode())
+    rounded = pd.DataFrame(list(rows)).round(4).to_dict("records")
+    replace_rows(path, rounded, ROW)

@@ -10,7 +10,9 @@ from tract.phases import Phase
 from tract.settings import Distillation
 
 
-def plan(config: dict, settings: Distillation, flop_rate: float | None = None) -> pd.DataFrame:
+def phase_plan(
+    config: dict, settings: Distillation, flop_rate: float | None = None
+) -> pd.DataFrame:
     """One row for each phase of distilling the described network, and one for all.
 
     Columns: phase, images, steps (of the optimizer), mu_I (the decay of the average that is the

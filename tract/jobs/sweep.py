@@ -72,7 +72,7 @@ def sweep(
 
     ValueError or FileNotFoundError, before anything is executed, for what cannot be.
     """
-    tasks = plan(notebook, out_dir, parameters, grid)
+    tasks = sweep_tasks(notebook, out_dir, parameters, grid)
     if workers is not None:
         check_whole("workers", workers, 1, MOST_PROCESSES)
     if scheduler and workers:
@@ -91,7 +91,7 @@ def sweep(
     return list(outcomes.values())
 
 
-def plan(
+def sweep_tasks(
     notebook: str | Path,
     out_dir: str | Path,
     parameters: Mapping[str, object],

@@ -11,7 +11,7 @@ import pandas as pd
 
 from tract.experiments.catalogue import (
     DAMAGED,
-    Run,
+    FoundRun,
     differences,
     find_runs,
     labels_of,
@@ -153,7 +153,7 @@ class RunBrowser(ipw.VBox):
                 self.draw()
             self._enable()
 
-    def _selected(self) -> list[Run]:
+    def _selected(self) -> list[FoundRun]:
         return [self.runs[name] for name in self.table.selected if name in self.runs]
 
     def _enable(self) -> None:
@@ -164,19 +164,19 @@ class RunBrowser(ipw.VBox):
             distilled = len(runs) == 1 and "step_schedule" in runs[0].settings
             self.buttons["Open in editor"].disabled = not distilled
 
-    def _stop(self, runs: Sequence[Run]) -> None:
+    def _stop(self, runs: Sequence[FoundRun]) -> None:
         for run in runs:
             request_stop(run.folder)
         self._say("Stopping after this step.")
 
-    def _resume(self, runs: Sequence[Run]) -> None:
+    def _resume(self, runs: Sequence[FoundRun]) -> None:
         try:
             launch([run.folder for run in runs if _resumable(run)])
             self.read()
         except (OSError, RuntimeError) as error:
             self._say(str(error))
 
-    def _open(self, runs: Sequence[Run]) -> None:
+    def _open(self, runs: Sequence[FoundRun]) -> None:
         self._editor.open(runs[0].settings)
         self._say("Opened in the editor above.")
 
@@ -204,7 +204,9 @@ class RunBrowser(ipw.VBox):
     def _say_also(self, *lines: str) -> None:
         self._say(*self.problems, *lines)
 
-    def _read_each(self, runs: Sequence[Run], read: Callable[[Run], object]) -> dict[str, object]:
+    def _read_each(
+        self, runs: Sequence[FoundRun], read: Callable[[FoundRun], object]
+    ) -> dict[str, object]:
         """What can be read of the runs, by their labels; the reasons of others are kept to say."""
         labels, found = labels_of(runs), {}
         for run in runs:
@@ -214,7 +216,7 @@ class RunBrowser(ipw.VBox):
                 self.problems.append(f"{run.name}: {error}")
         return found
 
-    def _draw_curves(self, runs: Sequence[Run]) -> None:
+    def _draw_curves(self, runs: Sequence[FoundRun]) -> None:
         by_time = self.x.value == "time"
         column, form = ("seconds", duration) if by_time else ("images_seen", "{:,.0f}".format)
         found = self._read_each(runs, lambda run: (self.table.color(run.name), history(run.folder)))
@@ -230,21 +232,21 @@ class RunBrowser(ipw.VBox):
         keys = [swatch.format(color, html.escape(label)) for label, (color, _) in found.items()]
         self.curves.value = f'{"".join(keys)}<div class="tract-row">{"".join(charts)}</div>'
 
-    def _draw_samples(self, runs: Sequence[Run]) -> None:
+    def _draw_samples(self, runs: Sequence[FoundRun]) -> None:
         self.samples.show(runs)
 
-    def _draw_parameters(self, runs: Sequence[Run]) -> None:
+    def _draw_parameters(self, runs: Sequence[FoundRun]) -> None:
         cards = self._read_each(runs, lambda run: run.card)
         table = differences(cards, self.only.value and len(cards) > 1)
         self.parameters.value = table.to_html() if len(table) else "<p>No differences.</p>"
 
-    def _draw_results(self, runs: Sequence[Run]) -> None:
+    def _draw_results(self, runs: Sequence[FoundRun]) -> None:
         tables = [table for table in self._read_each(runs, results_of).values() if len(table)]
         shown = ["run", "schedule", "nfe", "metric", "value", "samples", "seed"]
         rows = pd.concat(tables)[shown].to_html(index=False) if tables else "<p>No results.</p>"
         self.results.value = rows
 
-    def _draw_watch(self, runs: Sequence[Run]) -> None:
+    def _draw_watch(self, runs: Sequence[FoundRun]) -> None:
         for panel in self.watched.children:
             close(panel)
         panels = [Panel(lambda f=run.folder: [f], lambda f=run.folder: launch([f])) for run in runs]
@@ -264,7 +266,7 @@ class RunBrowser(ipw.VBox):
         return stacked([png(figure, dpi=120), curves])
 
 
-def _resumable(run: Run) -> bool:
+def _resumable(run: FoundRun) -> bool:
     ended = run.state not in (FINISHED, DAMAGED) and not run.status.active
     return ended and (run.folder / JOB).is_file()
 

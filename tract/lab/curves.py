@@ -11,12 +11,12 @@ from torch import Tensor
 from tract.data import to_uint8
 from tract.datasets.images import png_bytes
 from tract.lab.plots import new_figure, plain_ticks
-from tract.lab.style import DATA, SELF_TEACHER, STUDENT, TEACHER
+from tract.lab.style import DATA, SELF_TEACHER, STUDENT, TEACHER_COLOUR
 
 POINTS = 200  # of a curve: of more records means are drawn
 PANELS = ("weighted loss", "squared error of x0", "error by level", "distance to the data")
 SIZE = 330, 240  # pixels of a panel
-LINES = (TEACHER, DATA, SELF_TEACHER)  # colours of horizontal lines, dashed
+LINES = (TEACHER_COLOUR, DATA, SELF_TEACHER)  # colours of horizontal lines, dashed
 
 
 class Curves:

@@ -14,7 +14,7 @@ from tract.experiments.experiment import TEACHER, Experiment
 from tract.experiments.job import Task
 from tract.jobs.cost import estimate
 from tract.jobs.parameters import line, parameters_of, presets_in, yaml_of
-from tract.jobs.plan import plan, split
+from tract.jobs.plan import phase_plan, split
 from tract.lab.plots import png
 from tract.lab.schedule import schedule_picture
 from tract.lab.show import show
@@ -172,7 +172,7 @@ class Editor:
 
     def _counted(self, settings: Distillation) -> str:
         """The table of what the settings come to, as HTML."""
-        table = plan(self._network, settings, self._flop_rates.get(settings.batch_size))
+        table = phase_plan(self._network, settings, self._flop_rates.get(settings.batch_size))
         whole = dict.fromkeys(("images", "steps", "evaluations", "GFLOP"), "{:,.0f}".format)
         formats = whole | {"mu_I": "{:.4f}".format}
         shown = table.to_html(index=False, border=0, na_rep="", formatters=formats, classes="plan")

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 import ipywidgets as w
 from torch import Tensor
 
-from tract.experiments.catalogue import Run, labels_of, samples_at
+from tract.experiments.catalogue import FoundRun, labels_of, samples_at
 from tract.lab.plots import image_rows, png
 from tract.lab.show import image
 from tract.phases import in_steps
@@ -40,7 +40,7 @@ class Sampler(w.VBox):
         bar = w.HBox([self.nfe, self.progress, self.cancel], layout={"flex_flow": "row wrap"})
         super().__init__([bar, self.images])
 
-    def show(self, runs: Sequence[Run]) -> None:
+    def show(self, runs: Sequence[FoundRun]) -> None:
         """Offer the steps that divide all runs' grids, and sample at those chosen."""
         self._runs = list(runs)
         grids = [run.grid_steps for run in runs] or [1]
@@ -65,7 +65,7 @@ class Sampler(w.VBox):
         """Cancel what is under way."""
         self._cancelled.set()
 
-    def _sample(self, runs: list[Run], nfe: int, cancelled: threading.Event) -> None:
+    def _sample(self, runs: list[FoundRun], nfe: int, cancelled: threading.Event) -> None:
         told = 0.0
 
         def progress(share: float) -> None:

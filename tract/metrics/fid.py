@@ -23,7 +23,7 @@ NEIGHBOURS = 3  # of precision and recall
 REFERENCE_SEED = 2**32  # noise of a model as the reference: what it shared would bring them closer
 
 
-def measure(
+def compare(
     source: str | Path | Data,
     reference: str | Path | Data,
     *,
@@ -41,13 +41,10 @@ def measure(
 ) -> list[dict]:
     """Distances from images to a reference: a row for each number of steps and metric.
 
-    source, reference, opening: see `sources.open_source`; the reference is taken whole, a model as
-    one with all its steps; for fd it may be a file of statistics. features, weights, mode: see
-    `features.extractor`. metrics: of METRICS. samples: how many of the source, 50,000 of a model
-    and else all if None. steps: of models and files of samples. seeds: of a model's noise, or of
-    the part that is taken of other sources; value and std are their mean and standard deviation
-    (n - 1). All that a number depends on is in its row. Raises ValueError or FileNotFoundError for
-    invalid arguments before the long part.
+    source, reference, opening: see `sources.open_source`; the reference is taken whole, a model's
+    with all its steps. features, weights, mode: see `features.extractor`. metrics: of METRICS.
+    samples: of the source, None for 50,000 of a model, else all. steps: of models and sample files.
+    seeds: of noise, or of the part taken; value, std are over them. ValueError for bad arguments.
     """
     _check(metrics, samples, seeds, batch)
     places = {"device": device, **opening}
@@ -60,37 +57,34 @@ def measure(
     target = open_source(reference, **places)(None, REFERENCE_SEED)
     by_steps = {n: [opened(n, seed) for seed in seeds] for n in steps or [None]}
     counts = {n: _count(same[0], samples, steps, seeds) for n, same in by_steps.items()}
-    target_count = target.count or max(counts.values())
-    _check_statistics(target, extract, metrics)
+    total = target.count or max(counts.values())
     for n, same in by_steps.items():
-        _check_counts([(same[0].name, counts[n]), (target.name, target_count)], metrics)
-        _check_shapes(extract, same[0], target)
-
+        _check_pair(extract, (same[0], counts[n]), (target, total), metrics)
+    _check_statistics(target, extract, metrics)
     kept = KEPT_FEATURES if set(metrics) - {"fd"} else 0
     options = {"cache": cache or cache_folder(), "batch": batch}
-    expected = statistics(target, extract, target_count, kept, **options)
-    rows = []
+    expected, rows = statistics(target, extract, total, kept, **options), []
     for n, same in by_steps.items():
         start = time.monotonic()
         found = [statistics(each, extract, counts[n], kept, **options) for each in same]
-        conditions = {
-            "samples": counts[n],
-            "reference_samples": None if target.moments else target_count,
-            "seeds": list(seeds),
-            "seconds": round(time.monotonic() - start, 1),
-            "kept": min(kept, counts[n]),
-            "neighbours": NEIGHBOURS,
-            "features": {"name": extract.name, **extract.about},
-            "source": _about(same[0]),
-            "reference": _about(target),
-            **provenance(),
-        }
-        named = {"nfe": same[0].about.get("nfe")}
-        rows += [
-            {"metric": extract.metric(kind)} | named | numbers | conditions
-            for kind, numbers in _numbers(found, expected, metrics, _sizes(same[0], target)).items()
-        ]
+        about = _conditions(extract, same[0], target) | {"samples": counts[n], "seeds": list(seeds)}
+        about |= {"reference_samples": None if target.moments else total}
+        about |= {"kept": min(kept, counts[n]), "seconds": round(time.monotonic() - start, 1)}
+        for kind, numbers in _numbers(found, expected, metrics, _sizes(same[0], target)).items():
+            rows.append({"metric": extract.metric(kind)} | numbers | about)
     return rows
+
+
+def _conditions(extract: Extractor, source: Source, target: Source) -> dict:
+    """What numbers depend on besides counts and seeds."""
+    return {
+        "nfe": source.about.get("nfe"),
+        "neighbours": NEIGHBOURS,
+        "features": {"name": extract.name, **extract.about},
+        "source": _about(source),
+        "reference": _about(target),
+        **provenance(),
+    }
 
 
 def _check(metrics: Sequence[str], samples: int | None, seeds: Sequence[int], batch: int) -> None:
@@ -142,15 +136,20 @@ def _count(source: Source, samples: int | None, steps: Sequence[int], seeds: Seq
     return samples or source.count
 
 
-def _check_counts(counts: Sequence[tuple[str, int]], metrics: Sequence[str]) -> None:
+def _check_pair(
+    extractor: Extractor,
+    source: tuple[Source, int],
+    reference: tuple[Source, int],
+    metrics: Sequence[str],
+) -> None:
+    """ValueError if images are too few, or features not defined for them, or compare others."""
     least = NEIGHBOURS + 1 if {"precision", "recall"} & set(metrics) else 2
-    for name, count in counts:
+    for each, count in (source, reference):
         if count < least:
-            raise ValueError(f"{name} has too few images to measure, {count}: use {least} or more")
-
-
-def _check_shapes(extractor: Extractor, source: Source, reference: Source) -> None:
-    """ValueError if the features are not defined for images like these, or compare others."""
+            raise ValueError(
+                f"{each.name} has too few images to measure, {count}: use {least} or more"
+            )
+    source, reference = source[0], reference[0]
     for each in (source, reference):
         odd = sorted(shape for shape in each.shapes if not extractor.takes(shape))
         if odd:
@@ -216,7 +215,10 @@ def _values(found: Statistics, expected: Statistics, metrics: Sequence[str]) -> 
 def _about(source: Source) -> dict:
     """What identifies the images of a source at any of its seeds."""
     about = {k: v for k, v in source.about.items() if k != "seed"}
-    return {"name": source.name, "shapes": sorted(source.shapes)[:9]} | about
+    return {
+        "name": source.name,
+        "shapes": [list(shape) for shape in sorted(source.shapes)[:9]],
+    } | about
 
 
 def _note(kind: str, *moments: Moments) -> str:

@@ -264,7 +264,8 @@ def _model(
     if own_grid and teacher.noise_schedule in FIXED:
         raise ValueError(f"{path} knows its own levels alone, those of DDPM: leave out own_grid")
     trained = levels_of(teacher.noise_schedule, teacher.teacher_steps)
-    options = {"clamp": clamp, "compute": compute, "shown": False, "solver": SOLVERS[solver]}
+    options = {"clamp": clamp, "compute": compute, "shown": False, "on_step": progress}
+    options |= {"solver": SOLVERS[solver]}
     about = {
         "sha256": fingerprint(teacher.denoiser),
         "noise_schedule": teacher.noise_schedule,
@@ -284,11 +285,7 @@ def _model(
         def read(start: int, stop: int) -> Tensor:
             eps = noise(shape, start, stop, seed).to(device)
             labels = cycling_labels(teacher.num_classes, start, stop)
-            drawn = {
-                "labels": None if labels is None else labels.to(device),
-                "batch": len(eps),
-                "on_step": progress,
-            }
+            drawn = {"labels": None if labels is None else labels.to(device), "batch": len(eps)}
             x = sample_batches(teacher.denoiser, eps, levels, num_steps, **drawn, **options)
             return _rounded(x, str(path))
 

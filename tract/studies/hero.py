@@ -12,7 +12,7 @@ from torch.nn import functional
 from tract.lab.perfect_student import PerfectStudent
 from tract.lab.plots import Figure, image_row, new_figure, plane, png, point_colours
 from tract.lab.schedule import hop
-from tract.lab.style import DATA, SELF_TEACHER, STUDENT, TEACHER
+from tract.lab.style import DATA, SELF_TEACHER, STUDENT, TEACHER_COLOUR
 from tract.levels import cosine
 from tract.networks.weights import read_tensors, write_tensors
 from tract.phases import parse_schedule
@@ -82,7 +82,7 @@ def _frame(rounds: int, eps: Tensor, x: Tensor) -> Figure:
     marks = [step / STEPS for step in range(STEPS + 1)]
     left.plot(marks, [0] * len(marks), "-|", color="black", linewidth=1, markersize=8)
     for step in range(learned):
-        hop(left, marks[step], marks[step + 1], TEACHER)
+        hop(left, marks[step], marks[step + 1], TEACHER_COLOUR)
     if learned < STEPS:
         hop(left, marks[learned], 1, SELF_TEACHER)
     hop(left, 0, 1, STUDENT, height=1.5, linestyle="--")
