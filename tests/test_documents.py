@@ -134,8 +134,8 @@ def numbers_of_tables():
 @pytest.mark.parametrize("path", [PAGES[0], *NOTEBOOKS], ids=lambda path: path.stem)
 def test_decimals_in_prose_are_numbers_of_the_tables_or_of_the_notebook(path):
     known, code = numbers_of_tables(), ""
-    if path in NOTEBOOKS:
-        for cell in nbformat.read(path, as_version=4).cells:
+    for notebook in [path] if path in NOTEBOOKS else NOTEBOOKS:
+        for cell in nbformat.read(notebook, as_version=4).cells:
             code += cell.source if cell.cell_type == "code" else ""
             for output in cell.get("outputs", []):
                 code += str(output.get("text", output.get("data", {}).get("text/html", "")))
