@@ -273,7 +273,6 @@ def _model(
         "sampler": solver,
         "clamp": clamp,
         "device": str(device),
-        # What was measured before there were others is still known.
         **({"compute": str(compute)} if compute != EAGER else {}),
     }
 
@@ -286,7 +285,7 @@ def _model(
             eps = noise(shape, start, stop, seed).to(device)
             labels = cycling_labels(teacher.num_classes, start, stop)
             labels = None if labels is None else labels.to(device)
-            drawn = {"labels": labels, "batch": len(eps), "on_step": progress}
+            drawn = {"labels": labels, "batch": len(eps)}
             x = sample_batches(teacher.denoiser, eps, levels, num_steps, **drawn, **options)
             return _rounded(x, str(path))
 
