@@ -72,7 +72,7 @@ def test_diagnostics_are_float32_in_full(whole, monkeypatch):
     metric = distance_to_data(experiment, SETTINGS, "pixels")
     seen = allow_tf32(monkeypatch, Denoiser, "forward")
     state, _, _ = experiment.student_run(SETTINGS)
-    target_errors(experiment, SETTINGS, state)
+    level_errors(experiment, SETTINGS, state)
     samples_of(experiment, SETTINGS, student, 1, 2)
     metric(student)
     assert len(seen) > 3 and not any(seen)

@@ -120,7 +120,6 @@ def level_errors(
 
 
 @torch.no_grad()
-@matmul_precision(EAGER)
 def x0_errors(
     experiment: Experiment, settings: Training, denoiser: Denoiser
 ) -> tuple[Tensor, Tensor]:
