@@ -120,7 +120,7 @@ def test_of_a_widget_its_picture_is_kept(tmp_path):
     source = """from ipywidgets import IntSlider
 from tract.lab.plots import new_figure
 from tract.lab.show import show
-show(IntSlider(3), new_figure(1, 1, (2, 1))[0])"""
+handle = show(IntSlider(3), new_figure(1, 1, (2, 1))[0])"""
     path, out = write_notebook(tmp_path / "n.ipynb", "images = 1", source), tmp_path / "out.ipynb"
     execute(path, out, shown=False)
     first = out.read_text()
