@@ -37,7 +37,8 @@ def test_a_notebook_is_committed_executed_top_to_bottom(path):
     cells = [cell for cell in notebook.cells if cell.cell_type == "code"]
     assert [cell.execution_count for cell in cells] == list(range(1, len(cells) + 1))
     assert not [o for cell in cells for o in cell.outputs if o.output_type == "error"]
-    assert cells[-1].outputs[-1].text == "all checks passed\n"
+    checked = cells[-1].outputs[-1].text.splitlines()
+    assert checked == ["all checks passed"] or all(line.startswith("holds: ") for line in checked)
     assert notebook.metadata.kernelspec.name == "python3"
 
 
@@ -133,8 +134,8 @@ def numbers_of_tables():
 @pytest.mark.parametrize("path", [PAGES[0], *NOTEBOOKS], ids=lambda path: path.stem)
 def test_decimals_in_prose_are_numbers_of_the_tables_or_of_the_notebook(path):
     known, code = numbers_of_tables(), ""
-    if path in NOTEBOOKS:
-        for cell in nbformat.read(path, as_version=4).cells:
+    for notebook in [path] if path in NOTEBOOKS else NOTEBOOKS:
+        for cell in nbformat.read(notebook, as_version=4).cells:
             code += cell.source if cell.cell_type == "code" else ""
             for output in cell.get("outputs", []):
                 code += str(output.get("text", output.get("data", {}).get("text/html", "")))

@@ -25,10 +25,11 @@ def claim(
     found: the card in a file of the run, which counts if the run's own is lost. ValueError leaves
     everything as it is.
     """
-    before = read_card(path, whole=True) if path.is_file() else found
+    before = found and {name: found.get(name) for name in card}
+    before = read_card(path, whole=True) if binding and path.is_file() else before
     if binding and before is not None:
-        provenance_before = before.get("provenance") or {}
-        changed = [d for name in card for d in differences(before.get(name), card[name], name)]
+        provenance_before = before.pop("provenance", None) or {}
+        changed = differences(before, card)
         if changed:
             raise ValueError(
                 f"{path.parent} was begun with other values of {', '.join(changed)}: give another "
