@@ -25,7 +25,7 @@ FORMAT ?= png
 figures: export FIGURE_FORMAT = $(FORMAT)
 figures: $(READY) ## Draw figures and tables again from figures/*.csv; FORMAT=pdf for print
 	.venv/bin/tract run notebooks/06_figures.ipynb .test/06_figures.ipynb
-	.venv/bin/tract run notebooks/07_coarse_to_fine.ipynb .test/07_coarse_to_fine.ipynb \
+	.venv/bin/tract run notebooks/07_beyond_the_paper.ipynb .test/07_beyond_the_paper.ipynb \
 		-p figures figures
 	.venv/bin/tract run notebooks/08_fashion_mnist.ipynb .test/08_fashion_mnist.ipynb \
 		-p figures figures
@@ -59,8 +59,12 @@ lint: $(READY) ## Style, as the tests require it
 	.venv/bin/ruff check .
 	.venv/bin/ruff format --check .
 
-lab: $(READY) ## Open the first notebook in JupyterLab, for this machine only
-	.venv/bin/jupyter lab --ip=127.0.0.1 $(AS_ROOT) notebooks/00_two_dimensions.ipynb
+# In copies, which are made once: what one tries there changes no committed notebook.
+lab: $(READY) ## Open copies of the notebooks in JupyterLab, for this machine only
+	mkdir -p lab runs data
+	cp -Rn notebooks lab || true
+	ln -sfn ../runs ../data ../figures lab
+	.venv/bin/jupyter lab --ip=127.0.0.1 $(AS_ROOT) lab/notebooks/00_two_dimensions.ipynb
 
 screenshots: $(READY) ## Take the README's pictures of JupyterLab again, after `make run`
 	.venv/bin/python tests/screenshots.py

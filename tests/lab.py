@@ -24,7 +24,7 @@ SETTINGS = {
     "apputils-extension/notification": {"fetchNews": "false", "checkForUpdates": False},
 }
 
-PATIENCE = 120_000  # milliseconds: machines that test are busy
+PATIENCE = 300_000  # milliseconds: machines that test are busy
 expect.set_options(timeout=PATIENCE)
 
 
@@ -55,7 +55,7 @@ def jupyterlab(folder: Path, home: Path) -> Iterator[dict]:
     with (home / "server.log").open("w") as log:
         server = subprocess.Popen(command, cwd=ROOT, env=env, stdout=log, stderr=log)
         try:
-            yield _started(server, home)
+            yield _started(server, home) | {"log": home / "server.log"}
         finally:
             server.terminate()
             server.wait(30)
@@ -152,12 +152,67 @@ def button(scope: Page | Locator, name: str) -> Locator:
 
 def pictures(cell: Locator) -> list[str]:
     """Addresses of the pictures in a cell: a picture that is drawn again has another one."""
-    return cell.locator("img").evaluate_all("images => images.map(image => image.src)")
+    return cell.locator("img:visible").evaluate_all("images => images.map(image => image.src)")
 
 
 def wait_until_drawn(cell: Locator, before: list[str]) -> None:
     """Wait until none of a cell's pictures is one of those before."""
     cell.page.wait_for_function(
-        "([cell, before]) => [...cell.querySelectorAll('img')].every(i => !before.includes(i.src))",
+        "([cell, before]) => [...cell.querySelectorAll('img')].every("
+        "image => !image.alt || !before.includes(image.src))",
         arg=[cell.element_handle(), before],
     )
+
+
+def run_all(page: Page) -> None:
+    """Run all cells, by the menu."""
+    page.get_by_role("menuitem", name="Run", exact=True).click()
+    page.get_by_text("Run All Cells", exact=True).click()
+
+
+def restart_kernel(page: Page) -> None:
+    """Restart the kernel, by the menu."""
+    page.get_by_role("menuitem", name="Kernel", exact=True).click()
+    page.get_by_text("Restart Kernel…", exact=True).click()
+    page.locator(".jp-Dialog").get_by_role("button", name="Restart").click()
+    expect(page.locator(".jp-Dialog")).to_have_count(0)
+
+
+def save_notebook(page: Page) -> None:
+    page.locator(".jp-Notebook").press("Control+s")
+    expect(page.locator(".jp-mod-current.jp-mod-dirty, .jp-mod-dirty")).to_have_count(0)
+
+
+# What a person would complain of in an output: names, of what is wrong, with a bit of its text.
+COMPLAINTS = """root => {
+  const found = [], parse = c => c.match(/[\\d.]+/g).map(Number);
+  const light = c => { const f = v => (v /= 255) <= 0.03928 ? v / 12.92
+    : ((v + 0.055) / 1.055) ** 2.4; return 0.2126 * f(c[0]) + 0.7152 * f(c[1]) + 0.0722 * f(c[2]) };
+  const ground = e => { for (; e; e = e.parentElement) {
+    const c = parse(getComputedStyle(e).backgroundColor);
+    if (c.length < 4 || c[3] > 0.5) return c } return [255, 255, 255] };
+  const about = e => e.className + ': ' + (e.textContent || '').trim().slice(0, 60);
+  for (const e of root.querySelectorAll('*')) {
+    const style = getComputedStyle(e), box = e.getBoundingClientRect();
+    if (!box.width || style.visibility == 'hidden') continue;
+    if (['auto', 'scroll'].includes(style.overflowX) && e.scrollWidth > e.clientWidth + 1)
+      found.push('scrollbar, ' + about(e));
+    if (e.matches('.tract, .widget-box') && style.overflowX == 'hidden' &&
+        e.scrollWidth > e.clientWidth + 4) found.push('cut, ' + about(e));
+    const own = [...e.childNodes].some(n => n.nodeType == 3 && n.textContent.trim());
+    if (own && e.tagName != 'STYLE' && !e.closest('[disabled], svg, select')) {
+      const a = light(parse(style.color)), b = light(ground(e));
+      const ratio = (Math.max(a, b) + 0.05) / (Math.min(a, b) + 0.05);
+      if (ratio < 4.5) found.push('contrast ' + ratio.toFixed(1) + ', ' + about(e));
+    }
+    if (e.tagName == 'IMG' && !e.alt) found.push('no alt');
+    if (e.matches('input:not([type=hidden]), select, textarea, [role=slider]') &&
+        !e.labels?.length && !e.getAttribute('aria-label') && !e.getAttribute('aria-labelledby') &&
+        !e.placeholder && !e.title) found.push('no name, ' + e.outerHTML.slice(0, 120));
+  }
+  return found }"""
+
+
+def complaints(cell: Locator) -> list[str]:
+    """Scrollbars, weak contrasts, and what has no name, in the outputs of a cell."""
+    return cell.locator(".jp-Cell-outputArea").evaluate(COMPLAINTS)

@@ -1,8 +1,11 @@
 """The command: arguments to calls, errors to one line, exit statuses."""
 
+import io
 import json
 import math
 import signal
+import sys
+import time
 
 import pandas as pd
 import pytest
@@ -10,12 +13,26 @@ from helpers import write_notebook
 
 from tract.base.compute import Compute
 from tract.cli.main import main
-from tract.cli.output import print_rows
+from tract.cli.output import Steady, print_rows
 from tract.jobs import execute as execute_module
 from tract.jobs.cost import Estimate
+from tract.jobs.parameters import NOTEBOOKS
 from tract.jobs.sweep import Outcome
 from tract.networks.named import NETWORKS, named_network
 from tract.settings import Distillation, Training
+
+DECLARED = """run_dir = ""
+data_dir = ""
+figure = ""
+teacher = ""
+data = "digits"
+images = 1
+batch_size = 1
+rate = 0.1
+learning_rate = 0.1
+clamp = False
+schedule = [2, 1]
+seed = 0"""
 
 
 @pytest.fixture
@@ -155,25 +172,26 @@ def swept(monkeypatch):
 
 
 def test_a_sweep_takes_grids_and_reports_failures_at_its_end(swept, tmp_path, capsys):
-    file = tmp_path / "p.yaml"
-    file.write_text("train_images: 10\nbatch_size: 2\n")
+    file, notebook = tmp_path / "p.yaml", write_notebook(tmp_path / "n.ipynb", DECLARED)
+    file.write_text("images: 10\nbatch_size: 2\n")
     grids = ["-g", "seed", "[0, 1]", "-g", "rate", "[1e-3]"]
-    options = ["-f", str(file), "-p", "train_images", "20", *grids, "--workers", "2"]
-    assert main(["sweep", "n.ipynb", "out", *options]) == 1
+    options = ["-f", str(file), "-p", "images", "20", *grids, "--workers", "2"]
+    assert main(["sweep", str(notebook), "out", *options]) == 1
     ((arguments, given),) = swept
-    assert [str(path) for path in arguments[:2]] == ["n.ipynb", "out"]
+    assert [str(path) for path in arguments[:2]] == [str(notebook), "out"]
     assert arguments[2:] == (
-        {"train_images": 20, "batch_size": 2},
+        {"images": 20, "batch_size": 2},
         {"seed": [0, 1], "rate": [1e-3]},
     )
     assert given == {"workers": 2, "scheduler": None, "gpus": False}
     output, errors = capsys.readouterr()
     assert output.splitlines() == [
+        f"{notebook}: images = 20, batch_size = 2",
         "name    state   seconds",
         "seed=0  done        2.5",
         "seed=1  failed        1",
     ]
-    assert errors == "tract: 1 of 2 not done\nseed=1: bad seed\n"
+    assert errors == "tract: 1 of 2 not done; seed=1: bad seed\n"
 
 
 def test_two_grids_of_one_parameter_are_refused(swept, capsys):
@@ -183,20 +201,128 @@ def test_two_grids_of_one_parameter_are_refused(swept, capsys):
 
 
 def test_parameters_come_from_the_file_and_the_command_line_wins(executed, tmp_path):
-    file = tmp_path / "p.yaml"
+    file, notebook = tmp_path / "p.yaml", write_notebook(tmp_path / "n.ipynb", DECLARED)
     file.write_text("images: 10\nschedule: [8, 1]\nclamp: true\n")
     options = ["-f", str(file), "-p", "images", "20", "-p", "learning_rate", "0.001"]
-    assert main(["run", "n.ipynb", "out.ipynb", *options]) == 0
-    ((notebook, output, parameters),) = executed
-    assert (str(notebook), str(output)) == ("n.ipynb", "out.ipynb")
+    assert main(["run", str(notebook), "out.ipynb", *options]) == 0
+    ((executed_notebook, output, parameters),) = executed
+    assert (executed_notebook, str(output)) == (notebook, "out.ipynb")
     assert parameters == {"images": 20, "schedule": [8, 1], "clamp": True, "learning_rate": 0.001}
 
 
 def test_numbers_may_be_written_as_in_python(executed, tmp_path):
-    file = tmp_path / "p.yaml"
+    file, notebook = tmp_path / "p.yaml", write_notebook(tmp_path / "n.ipynb", DECLARED)
     file.write_text("learning_rate: 1e-3\n")
-    assert main(["run", "n", "o", "-f", str(file), "-p", "ema_residual", "2e-4"]) == 0
-    assert executed[0][2] == {"learning_rate": 1e-3, "ema_residual": 2e-4}
+    typed = ["-p", "rate", "2e-4", "-p", "images", "96e6", "-p", "batch_size", "010"]
+    assert main(["run", str(notebook), "o", "-f", str(file), *typed]) == 0
+    expected = {"learning_rate": 1e-3, "rate": 2e-4, "images": 96_000_000, "batch_size": 10}
+    assert executed[0][2] == expected
+    assert [type(value) for value in executed[0][2].values()] == [float, float, int, int]
+
+
+@pytest.mark.parametrize("text", ["", "/data/set #2", "~", "no", "1:30", "'quoted'", "[a", "010"])
+def test_a_text_is_what_was_typed(executed, tmp_path, text):
+    notebook = write_notebook(tmp_path / "n.ipynb", DECLARED)
+    assert main(["run", str(notebook), "o", "-p", "data", text]) == 0
+    assert executed[0][2] == {"data": text}
+
+
+@pytest.mark.parametrize("value", ["1:30", "no", "~", "1_0x", "*a", "0x10"])
+def test_a_number_that_is_none_is_refused_as_it_was_typed(executed, tmp_path, capsys, value):
+    notebook = write_notebook(tmp_path / "n.ipynb", DECLARED)
+    assert main(["run", str(notebook), "o", "-p", "images", value]) == 1
+    error = capsys.readouterr().err
+    assert "parameter images is" in error
+    assert len(error.splitlines()) == 1
+    assert executed == []
+
+
+def test_paths_are_seen_from_the_current_folder(executed, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    notebook = write_notebook(tmp_path / "n.ipynb", DECLARED)
+    typed = {"run_dir": "runs/a", "data_dir": "~/data", "figure": "../f", "teacher": ""}
+    options = [part for pair in typed.items() for part in ("-p", *pair)]
+    assert main(["run", str(notebook), "o", *options]) == 0
+    seen = {"run_dir": "here/runs/a", "data_dir": "home/data", "figure": "f"}
+    expected = {name: f"{tmp_path}/{path}" for name, path in seen.items()}
+    assert executed[0][2] == expected | {"teacher": ""}
+    assert f"run_dir = '{tmp_path}/here/runs/a'" in capsys.readouterr().out  # said
+    for teacher, meant in [
+        ("google/ddpm-cifar10-32", "google/ddpm-cifar10-32"),  # of the hub
+        ("data/t.safetensors", f"{tmp_path}/here/data/t.safetensors"),
+        ("~/t.pkl", f"{tmp_path}/home/t.pkl"),
+    ]:
+        main(["run", str(notebook), "o", "-p", "teacher", teacher])
+        assert executed[-1][2] == {"teacher": meant}
+
+
+YAML = {
+    "references": "seed: [&a [x, x], [*a, *a]]\n",
+    "depth": "seed: " + "[" * 3000 + "\n",
+    "a name that is no text": "1: 2\n",
+    "a name given twice": "images: 1\nimages: 2\n",
+    "many digits": f"images: {'9' * 5000}\n",
+}
+
+
+@pytest.mark.parametrize("content", YAML.values(), ids=YAML)
+def test_odd_yaml_is_refused_in_one_line(executed, tmp_path, capsys, content):
+    file, notebook = tmp_path / "p.yaml", write_notebook(tmp_path / "n.ipynb", DECLARED)
+    file.write_text(content)
+    assert main(["run", str(notebook), "o", "-f", str(file)]) == 1
+    error = capsys.readouterr().err
+    assert error.startswith("tract: ")
+    assert str(file) in error
+    assert len(error.splitlines()) == 1
+    assert executed == []
+
+
+class Gone(io.StringIO):
+    """A pipe whose reader has gone after the first line."""
+
+    def flush(self):
+        if self.getvalue().count("\n") > 1:
+            raise BrokenPipeError(32, "Broken pipe")
+
+
+def test_output_that_nobody_reads_is_no_failure(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "stdout", Gone())
+    assert main(["models"]) == 0
+    assert capsys.readouterr().err == ""
+
+
+def test_a_redirected_bar_is_a_line_every_few_seconds(monkeypatch):
+    now = iter(range(10**6))  # of a clock: a second for each look at it
+    monkeypatch.setattr(time, "monotonic", lambda: next(now))
+    stream = io.StringIO()
+    steady = Steady(stream)
+    for i in range(200):
+        steady.write(f"\rrun: {i} of 200")
+    steady.write("\nend")
+    steady.close()
+    *bar, last, end = stream.getvalue().splitlines()
+    assert (last, end) == ("run: 199 of 200", "end")
+    assert 2 < len(bar) < 50
+    assert "\r" not in stream.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (MemoryError(), "tract: out of memory: use a smaller batch"),
+        (KeyError("x"), "tract: KeyError: 'x'"),
+        (RuntimeError("one\n  two"), "tract: one two"),
+    ],
+)
+def test_no_traceback_reaches_a_user(monkeypatch, capsys, error, said):
+    def fail(*arguments):
+        raise error
+
+    monkeypatch.setattr(execute_module, "execute", fail)
+    assert main(["run", "--in-place", "a.ipynb"]) == 1
+    assert capsys.readouterr().err.startswith(said)
 
 
 def test_run_executes_several_notebooks_in_place(executed, capsys):
@@ -231,7 +357,11 @@ def test_a_file_without_parameters_is_refused_in_one_line(
 def test_a_missing_notebook_is_one_line_and_status_1(capsys, tmp_path):
     assert main(["run", str(tmp_path / "no.ipynb"), "out.ipynb"]) == 1
     error = capsys.readouterr().err
-    assert error == f"tract: no notebook {tmp_path}/no.ipynb: correct the path\n"
+    assert (
+        error
+        == f"tract: no notebook {tmp_path}/no.ipynb: correct the path; tract's are in "
+        + f"{NOTEBOOKS}\n"
+    )
 
 
 def test_a_stop_is_status_130(monkeypatch, capsys):

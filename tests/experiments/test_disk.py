@@ -97,7 +97,9 @@ def test_a_history_that_no_longer_fits_loses_nothing(small_disk, whole):
     folder = small_disk / "run"
     begun(folder, 3, saving=EVERY)
     blocker = fill(small_disk, left=0)
-    with pytest.raises(OSError, match="cannot write .*history.*No space left.*: free space"):
+    with pytest.raises(
+        OSError, match="No space left.*go on from its last checkpoint once there is"
+    ):
         tiny_run(folder)
     assert_intact(folder)
     blocker.unlink()

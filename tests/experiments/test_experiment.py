@@ -54,7 +54,7 @@ def test_the_folder_tells_the_next_notebook_everything(done):
 def test_every_measured_number_is_a_row(done):
     table = read_results(done.folder / "results.csv")
     about = ["method", "schedule", "nfe", "images", "seed", "student_params", "samples", "run"]
-    name = "TRACT-8-2-1-8images-batch4-seed3"
+    name = "TRACT-8-2-1-8images-batch_size4-clampnone-seed3"
     for metric in ("fd_pixels", "rmse_to_teacher"):
         rows = table.loc[table["metric"] == metric, about].values.tolist()
         assert rows == [

@@ -10,13 +10,14 @@ from dataclasses import replace
 import psutil
 import pytest
 import torch
-from helpers import weights
+from helpers import allow_tf32, weights
 from tiny import begun, files, recipe, teacher, tiny_run
 
+from tract.denoiser import Denoiser
 from tract.experiments.experiment import Experiment
 from tract.experiments.history import history
 from tract.experiments.job import LOG, Task, launch, main, read_task
-from tract.experiments.preview import PHASE_METRIC, read_preview
+from tract.experiments.preview import PHASE_METRIC, level_errors, read_preview
 from tract.experiments.status import (
     STATUS,
     STOP,
@@ -59,6 +60,14 @@ def task(tmp_path):
         status = json.loads((made.folder / STATUS).read_text())
         if status["pid"] != os.getpid():
             psutil.Process(status["pid"]).kill()
+
+
+@pytest.mark.parametrize("settings", [SETTINGS, Training(train_images=8, batch_size=4)])
+def test_errors_by_level_are_float32_in_full(task, monkeypatch, settings):
+    state, *_ = task.experiment.student_run(SETTINGS)
+    seen = allow_tf32(monkeypatch, Denoiser, "forward")
+    level_errors(task.experiment, settings, state)
+    assert seen and not any(seen)
 
 
 def test_a_job_that_is_stopped_killed_and_resumed_has_the_weights_of_one_run(task, tmp_path):

@@ -349,4 +349,4 @@ def test_provenance_may_differ_between_runs(tmp_path, monkeypatch):
     claim(tmp_path / "card.json", CARD)
     monkeypatch.setattr(cards, "provenance", lambda: {"device": "another"})
     claim(tmp_path / "card.json", CARD)
-    assert read_card(tmp_path / "card.json")["provenance"]["device"] != "another"
+    assert read_card(tmp_path / "card.json", whole=True)["provenance"]["device"] != "another"

@@ -150,7 +150,9 @@ def test_a_task_is_all_that_another_process_needs_to_train_the_same_teacher(tmp_
     state, _ = work.args
     work()  # alone
     assert fingerprint(state.ema) == fingerprint(result)
-    assert read_card(begun.folder / TEACHER / "card.json")["provenance"]["processes"] == 2
+    assert (
+        read_card(begun.folder / TEACHER / "card.json", whole=True)["provenance"]["processes"] == 2
+    )
 
 
 def test_a_task_is_all_that_another_process_needs_to_go_on_from_a_checkpoint(tmp_path, tasks):

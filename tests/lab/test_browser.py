@@ -16,7 +16,7 @@ from tract.experiments.catalogue import (
     labels_of,
     samples_at,
 )
-from tract.experiments.experiment import Experiment
+from tract.experiments.experiment import Experiment, run_name
 from tract.experiments.history import history
 from tract.experiments.job import JOB
 from tract.experiments.measure import measure, measure_phases, saved_samples
@@ -30,7 +30,7 @@ from tract.settings import Distillation, Training
 
 STUDENT = Distillation(train_images=16, batch_size=4, step_schedule=(8, 2, 1))
 OTHER = Distillation(train_images=16, batch_size=4, step_schedule=(8, 2, 1), seed=1)
-NAME = "quick/TRACT-8-2-1-16images-batch_size4-seed"
+NAME = f"quick/{run_name(STUDENT)}"[:-1]  # without the seed
 
 
 def stop(denoiser):
@@ -82,8 +82,8 @@ def test_all_runs_are_found_with_what_they_are(root):
     ("text", "reason"),
     [
         ("[]", "is damaged"),
-        ("{}", "has no method: restore it"),
-        ('{"method": "TRACT"}', "has no experiment: restore it"),
+        ("{}", "does not say for which levels it was trained"),
+        ('{"method": "TRACT"}', "does not say for which levels it was trained"),
     ],
 )
 def test_a_card_that_is_none_makes_a_run_damaged(root, text, reason):
@@ -159,6 +159,7 @@ def _one(experiment):
 
 def test_samples_that_were_made_are_remembered_until_the_weights_change(root, monkeypatch):
     run = found(root)["quick/teacher"]
+    (run.folder / "samples.safetensors").unlink()  # which are of the weights that it has
     first = samples_at(run, 2, 2)
     with monkeypatch.context() as patch:
         patch.setattr("tract.metrics.sources.open_run", None)  # would fail if it were called

@@ -1,6 +1,9 @@
 """The editor says what its widgets say, why not, and the same as papermill's parameters."""
 
-import asyncio
+import json
+import os
+import shutil
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -8,12 +11,16 @@ import yaml
 from tiny import teacher
 
 from tract.ema import decay_from_residual
-from tract.experiments.experiment import Experiment
+from tract.experiments.experiment import Experiment, run_name
+from tract.experiments.job import Task
+from tract.experiments.status import Status, process_of, write_status
 from tract.jobs.cost import Estimate
 from tract.jobs.parameters import check_parameters, declared_parameters, parameters_of, presets_in
 from tract.jobs.plan import duration, phase_plan, split
-from tract.lab import editor as editor_file
+from tract.lab import plan_view
 from tract.lab.editor import Editor
+from tract.lab.fields import schedule_of
+from tract.lab.plan_view import PlanView
 from tract.networks.weights import save_model
 from tract.phases import parse_schedule
 from tract.settings import Distillation
@@ -40,7 +47,7 @@ def editor(experiment):
 
 def test_it_begins_with_the_first_recipe_and_goes_back_to_others(editor):
     assert editor.settings == RECIPES[0]
-    editor.fields["batch"].value = 64
+    editor.fields["batch_size"].value = "64"
     editor.preset.value = "this notebook, 64>1"
     assert editor.settings == RECIPES[1]
     assert editor.reason == ""
@@ -48,13 +55,29 @@ def test_it_begins_with_the_first_recipe_and_goes_back_to_others(editor):
 
 
 def test_the_picture_and_the_numbers_follow_a_change(editor):
-    picture, numbers = bytes(editor.picture.value), editor.numbers.value
+    picture, numbers = editor.view.png, editor.view.numbers.value
     assert picture.startswith(b"\x89PNG")
-    editor.schedule.value = "[64, 16, 1]"
+    editor.schedule.value = "64>16>1"
     assert editor.settings.step_schedule == (64, 16, 1)
-    assert bytes(editor.picture.value) != picture
-    assert "64&gt;16" in editor.numbers.value
+    assert editor.view.png != picture
+    assert "64&gt;16" in editor.view.numbers.value
     assert "64&gt;16" not in numbers
+    assert 'alt="Groups and hops of the phases 64&gt;16&gt;1"' in editor.view.picture.value
+
+
+@pytest.mark.parametrize(
+    ("text", "schedule"),
+    [
+        ("1024>32>1", [1024, 32, 1]),
+        ("1024,32,1", [1024, 32, 1]),
+        (" 1024 > 32 > 1 ", [1024, 32, 1]),
+        ("[1024, 32, 1]", [1024, 32, 1]),
+        ("4<8<16>1", [[4, 8, 16], 1]),
+        ("[[4, 8, 16], 1]", [[4, 8, 16], 1]),
+    ],
+)
+def test_a_schedule_is_read_in_every_form_that_is_printed(text, schedule):
+    assert schedule_of(text) == schedule
 
 
 @pytest.mark.parametrize(
@@ -62,18 +85,25 @@ def test_the_picture_and_the_numbers_follow_a_change(editor):
     [
         ("schedule", "[64, 7, 1]", "7 does not divide 64"),
         ("schedule", "[64, 8", "is no YAML"),
-        ("schedule", "64", "use a list of steps"),
+        ("schedule", "64", "give two entries or more"),
+        ("schedule", "sixty-four", "use steps such as 1024>32>1"),
         ("schedule", "[64, 8z, 1]", "8z"),
         ("schedule", "[64; 8; 1]", "64; 8; 1"),
+        ("schedule", "64>64", "choose student_network or student_prediction"),
+        ("schedule", "64>8>1>1", "choose student_network or student_prediction"),
         ("method", "BTD", "BTD halves the steps in every phase"),
         ("noise_schedule", "karras", "knows 'cosine' levels"),
         ("solver", "heun", "use karras or ddpm_linear levels"),
-        ("images", 10, "train_images is 10, less than one batch"),
-        ("self_ema", 1.0, "self_ema is 1.0: use 0 or more and less than 1"),
-        ("seed", -1, "seed is -1"),
+        ("train_images", "10", "train_images is 10, less than one batch"),
+        ("train_images", "1e3.5", "use a number, such as 0.001 or 2e4"),
+        ("train_images", "1280.5", "use a whole number"),
+        ("batch_size", "100000", "less than one batch"),
+        ("learning_rate", "0,001", "write no comma, but 0.001 or 20000"),
+        ("self_ema", "1", "self_ema is 1.0: use 0 or more and less than 1"),
+        ("seed", "-1", "seed is -1"),
     ],
 )
-def test_what_is_impossible_is_red_with_its_reason_and_cannot_be_started(
+def test_what_is_impossible_is_said_with_its_reason_and_cannot_be_started(
     editor, name, value, reason
 ):
     widget = editor.schedule if name == "schedule" else editor.fields[name]
@@ -81,49 +111,83 @@ def test_what_is_impossible_is_red_with_its_reason_and_cannot_be_started(
     widget.value = value
     assert reason in editor.reason
     assert editor.start.disabled
-    assert editor_file.RED in editor.status.value
+    assert "tract-bad" in editor.status.value
     widget.value = before
     assert editor.settings == RECIPES[0]
     assert not editor.start.disabled
-    assert editor_file.GREEN in editor.status.value
+    assert "tract-good" in editor.status.value
 
 
-def test_phases_are_added_edited_and_removed_by_their_fields(editor):
-    editor.add.click()
+def test_where_steps_stay_equal_the_student_that_it_needs_is_offered(editor):
+    assert editor.fields["student_prediction"].layout.display == "none"
+    editor.schedule.value = "64>64>1"
+    assert editor.fields["student_prediction"].layout.display == ""
+    editor.fields["student_prediction"].value = "v"
+    assert editor.reason == ""
+
+
+def test_what_is_perhaps_not_meant_is_warned_of(editor):
+    editor.fields["train_images"].value = "2e4"
+    assert editor.settings.train_images == 20_000
+    assert "Warning" not in editor.status.value
+    editor.fields["learning_rate"].value = "1"
+    assert "Warning: learning_rate is 1e+03 times the recipe" in editor.status.value
+    editor.fields["train_images"].value = "1e12"
+    assert "days of compute" in editor.status.value
+    editor.preset.value = "fashion_mnist_tract, 1024>1"
+    assert "the preset is for fashion_mnist, these data are digits" in editor.status.value
+    editor.preset.value = "this notebook, 64>1"
+    assert "only 10 steps in each phase" in editor.status.value
+
+
+def test_boundaries_are_dragged_added_removed_and_taken_back(editor):
+    fields = editor.boundaries
+    fields.add.click()
     assert editor.settings.step_schedule == (64, 16, 8, 1)
-    grid, first, *_ = editor.entries.children
-    first.children[1].value = "32"
+    first = fields.entries.children[0].children[0]
+    assert first.options == (32, 16)
+    first.value = 32
     assert editor.settings.step_schedule == (64, 32, 8, 1)
-    _, remove = first.children[1:]
-    remove.click()
+    fields.entries.children[0].children[1].click()
     assert editor.settings.step_schedule == (64, 8, 1)
-    assert len(editor.entries.children) == 3
-    grid.children[1].value = "[16, 32, 64]"
-    assert editor.settings.step_schedule == ((16, 32, 64), 8, 1)
-    assert yaml.safe_load(editor.yaml.value)["step_schedules"] == [[[16, 32, 64], 8, 1]]
-    assert "16&lt;32&lt;64&gt;8" in editor.numbers.value
+    for _ in range(2):
+        fields.entries.children[0].children[1].click()
+    assert editor.schedule.value == "[64]"
+    fields.add.click()
+    assert editor.settings.step_schedule == (64, 1)
+    editor.undo.click()
+    assert editor.schedule.value == "[64]"
+    editor.undo.click()
+    assert editor.settings.step_schedule == (64, 1)
+    fields.text.value = "16<32<64>8>1"
+    assert yaml.safe_load(editor.parameters)["step_schedules"] == [[[16, 32, 64], 8, 1]]
 
 
-def test_halving_leads_to_btd(editor):
+def test_halving_leads_to_btd_and_says_which_phases_are_not_drawn(editor):
     editor.fields["method"].value = "BTD"
-    editor.halve.click()
+    editor.boundaries.halve.click()
     assert editor.settings.step_schedule == (64, 32, 16, 8, 4, 2, 1)
     assert editor.reason == ""
+    assert "2 of 6 phases, in the middle, are not drawn" in editor.view.picture.value
     editor.schedule.value = "[40, 1]"
-    assert editor.yaml.value.startswith("# impossible: BTD halves")
-    editor.halve.click()
+    assert "# impossible: BTD halves" in editor.yaml.value
+    editor.boundaries.halve.click()
     assert "halving 40 leads to 5" in editor.status.value
 
 
 def test_yaml_is_what_papermill_takes_and_the_editor_loads(editor):
     editor.schedule.value = "[64, 4, 1]"
-    editor.fields["self_ema"].value = 0.25
-    parameters = yaml.safe_load(editor.yaml.value)
+    editor.fields["self_ema"].value = "0.25"
+    parameters = yaml.safe_load(editor.parameters)
+    assert "[64, 4, 1]" in editor.yaml.value
     del parameters["clip_norm"]  # no parameter of that notebook, and kept all the same
     check_parameters(declared_parameters(NOTEBOOKS / "03_tract.ipynb"), parameters)
     changed = editor.settings
     editor.preset.value = "this notebook, 64>1"
     editor.load(parameters)
+    assert editor.settings == changed
+    editor.preset.value = "this notebook, 64>8>1"
+    editor.open(json.loads(json.dumps(asdict(changed))))
     assert editor.settings == changed
 
 
@@ -134,13 +198,13 @@ def test_presets_for_other_teachers_are_shown_and_refused(editor):
     assert editor.settings.step_schedule == (40, 1)
     assert editor.settings.clip_norm == 1e9
     assert "knows 'cosine' levels" in editor.reason
-    assert yaml.safe_load(editor.yaml.value)["noise_schedule"] == "karras"
+    assert yaml.safe_load(editor.parameters)["noise_schedule"] == "karras"
     editor.preset.value = "this notebook, 64>8>1"
     assert editor.settings == RECIPES[0]
 
 
 def test_every_preset_with_a_schedule_can_be_loaded(editor, monkeypatch):
-    monkeypatch.setattr(Editor, "_draw", lambda editor: None)
+    monkeypatch.setattr(PlanView, "draw", lambda *given: None)
     presets = presets_in(NOTEBOOKS / "presets")
     assert len(presets) > 10
     for parameters in presets.values():
@@ -148,38 +212,49 @@ def test_every_preset_with_a_schedule_can_be_loaded(editor, monkeypatch):
         assert parameters_of(editor.settings)["step_schedules"] == parameters["step_schedules"]
 
 
-def test_time_is_told_once_it_was_measured(editor, monkeypatch):
-    found = Estimate("TRACT", 1280, 10, flop=10**9, seconds=0.5, memory=0, tried=64)
-    monkeypatch.setattr(editor_file, "estimate", lambda *settings: found)
-    assert " s</td>" not in editor.numbers.value
-    editor.measure.click()
-    assert " s</td>" in editor.numbers.value
-    editor.fields["batch"].value = 64  # of which nothing is known
-    assert " s</td>" not in editor.numbers.value
+def test_time_is_told_once_it_was_measured_also_of_a_sweep(editor, monkeypatch):
+    found = Estimate("TRACT", 1280, 10, flop=10**9, seconds=0.5, memory=0, tried=128)
+    monkeypatch.setattr(plan_view, "estimate", lambda *settings: found)
+    view = editor.view
+    assert " s</td>" not in view.numbers.value
+    view.other.value = "this notebook, 64>1"
+    view.seeds.value = "0, 1, 2"
+    assert view.numbers.value.count("<table") == 2
+    assert "3 seeds of 2 schedules" in view.sweep.value
+    assert "time unknown: Measure time" in view.sweep.value
+    view.measure.click()
+    assert " s</td>" in view.numbers.value
+    assert "time unknown" not in view.sweep.value
+    view.other.value = "nothing"
+    editor.fields["batch_size"].value = "64"  # of which nothing is known
+    assert " s</td>" not in view.numbers.value
+    view.seeds.value = "one"
+    assert "use whole numbers, such as 0, 1, 2" in view.sweep.value
 
 
-def test_where_nobody_can_click_it_starts_at_once(editor):
-    assert asyncio.run(editor.started()) == RECIPES[0]
-    editor.fields["batch"].value = 10**6
-    with pytest.raises(ValueError, match="train_images is 1280, less than one batch"):
-        asyncio.run(editor.started())
-
-
-def test_where_somebody_can_it_starts_with_a_click(editor, monkeypatch):
-    async def somebody():
-        return True
-
-    monkeypatch.setattr(editor_file, "clicks_arrive", somebody)
-
-    async def edited():
-        waiting = asyncio.ensure_future(editor.started())
-        await asyncio.sleep(0.2)
-        assert not waiting.done()
-        editor.fields["seed"].value = 7
-        editor.start.click()
-        return await waiting
-
-    assert asyncio.run(edited()).seed == 7
+def test_it_says_which_run_the_settings_are_and_start_does_what_is_left(editor, experiment):
+    assert editor.summary.value.endswith("a new run</span>")
+    clicked = []
+    editor.on_start(lambda: clicked.append(editor.task(Task(experiment, RECIPES[1])).settings))
+    editor.start.click()
+    assert clicked == [RECIPES[0]]
+    folder = experiment.folder / run_name(RECIPES[0])
+    folder.mkdir()
+    try:
+        write_status(folder, Status("stopped", step=4, num_steps=10))
+        editor._tick()
+        assert "stopped, step 4 of 10" in editor.summary.value
+        assert (editor.start.description, editor.start.disabled) == ("Resume", False)
+        write_status(folder, Status("running", step=5, num_steps=10, **process_of(os.getpid())))
+        editor._tick()
+        assert (editor.start.description, editor.start.disabled) == ("Running", True)
+        (folder / "model.safetensors").touch()
+        editor._tick()
+        assert "finished" in editor.summary.value
+        assert "Change a setting, such as seed, for another run" in editor.summary.value
+        assert (editor.start.description, editor.start.disabled) == ("Finished", True)
+    finally:
+        shutil.rmtree(folder)
 
 
 def test_a_plan_counts_what_each_phase_does():

@@ -14,7 +14,8 @@ from tract.experiments.results import COLUMNS, read_results
 from tract.lab.style import METHOD_STYLES, method_of
 from tract.settings import Distillation
 from tract.studies import charts
-from tract.studies.ablations import ALL, CHANGES, CLAIMS, Study, baselines_of
+from tract.studies.ablations import Study
+from tract.studies.recipes import ALL, CHANGES, CLAIMS, baselines_of
 from tract.studies.tables import (
     ablation_table,
     claims_table,
@@ -23,6 +24,8 @@ from tract.studies.tables import (
     paper_table,
     read_published,
     save_table,
+    shown,
+    standing_table,
     versus_table,
 )
 
@@ -179,8 +182,8 @@ def test_another_recipe_of_ours_has_a_row_of_its_own_beside_the_published_one(pa
     ours = shown[(shown["method"] == "TRACT-96M") & (shown["NFE"] == 1)]
     assert list(ours["FID, measured by us"]) == ["5.2 ± 0.14 (2)", "9.5 ± 0.71 (2)"]
     assert list(ours["our run"]) == [
-        "TRACT-1024-32-1-30720images",
-        "TRACT-1024-32-1-30720images-self_ema0",
+        "TRACT-1024-32-1-30720images-clampnone",
+        "TRACT-1024-32-1-30720images-self_ema0-clampnone",
     ]
 
 
@@ -223,9 +226,32 @@ def test_a_run_is_missing_until_it_has_all_metrics():
 
 
 def test_every_published_number_has_its_source(paper):
-    assert len(paper) == 10 + 4 + 6 + 4 + 4 + 2
-    assert paper["source"].str.startswith("Berthelot et al. 2023").all()
-    assert paper["value"].between(3, 20).all()
+    family = paper["table"] == "family"
+    assert (~family).sum() == 10 + 4 + 6 + 4 + 4 + 2
+    assert paper[~family]["source"].str.startswith("Berthelot et al. 2023").all()
+    assert paper["source"].str.contains(r"\b(?:19|20)\d\d\b").all()
+    assert paper[~family]["value"].between(3, 20).all()
+
+
+def test_where_tract_stands_has_a_row_a_method_and_a_column_a_number_of_steps(paper):
+    table = standing_table(paper, "imagenet64").set_index("method")
+    assert list(table.columns) == [
+        "FID, 1 step",
+        "FID, 2 steps",
+        "FID, 4 steps",
+        "FID, 8 steps",
+        "source",
+    ]
+    assert list(table.loc["TRACT"])[:4] == [7.43, 4.97, 2.93, 2.41]
+    assert table["FID, 1 step"].is_monotonic_increasing
+
+
+def test_a_table_of_a_notebook_has_three_digits_words_and_no_empty_column():
+    table = pd.DataFrame({"fd_pixels": [1.23456, None], "run": ["a", "b"], "ours": ["", ""]})
+    html = shown(table).data
+    for text in ("Fréchet distance, pixels", "<td>1.23</td>", "<td></td>"):
+        assert text in html
+    assert "ours" not in html and "NaN" not in html
 
 
 def test_tables_are_written_as_csv(tmp_path):
@@ -238,7 +264,7 @@ def test_recipes_are_better_or_worse_than_a_baseline_beyond_two_deviations_only(
         "TRACT 1024>32>1": [10.0, 11.0, 12.0],
         "TRACT 16>1": [1.0],
         "TRACT 32>1": [1.0, 2.0, 3.0],
-        "TRACT 64>1": [9.0, 10.0, 11.0],
+        "TRACT 16>4>1": [9.0, 10.0, 11.0],
         "BTD 32>16>...>1": [20.0, 21.0, 22.0],
     }
     table = versus_table(results(values, comparison="one_phase"), "one_phase", [STUDY])
@@ -357,9 +383,9 @@ def texts_of(figure):
 def committed_charts(request, paper):
     """All charts of the committed results."""
     table = read_results(request.config.rootpath / "figures" / "results.csv")
-    base = {"batch_size": 128, "learning_rate": 1e-3}
+    base = {"batch_size": 128, "learning_rate": 1e-3, "clamp": "all"}
     study = Study("digits", [0, 1, 2], 30720, base=base)
-    plane = Study("spiral", [0], 64000, metric="rmse_to_flow", base=base | {"clamp": False})
+    plane = Study("spiral", [0], 64000, metric="rmse_to_flow", base=base | {"clamp": "none"})
     yield from (charts.ablation_chart(paper, table, name, study) for name in CHANGES)
     yield charts.ablation_chart(paper, table, "finest_grid", plane)
     yield charts.quality_by_steps(paper, table, study)

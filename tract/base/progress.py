@@ -6,5 +6,6 @@ from tqdm import tqdm
 
 
 def progress(desc: str, total: int, unit: str = "step", **options) -> tqdm:
-    """A text bar on stdout, where a notebook's cells print, redrawn once a second at most."""
-    return tqdm(desc=desc, total=total, unit=unit, file=sys.stdout, mininterval=1, **options)
+    """A text bar on stdout, where a notebook's cells print, that clears itself at its end."""
+    options |= {"file": sys.stdout, "mininterval": 1, "leave": False}
+    return tqdm(desc=desc, total=total, unit=unit, **options)

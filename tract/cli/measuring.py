@@ -72,8 +72,8 @@ def _add_stepping(command: argparse.ArgumentParser) -> None:
 def _fid(options: argparse.Namespace) -> None:
     from tract.base.compute import Compute, device
     from tract.base.parallel import joined_launch, rank
-    from tract.experiments.measure import rows_of_fid
     from tract.experiments.results import append_results
+    from tract.experiments.rows import rows_of_fid
     from tract.metrics.fid import compare
 
     names = ("features", "weights", "mode", "metrics", "samples", "steps", "seeds", "batch")

@@ -67,12 +67,12 @@ def _add_parameters(command: argparse.ArgumentParser) -> None:
 
 
 def _parameters(options: argparse.Namespace, notebook: Path) -> dict:
-    from tract.jobs.parameters import declared_parameters, typed_parameters
+    if not options.file and not options.parameter:
+        return {}
+    from tract.jobs.parameters import typed_parameters
 
-    declared = declared_parameters(notebook)
-    parameters = typed_parameters(declared, options.file, options.parameter)
-    if parameters:
-        print(f"{notebook}: {', '.join(f'{name} = {v!r}' for name, v in parameters.items())}")
+    parameters = typed_parameters(notebook, options.file, options.parameter)
+    print(f"{notebook}: {', '.join(f'{name} = {v!r}' for name, v in parameters.items())}")
     return parameters
 
 

@@ -21,24 +21,21 @@ def claim(
 ) -> None:
     """Write the card of something new; refuse with their names values that an old one has not.
 
-    An old card that is not binding is replaced. note: kept beside the card, and not compared;
-    that a run goes on with another number of threads is said. found: the card in a file of the
-    run, which counts if the run's own is lost. ValueError leaves everything as it is.
+    An old card that is not binding is replaced. note: kept beside the card, and not compared.
+    found: the card in a file of the run, which counts if the run's own is lost. ValueError leaves
+    everything as it is.
     """
-    before = read_card(path, whole=True) if path.is_file() else found
+    before = found and {name: found.get(name) for name in card}
+    before = read_card(path, whole=True) if binding and path.is_file() else before
     if binding and before is not None:
-        provenance_before = before.get("provenance") or {}
-        changed = [d for name in card for d in differences(before.get(name), card[name], name)]
+        provenance_before = before.pop("provenance", None) or {}
+        changed = differences(before, card)
         if changed:
             raise ValueError(
                 f"{path.parent} was begun with other values of {', '.join(changed)}: give another "
                 "run_dir or seed, restore these values, remove that folder, or `tract branch` "
                 "run_dir to go on from it under a new name"
             )
-        threads, now = provenance_before.get("threads"), provenance()["threads"]
-        if note and threads not in (None, now):
-            print(f"{path.parent.name}: begun with {threads} threads, goes on with {now}: equal")
-            print("up to rounding, and bit for bit with as many as before")
         kept = all(provenance_before.get(name) == value for name, value in (note or {}).items())
         if kept and path.is_file():
             return
@@ -49,5 +46,5 @@ def claim(
 
 def recorded_threads(path: Path) -> int:
     """CPU threads of what an old card describes, or those of now where it does not say."""
-    about = read_card(path, whole=True).get("provenance") or {} if path.is_file() else {}
-    return about.get("threads") or torch.get_num_threads()
+    about = read_card(path, whole=True) if path.is_file() else {}
+    return (about.get("provenance") or {}).get("threads") or torch.get_num_threads()

@@ -12,8 +12,9 @@ from torch import Tensor
 
 from tract.base.compute import device
 from tract.data import to_unit
-from tract.experiments.measure import SAMPLES, read_samples, shortened
+from tract.experiments.measure import SAMPLES, read_samples
 from tract.experiments.results import COLUMNS, PER_PHASE, RESULTS, read_results
+from tract.experiments.rows import shortened
 from tract.experiments.status import Status, read_status
 from tract.metrics.sources import open_run
 from tract.networks.cards import about_model

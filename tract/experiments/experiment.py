@@ -6,7 +6,7 @@ NAME/              one directory for each training run, see `runs`
 
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
-from dataclasses import MISSING, asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
 
@@ -22,6 +22,7 @@ from tract.datasets.load import load_data
 from tract.denoiser import Denoiser
 from tract.distill import DistillationState, distill, start_distillation
 from tract.experiments.card import claim
+from tract.experiments.names import TEACHER, run_name
 from tract.experiments.run import Checkpointing, Run, complete
 from tract.experiments.team import team_size, together
 from tract.levels import FIXED, Level, levels_of
@@ -35,7 +36,6 @@ from tract.settings import Distillation, Training
 from tract.teachers.load import Teacher, load_teacher
 from tract.train import TeacherState, start_training, train_teacher
 
-TEACHER = "teacher"  # name of the teacher's run
 DATA_OPTIONS = ("image_size", "grey", "flip")  # of load_data
 
 
@@ -291,33 +291,3 @@ def open_experiment(folder: str | Path, compute: Compute = EAGER) -> Experiment:
             "begin in another run_dir"
         )
     return experiment
-
-
-def _short(value: object) -> str:
-    """A setting's value in the name of a run: 0.9, or 1e-08_0.15 of several."""
-    return "_".join(map(str, value)) if isinstance(value, tuple) else str(value)
-
-
-# Names of runs, and with them rows of results, keep their meaning when a default changes: what they
-# leave out is what it was.
-UNNAMED = {"clamp": "all"}
-
-
-def run_name(settings: Training) -> str:
-    """Directory of a run: the teacher's, or what tells one distillation from another.
-
-    Such as TRACT-1024-32-1-30720images-seed0; settings with other values than the default, or than
-    in UNNAMED, come in between.
-    """
-    if not isinstance(settings, Distillation):
-        return TEACHER
-    steps = settings.schedule.replace(">", "-").replace("<", "_")  # names of files on any system
-    images = f"{settings.train_images}images"
-    changed = [
-        f"{field.name}{_short(getattr(settings, field.name))}"
-        for field in fields(settings)
-        if field.default is not MISSING
-        and field.name not in ("method", "seed")
-        and getattr(settings, field.name) != UNNAMED.get(field.name, field.default)
-    ]
-    return "-".join([settings.method, steps, images, *changed, f"seed{settings.seed}"])

@@ -130,12 +130,13 @@ def recovered(path: Path, step: int, mark: dict | None) -> tuple[bytes, float]:
     if not intact or not mark:
         kept = b"".join(line for _, line in good.values())
     if not intact:
-        aside = path.with_name(f"history-aside-{time.time_ns()}.jsonl")
+        aside, where = path.with_name(f"history-aside-{time.time_ns()}.jsonl"), ""
         if content:
             path.rename(aside)
+            where = f"; kept as {aside.name}"
         lost = sorted(set(range(1, step + 1)) - good.keys())
         which = f"lacks {len(lost):,} steps from {lost[0]} to {lost[-1]}" if lost else "was changed"
-        print(f"{path.parent.name}: {path.name} {which}; kept as {aside.name}, the run goes on")
+        print(f"{path.parent.name}: {path.name} {which}{where}, the run goes on")
     if kept != content or not intact:
         write_atomically(path, kept)
     return kept, max((seconds for seconds, _ in good.values()), default=0.0)

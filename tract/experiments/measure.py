@@ -6,7 +6,6 @@ classifier.safetensors        of the data, if distances in its features were ask
 results.csv                   one row for each measured number, see `results`
 """
 
-import json
 from collections.abc import Sequence
 from contextlib import suppress
 from functools import reduce
@@ -25,7 +24,6 @@ from tract.datasets.cache import cache_folder
 from tract.datasets.load import has_test_split, load_data
 from tract.denoiser import Denoiser
 from tract.experiments.experiment import TEACHER, Experiment, run_name
-from tract.experiments.history import history
 from tract.experiments.results import (
     COLUMNS,
     PER_PHASE,
@@ -34,6 +32,7 @@ from tract.experiments.results import (
     read_results,
     wide,
 )
+from tract.experiments.rows import number, run_row, shortened
 from tract.experiments.run import average_file
 from tract.levels import Level
 from tract.metrics.distances import Moments, frechet_distance, moments_of, rmse
@@ -41,12 +40,9 @@ from tract.metrics.feature_statistics import statistics
 from tract.metrics.features import FEATURES, Extractor, extractor, metric_name
 from tract.metrics.samples import sample_batches
 from tract.metrics.sources import open_source
-from tract.networks.cards import about_model
 from tract.networks.weights import (
     check_numbers,
-    fingerprint,
     load_model,
-    read_card,
     read_sha256,
     read_tensors,
     write_tensors,
@@ -81,7 +77,7 @@ class Distance:
 
     def __call__(self, samples: Tensor) -> float:
         batches = to_uint8(samples).split(SAMPLED[device()])
-        with progress(self.metric, len(batches), "batch", iterable=batches, leave=False) as bar:
+        with progress(self.metric, len(batches), "batch", iterable=batches) as bar:
             moments: Moments = reduce(Moments.merged, (moments_of(self.extract(x)) for x in bar))
         return frechet_distance(moments, self.reference)
 
@@ -137,7 +133,7 @@ def measure(
     card = read_tensors(path.with_name("model.safetensors"))[1]
     if "peak_memory_mb" in card:  # of its training, on a GPU
         at = row | {"nfe": steps[0], "samples": 0}
-        rows.append(at | _number("peak_memory_mb", card["peak_memory_mb"]))
+        rows.append(at | number("peak_memory_mb", card["peak_memory_mb"]))
     return wide(append_results(table, rows))
 
 
@@ -161,11 +157,11 @@ def _rows_of_samples(
     experiment: Experiment, at: dict, x: Tensor, reference: Tensor, distances: Sequence[Distance]
 ) -> list[dict]:
     """Rows of the distances of samples (N, ...) to the data, and to the teacher's own (M, ...)."""
-    rows = [at | {"samples": len(x)} | _number(d.metric, d(x), **d.conditions) for d in distances]
+    rows = [at | {"samples": len(x)} | number(d.metric, d(x), **d.conditions) for d in distances]
     count = min(len(x), len(reference))
     error = rmse(x[:count], reference[:count])
-    number = _number("rmse_to_teacher", error, nfe=experiment.reference_steps)
-    return [*rows, at | {"samples": count} | number]
+    found = number("rmse_to_teacher", error, nfe=experiment.reference_steps)
+    return [*rows, at | {"samples": count} | found]
 
 
 def measure_real(experiment: Experiment, features: Sequence[str]) -> None:
@@ -196,7 +192,7 @@ def measure_real(experiment: Experiment, features: Sequence[str]) -> None:
         "run": REAL,
     }
     distances = [Distance(experiment, name) for name in features]
-    found = [at | _number(d.metric, d(images), **d.conditions) for d in distances]
+    found = [at | number(d.metric, d(images), **d.conditions) for d in distances]
     append_results(experiment.folder / RESULTS, found)
 
 
@@ -219,8 +215,8 @@ def measure_phases(experiment: Experiment, settings: Distillation, count: int = 
         schedule = format_schedule(settings.step_schedule[: phase + 1])
         at = {"schedule": schedule, "nfe": nfe, "samples": len(x)}
         about = {"steps": levels.num_steps, "solver": step}
-        number = _number(PER_PHASE, rmse(x, rollout), **about)
-        rows.append(run_row(folder, student) | at | number)
+        found = number(PER_PHASE, rmse(x, rollout), **about)
+        rows.append(run_row(folder, student) | at | found)
     append_results(experiment.folder / RESULTS, rows)
 
 
@@ -292,56 +288,3 @@ def _rollout(
     if card != made_by or "samples" not in tensors:
         raise ValueError(f"{path} is of another teacher: remove it, and it is made again")
     return tensors["samples"].to(eps)
-
-
-def run_row(folder: str | Path, denoiser: Denoiser) -> dict:
-    """What rows of results say about the finished run in a folder, and its network."""
-    path = Path(folder) / "card.json"
-    card = read_card(path, whole=True)
-    about_model(card, path)
-    experiment, settings = card["experiment"], card.get("settings", {})
-    made = card.get("provenance") or {}
-    # A published teacher was not trained here: of its images and seconds nothing is known.
-    past = {"images_seen": 0, "seconds": 0.0} if "source" in card else history(folder).iloc[-1]
-    return {
-        "data": experiment["data_name"],
-        "noise_schedule": experiment["noise_schedule"],
-        "method": card["method"],
-        "schedule": format_schedule(settings.get("step_schedule", [])),
-        "student_params": sum(p.numel() for p in denoiser.parameters()),
-        "images": int(past["images_seen"]),
-        "seed": settings.get("seed", 0),
-        "device": made.get("device", ""),
-        "commit": made.get("commit", ""),
-        "seconds": round(past["seconds"], 1),
-        "run": Path(folder).resolve().name,
-        "teacher": card.get("teacher_sha256", "")[:12] or teacher_name(denoiser),
-    }
-
-
-def teacher_name(denoiser: Denoiser) -> str:
-    """How rows of results name a teacher: by the first digits of the SHA-256 of its weights."""
-    return fingerprint(denoiser)[:12]
-
-
-def rows_of_fid(folder: str | Path, measured: Sequence[dict]) -> list[dict]:
-    """Rows of results from what `fid.compare` found about the run in a folder."""
-    about = run_row(folder, load_model(folder)[0])
-    rows = []
-    for found in measured:
-        conditions = dict(found)
-        at = {name: conditions.pop(name) for name in ("nfe", "samples")}
-        metric, value = conditions.pop("metric"), conditions.pop("value")
-        rows.append(about | at | _number(metric, value, **conditions))
-    return rows
-
-
-def _number(metric: str, value: float, /, **conditions) -> dict:
-    """The columns of one measured number."""
-    return {"metric": metric, "value": round(value, 6), "conditions": json.dumps(conditions)}
-
-
-def shortened(schedule: str) -> str:
-    """1024>512>256>...>1 as 1024>512>...>1, for labels."""
-    steps = schedule.split(">")
-    return ">".join([*steps[:2], "...", steps[-1]]) if len(steps) > 4 else schedule

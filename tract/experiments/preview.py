@@ -109,6 +109,7 @@ def read_preview(folder: Path) -> tuple[dict[str, Tensor], dict]:
     return read_tensors(path) if path.is_file() else ({}, {})
 
 
+@matmul_precision(EAGER)
 def level_errors(
     experiment: Experiment, settings: Training, state: TeacherState | DistillationState
 ) -> tuple[Tensor, Tensor]:
@@ -135,7 +136,6 @@ def x0_errors(
 
 
 @torch.no_grad()
-@matmul_precision(EAGER)
 def target_errors(
     experiment: Experiment, settings: Distillation, state: DistillationState
 ) -> tuple[Tensor, Tensor]:
@@ -173,6 +173,7 @@ def preview_steps(experiment: Experiment, settings: Training, phase: int) -> int
     return max(n for n in range(1, min(own, MOST_STEPS) + 1) if own % n == 0)
 
 
+@matmul_precision(EAGER)
 def samples_of(
     experiment: Experiment, settings: Training, denoiser: Denoiser, steps: int, count: int
 ) -> Tensor:

@@ -5,8 +5,8 @@ import math
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import AbstractContextManager, closing, contextmanager, nullcontext, suppress
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -21,16 +21,13 @@ from tract.base.progress import progress
 from tract.denoiser import Denoiser
 from tract.distill import DistillationState
 from tract.experiments.card import claim, recorded_threads
+from tract.experiments.checkpoints import card_in, checkpoints, remove, resume, write_checkpoint
 from tract.experiments.history import History, append, trim
 from tract.experiments.status import Reporter
 from tract.networks.weights import (
     fingerprint,
     load_model,
-    load_state,
-    read_tensors,
-    run_cards,
     save_model,
-    save_state,
 )
 from tract.optimize import StudentOutOfMemory, check_finite
 from tract.records import Record
@@ -131,21 +128,21 @@ class Run:
         """Records of the steps still to be made, each when it has been written."""
         folder, state = self.folder, self.state
         if self.finished:  # perhaps where nothing can be written
-            claim(folder / "card.json", self.card, found=_card_in(folder))
+            claim(folder / "card.json", self.card, found=card_in(folder))
             print(f"{folder.name}: finished before, read from {folder / 'model.safetensors'}")
             return
         with only_writer(folder):
             for path in folder.glob(f".*{TEMPORARY}"):  # of a process killed while it wrote
                 path.unlink()
-            begun, mark = bool(_checkpoints(folder)), None
-            found = _card_in(folder) if begun else None
+            begun, mark = bool(checkpoints(folder)), None
+            found = card_in(folder) if begun else None
             if begun:  # with more or fewer threads sums would round otherwise
                 use_threads(recorded_threads(folder / "card.json"))
             claim(folder / "card.json", self.card, binding=begun, note=self.note, found=found)
             name = ""
             peak_memory(reset=True)
             if begun:
-                name, mark = _resume(folder, state, self.settings)
+                name, mark = resume(folder, state, self.settings)
             at = self.settings.batch_size, state.step, self.settings.num_steps
             with Reporter(folder, *at) as reporter, self.team(name):
                 yield from self._steps(mark, reporter)
@@ -158,7 +155,7 @@ class Run:
     def result(self) -> Denoiser:
         """The average of a finished run, which needs its checkpoints no more."""
         denoiser = load_model(self.folder, _device(self.state.ema))[0]
-        _remove(_checkpoints(self.folder))
+        remove(checkpoints(self.folder))
         return denoiser
 
     def _steps(self, mark: dict | None, reporter: Reporter) -> Iterator[Record]:
@@ -197,7 +194,7 @@ class Run:
                     if phase_ends and record.step < settings.num_steps:
                         result = folder / f"phase-{state.phase + 1}.safetensors"
                         save_model(result, state.ema, {**self.card, "phase": record.phase})
-                    _save(folder, state, self.card | {"history": mark}, saving.keep)
+                    write_checkpoint(folder, state, self.card | {"history": mark}, saving.keep)
                     saved = time.monotonic()
                 yield record
                 if ending:
@@ -235,72 +232,6 @@ def train_along(state, records: Iterator[Record]) -> None:
 def _check_same(state) -> None:
     """ValueError unless all processes that have joined begin with the same weights."""
     check_same("state", [state.step, fingerprint(state.student)])
-
-
-def _save(folder: Path, state, card: dict, keep: int) -> None:
-    """Write a checkpoint, then remove all but the last few up to it.
-
-    Those beyond it were passed over when the run was resumed.
-    """
-    path = _checkpoint(folder, state.step)
-    save_state(path, state, card)
-    older = [other for other in _checkpoints(folder) if other.name < path.name]
-    _remove(p for p in _checkpoints(folder) if p.name > path.name)
-    _remove(older[keep - 1 :])
-
-
-def _remove(paths: Iterable[Path]) -> None:
-    for path in paths:
-        path.unlink(missing_ok=True)  # another process may have
-
-
-def _card_in(folder: Path) -> dict | None:
-    """The card in a file of a run whose own is lost, of which the newest that is whole counts."""
-    if run_cards(folder):
-        return None
-    for path in [folder / "model.safetensors", *_checkpoints(folder)]:
-        with suppress(ValueError, OSError):
-            return read_tensors(path)[1]
-    return None
-
-
-def _resume(folder: Path, state, settings: Training) -> tuple[str, dict | None]:
-    """Bring the state to the newest checkpoint that is whole; say which, and why not a newer.
-
-    Returns its name, and its mark of the history.
-    """
-    fresh, reasons = dict(vars(state)), []
-    for path in _checkpoints(folder):
-        try:
-            mark = load_state(path, state).get("history")
-            _check_place(path, state, settings)
-        except ValueError as error:
-            vars(state).update(fresh)  # a first teacher that a later phase had replaced
-            print(f"{folder.name}: passed over {path.name}: {error}")
-            reasons.append(str(error))
-            continue
-        print(f"{folder.name}: resuming after step {state.step} from {path.name}")
-        return path.name, mark
-    raise ValueError(
-        f"no checkpoint in {folder} can be resumed: restore one, or remove that folder to begin "
-        f"again; of the newest, {reasons[0]}"
-    )
-
-
-def _check_place(path: Path, state, settings: Training) -> None:
-    """ValueError unless a loaded state is where its file and these settings say it can be."""
-    if path != _checkpoint(path.parent, state.step):
-        raise ValueError(f"{path} holds step {state.step}, which is not its name: remove it")
-    settings.check_place(path, state.step, state.counters().get("phase", 0))
-
-
-def _checkpoint(folder: Path, step: int) -> Path:
-    return folder / f"checkpoint-{step:09}.safetensors"
-
-
-def _checkpoints(folder: Path) -> list[Path]:
-    """Checkpoints of a run, newest first."""
-    return sorted(folder.glob("checkpoint-*.safetensors"), reverse=True)
 
 
 def _measure(

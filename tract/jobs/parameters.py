@@ -93,15 +93,14 @@ def check_parameters(declared: Mapping[str, object], given: Mapping[str, object]
     return checked
 
 
-def typed_parameters(
-    declared: Mapping[str, object], file: Path | None, typed: Sequence[tuple[str, str]]
-) -> dict:
-    """Parameters as a YAML file and a command line give them, checked.
+def typed_parameters(notebook: Path, file: Path | None, typed: Sequence[tuple[str, str]]) -> dict:
+    """Parameters of a notebook as a YAML file and a command line give them, checked.
 
     A parameter whose default is a text is taken as it was typed, others are YAML. Paths are seen
     from the current folder.
     """
     given = read_parameters(file) if file else {}
+    declared = declared_parameters(notebook)
     for name, text in typed:
         is_text = isinstance(declared.get(name), str)
         given[name] = text if is_text else read_yaml(text, f"parameter {name}")
@@ -147,12 +146,18 @@ def as_committed(cells: Sequence[str], name: str) -> bool:
     path = NOTEBOOKS / f"{name}.ipynb"
     if not path.is_file():
         return False
+    values = given_parameters(cells)
+    declared = declared_parameters(path)
+    return all(values.get(n) == value for n, value in declared.items() if n not in PLACES)
+
+
+def given_parameters(cells: Sequence[str]) -> dict[str, object]:
+    """The parameters that a notebook runs with: its own, then papermill's. cells: IPython's In."""
     values: dict[str, object] = {}
     for cell in cells:
         if "  # help: " in cell or cell.startswith("# Parameters\n"):
             values |= _assignments(cell)
-    declared = declared_parameters(path)
-    return all(values.get(n) == value for n, value in declared.items() if n not in PLACES)
+    return values
 
 
 def check_claims(claims: Mapping[str, bool], asserted: bool) -> None:

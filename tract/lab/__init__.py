@@ -9,6 +9,8 @@ In reading order:
     show             widgets with a static picture
     live             whether somebody is there to click; timers; old widgets
     perfect_student  distillation without a network
+    fields           fields of the editor, whose text is parsed
+    plan_view        what a schedule looks like and costs
     editor           the schedule editor
     explorer         a schedule to drag, and one noise by all models
     view             what a run directory shows of its training

@@ -16,7 +16,7 @@ from tract.lab.style import DATA, SELF_TEACHER, STUDENT, TEACHER_COLOUR
 POINTS = 200  # of a curve: of more records means are drawn
 PANELS = ("weighted loss", "squared error of x0", "error by level", "distance to the data")
 SIZE = 330, 240  # pixels of a panel
-LINES = (TEACHER_COLOUR, DATA, SELF_TEACHER)  # colours of horizontal lines, dashed
+ACROSS = (TEACHER_COLOUR, DATA, SELF_TEACHER)  # colours of horizontal lines, dashed
 
 
 class Curves:
@@ -81,7 +81,7 @@ class Curves:
             line.set_data(*found)
             line.set_label(label)
             shown.append(line)
-        for (label, value), colour in zip(lines.items(), LINES, strict=False):
+        for (label, value), colour in zip(lines.items(), ACROSS, strict=False):
             if label not in self._fixed:
                 self._fixed[label] = ax.axhline(value, color=colour, linestyle="--", linewidth=1)
                 self._fixed[label].set_label(label)

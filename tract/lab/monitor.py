@@ -120,9 +120,11 @@ class Panel(w.VBox):
         self.stop.on_click(self._stop_clicked)
         self.choice = w.Dropdown(description="Run", layout={"max_width": "98%"})
         self.choice.observe(self._choose, "value")
-        self.said = w.HTML()
+        self.said, self.problem = w.HTML(), w.HTML()
         self.view: RunView | None = None
-        buttons = w.HBox([self.start, self.stop, self.said], layout={"flex_flow": "row wrap"})
+        buttons = w.HBox(
+            [self.start, self.stop, self.said, self.problem], layout={"flex_flow": "row wrap"}
+        )
         super().__init__([style_sheet(), buttons, self.choice])
         self.layout.max_width, self.layout.overflow = "100%", "hidden"
         self.add_class("tract")
@@ -178,7 +180,7 @@ class Panel(w.VBox):
             if self.finished:
                 show_picture(self, self.picture(), self._handle)
         except (OSError, ValueError, KeyError) as error:  # of a file that somebody damaged
-            self.said.value = text(f"cannot be read: {error}", "bad")
+            self.problem.value = text(f"cannot be read: {error}", "bad")
         return not self.finished
 
     def _follow_editor(self) -> None:
@@ -217,12 +219,12 @@ class Panel(w.VBox):
 
     def start_clicked(self, button=None) -> None:
         """Launch the job; say why that is not possible."""
-        self._followed, self.start.disabled, self.said.value = True, True, ""
+        self._followed, self.start.disabled, self.problem.value = True, True, ""
         try:
             self._take(list(self._folders()))
             self._start()
         except (ValueError, OSError, RuntimeError) as error:
-            self.said.value = text(str(error), "bad")
+            self.problem.value = text(str(error), "bad")
         self.refresh()
 
     def _stop_clicked(self, button=None) -> None:

@@ -133,7 +133,9 @@ def loss_curves(histories: Mapping[str, pd.DataFrame]) -> Figure:
             x = table["images_seen"]
             ax.plot(x, smooth[column], label=in_words(label), linewidth=1.2, **styles[label])
     for ax, title in zip(axes[0], ("weighted loss", "squared error of x0"), strict=True):
-        ax.set(yscale="log", xlabel="images seen", ylabel="log scale", title=title)
+        ax.set(yscale="log", xlabel="images seen", ylabel="log scale")
+        ax.set_title(title, fontsize=10)
+        plain_ticks(ax.yaxis)
         ax.xaxis.set_major_formatter(THOUSANDS)
     handles = axes[0, 1].get_legend_handles_labels()[0]
     figure.legend(handles=handles, loc="outside lower center", ncols=3, frameon=False, fontsize=9)

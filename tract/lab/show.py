@@ -19,6 +19,11 @@ from tract.lab.plots import png
 STYLE = """<style>
 .tract img { max-width: 100%; height: auto }
 .tract .tract-row { display: flex; flex-wrap: wrap; gap: 4px }
+.tract .tract-row > * { min-width: 0; max-width: 100% }
+.tract .widget-box:not(.tract-table) { overflow: hidden }
+.tract :is(.widget-box, .widget-html, .widget-html-content) { min-width: 0; max-width: 100% }
+.tract .widget-html-content { flex: 1 1 auto }
+.tract .widget-button.mod-success { background: #2e7d32; color: white }
 .tract-bad { color: var(--jp-error-color0, #b71c1c); font-weight: bold }
 .tract-good { color: var(--jp-success-color0, #1b5e20); font-weight: bold }
 body[data-jp-theme-light="false"] .tract img.tract-figure {
@@ -26,6 +31,15 @@ body[data-jp-theme-light="false"] .tract img.tract-figure {
 body[data-jp-theme-light="false"] .tract-bad { color: #ff8a80 }
 body[data-jp-theme-light="false"] .tract-good { color: #81c784 }
 </style>"""
+# Sliders of ipywidgets have a label that assistive technology does not find: it is put on them.
+NAMES = """<img alt="" src="data:," style="display: none" onerror="
+const name = () => document.querySelectorAll('.tract [role=slider]:not([aria-label])').forEach(
+  handle => { const label = handle.closest('.widget-inline-hbox')?.querySelector('label');
+    if (label) handle.setAttribute('aria-label', label.textContent) });
+if (!window.tractNames) {
+  window.tractNames = new MutationObserver(name);
+  window.tractNames.observe(document.body, {childList: true, subtree: true}) }
+name()">"""
 
 
 def show(widget: Widget, picture: Figure | bytes) -> DisplayHandle | None:
@@ -68,5 +82,5 @@ def text(content: str, kind: str = "") -> str:
 
 
 def style_sheet() -> HTML:
-    """The widget that brings the styles along."""
-    return HTML(STYLE, layout={"display": "none"})
+    """The widget that brings styles, and names of sliders, along."""
+    return HTML(STYLE + NAMES, layout={"display": "none"})

@@ -54,6 +54,8 @@ WORDS = {
     "growing_self_ema": "self-teacher's decay",
     "student_params": "parameters",
     "images_seen": "images seen",
+    "nfe": "evaluations",
+    "rmse": "RMSE",
 }
 _IDENTIFIER = re.compile(r"\b(" + "|".join(sorted(WORDS, key=len, reverse=True)) + r")\b")
 

@@ -99,7 +99,8 @@ class RunView(w.VBox):
             last = f"loss {records.loss.iloc[-1]:.3g}, as of {at}"
             shown = zip(panels_of(pixels), ALT, strict=True)
             images = "".join(image(png, f"{alt} of {card['method']}, {last}") for png, alt in shown)
-            self._curves.value = f'<div>As of {at}</div><div class="tract-row">{images}</div>'
+            said = f"<div>As of {html.escape(at)}</div>"
+            self._curves.value = f'{said}<div class="tract-row">{images}</div>'
             self._pixels = [text_strip(f"as of {at}", 1320), pixels]
         if preview:
             self._draw_samples(preview["samples"], about)

@@ -47,14 +47,14 @@ def compare(
     seeds: of noise, or of the part taken; value, std are over them. ValueError for bad arguments.
     """
     _check(metrics, samples, seeds, batch)
-    places = {"device": device, **opening}
+    opening |= {"device": device}
     if is_named(reference, opening.get("image_size", 0)):
         reference = named_data(str(reference), **opening)
     data = reference if isinstance(reference, Data) and features == "classifier" else None
     options = {"weights": weights, "mode": mode, "data": data, "device": device}
     extract = rank0_first(lambda: extractor(features, **options))  # may train a classifier
-    opened = open_source(source, **places)
-    target = open_source(reference, **places)(None, REFERENCE_SEED)
+    opened = open_source(source, **opening)
+    target = open_source(reference, **opening)(None, REFERENCE_SEED)
     by_steps = {n: [opened(n, seed) for seed in seeds] for n in steps or [None]}
     counts = {n: _count(same[0], samples, steps, seeds) for n, same in by_steps.items()}
     total = target.count or max(counts.values())

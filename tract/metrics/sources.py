@@ -273,9 +273,8 @@ def _model(
         "sampler": solver,
         "clamp": clamp,
         "device": str(device),
+        **({"compute": str(compute)} if compute != EAGER else {}),
     }
-    if compute != EAGER:  # what was measured before there were others is still known
-        about["compute"] = str(compute)
 
     def at(num_steps: int | None, seed: int) -> Source:
         num_steps = trained.num_steps if num_steps is None else num_steps
@@ -285,7 +284,8 @@ def _model(
         def read(start: int, stop: int) -> Tensor:
             eps = noise(shape, start, stop, seed).to(device)
             labels = cycling_labels(teacher.num_classes, start, stop)
-            drawn = {"labels": None if labels is None else labels.to(device), "batch": len(eps)}
+            labels = None if labels is None else labels.to(device)
+            drawn = {"labels": labels, "batch": len(eps)}
             x = sample_batches(teacher.denoiser, eps, levels, num_steps, **drawn, **options)
             return _rounded(x, str(path))
 

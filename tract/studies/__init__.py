@@ -2,7 +2,8 @@
 
 In reading order:
 
-    ablations  recipes compared and orderings claimed
+    recipes    recipes compared, their baselines, and orderings claimed
+    ablations  a study: its runs, and their rows of results
     run_study  train and measure each run once
     spiral     ablations on points, with an exact teacher
     tables     tables of results

@@ -26,7 +26,7 @@ from tract.lab.style import (
     method_style,
 )
 from tract.networks.weights import read_tensors, write_tensors
-from tract.studies.ablations import FAMILY, Study
+from tract.studies.ablations import Study
 from tract.studies.tables import recipes_of
 
 PUBLISHED_LABEL = "published: CIFAR-10"
@@ -155,16 +155,6 @@ def quality_by_steps(
     figure = _lines(panels, "nfe", "network evaluations")
     _add_levels(figure.axes[-1], study, results, students.iloc[:0])  # the teacher has its line
     return figure
-
-
-def family(results: pd.DataFrame, *studies: Study) -> Figure:
-    """Distance against a student's steps, a line for each method of the family."""
-    panels = []
-    for study in studies:
-        rows = study.rows_of_all(results, list(FAMILY))
-        line = rows["recipe"].str.replace(r"(>|, )\d+$", "", regex=True)
-        panels.append((_title(study, rows), study.metric, rows.assign(line=line)))
-    return _lines(panels, "nfe", "student's steps")
 
 
 def quality_by_images(published: pd.DataFrame, results: pd.DataFrame, study: Study) -> Figure:

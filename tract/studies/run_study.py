@@ -19,9 +19,9 @@ from tract.experiments.measure import (
     measure,
     measure_phases,
     measure_real,
-    teacher_name,
 )
 from tract.experiments.results import RESULTS, append_results, publish, read_results, wide
+from tract.experiments.rows import teacher_name
 from tract.experiments.run import Checkpointing
 from tract.metrics.features import file_sha256, metric_name
 from tract.networks.weights import load_model, save_model

@@ -9,7 +9,8 @@ from IPython.display import HTML
 from tract.base.files import write_atomically
 from tract.lab.style import in_words
 from tract.phases import in_steps
-from tract.studies.ablations import ALL, CLAIMS, Study, baselines_of
+from tract.studies.ablations import Study
+from tract.studies.recipes import ALL, CLAIMS, baselines_of
 
 PUBLISHED = "FID, published (CIFAR-10)"
 # What a measured number must share with a published one to stand beside it, besides the images.

@@ -1,0 +1,76 @@
+"""Checkpoints of a run: written, resumed from the newest that is whole, removed."""
+
+from collections.abc import Iterable
+from contextlib import suppress
+from pathlib import Path
+
+from tract.networks.weights import load_state, read_tensors, run_cards, save_state
+from tract.settings import Training
+
+
+def write_checkpoint(folder: Path, state, card: dict, keep: int) -> None:
+    """Write a checkpoint, then remove all but the last few up to it.
+
+    Those beyond it were passed over when the run was resumed.
+    """
+    path = checkpoint(folder, state.step)
+    save_state(path, state, card)
+    older = [other for other in checkpoints(folder) if other.name < path.name]
+    remove(p for p in checkpoints(folder) if p.name > path.name)
+    remove(older[keep - 1 :])
+
+
+def remove(paths: Iterable[Path]) -> None:
+    """Remove files that may be gone already."""
+    for path in paths:
+        path.unlink(missing_ok=True)  # another process may have
+
+
+def card_in(folder: Path) -> dict | None:
+    """The card in a file of a run whose own is lost, of which the newest that is whole counts."""
+    if run_cards(folder):
+        return None
+    for path in [folder / "model.safetensors", *checkpoints(folder)]:
+        with suppress(ValueError, OSError):
+            return read_tensors(path)[1]
+    return None
+
+
+def resume(folder: Path, state, settings: Training) -> tuple[str, dict | None]:
+    """Bring the state to the newest checkpoint that is whole; say which, and why not a newer.
+
+    Returns its name, and its mark of the history.
+    """
+    fresh, reasons = dict(vars(state)), []
+    for path in checkpoints(folder):
+        try:
+            mark = load_state(path, state).get("history")
+            check_place(path, state, settings)
+        except ValueError as error:
+            vars(state).update(fresh)  # a first teacher that a later phase had replaced
+            print(f"{folder.name}: passed over {path.name}: {error}")
+            reasons.append(str(error))
+            continue
+        print(f"{folder.name}: resuming after step {state.step} from {path.name}")
+        return path.name, mark
+    raise ValueError(
+        f"no checkpoint in {folder} can be resumed: restore one, or remove that folder to begin "
+        f"again; of the newest, {reasons[0]}"
+    )
+
+
+def check_place(path: Path, state, settings: Training) -> None:
+    """ValueError unless a loaded state is where its file and these settings say it can be."""
+    if path != checkpoint(path.parent, state.step):
+        raise ValueError(f"{path} holds step {state.step}, which is not its name: remove it")
+    settings.check_place(path, state.step, state.counters().get("phase", 0))
+
+
+def checkpoint(folder: Path, step: int) -> Path:
+    """The file of a run's state after a step."""
+    return folder / f"checkpoint-{step:09}.safetensors"
+
+
+def checkpoints(folder: Path) -> list[Path]:
+    """Checkpoints of a run, newest first."""
+    return sorted(folder.glob("checkpoint-*.safetensors"), reverse=True)

@@ -1,0 +1,35 @@
+"""Names of run directories: what tells one distillation of an experiment from another."""
+
+from dataclasses import MISSING, fields
+
+from tract.settings import Distillation, Training
+
+TEACHER = "teacher"  # name of the teacher's run
+# Names of runs, and with them rows of results, keep their meaning when a default changes: what they
+# leave out is what it was.
+UNNAMED = {"clamp": "all"}
+
+
+def run_name(settings: Training) -> str:
+    """Directory of a run: the teacher's, or what tells one distillation from another.
+
+    Such as TRACT-1024-32-1-30720images-seed0; settings with other values than the default, or than
+    in UNNAMED, come in between.
+    """
+    if not isinstance(settings, Distillation):
+        return TEACHER
+    steps = settings.schedule.replace(">", "-").replace("<", "_")  # names of files on any system
+    images = f"{settings.train_images}images"
+    changed = [
+        f"{field.name}{_short(getattr(settings, field.name))}"
+        for field in fields(settings)
+        if field.default is not MISSING
+        and field.name not in ("method", "seed")
+        and getattr(settings, field.name) != UNNAMED.get(field.name, field.default)
+    ]
+    return "-".join([settings.method, steps, images, *changed, f"seed{settings.seed}"])
+
+
+def _short(value: object) -> str:
+    """A setting's value in the name of a run: 0.9, or 1e-08_0.15 of several."""
+    return "_".join(map(str, value)) if isinstance(value, tuple) else str(value)

@@ -1,0 +1,118 @@
+"""What a schedule looks like and costs: its picture, its plan, another one's, and a sweep's."""
+
+import html
+from collections.abc import Callable, Mapping
+from dataclasses import fields, replace
+
+import ipywidgets as w
+
+from tract.base.compute import device
+from tract.experiments.experiment import Experiment
+from tract.jobs.cost import estimate
+from tract.jobs.plan import duration, phase_plan
+from tract.lab.fields import seeds_of
+from tract.lab.plots import png
+from tract.lab.schedule import schedule_picture
+from tract.lab.show import image, text
+from tract.levels import levels_of
+from tract.phases import first_grid, format_schedule, parse_schedule
+from tract.settings import Distillation
+
+PANELS = 4  # that are drawn at most: of more phases the first two and the last two
+CPU_FLOP_RATE = 1e11  # that is assumed where nothing was measured, to warn of days
+
+
+class PlanView(w.VBox):
+    """Picture and plan of settings. presets: parameters by name that they can be compared with."""
+
+    def __init__(
+        self,
+        experiment: Experiment,
+        network: dict,
+        recipe: Distillation,
+        presets: Mapping[str, dict],
+        changed: Callable[[], None],
+    ):
+        self.experiment, self._network = experiment, network
+        self._recipe, self._presets = recipe, presets
+        self._flop_rates: dict[int, float] = {}  # by batch size, as far as they were measured
+        self.png = b""
+        self.picture, self.numbers, self.sweep = w.HTML(), w.HTML(), w.HTML()
+        self.other = w.Dropdown(options=["nothing", *presets], description="Compare with")
+        self.seeds = w.Text(description="Sweep seeds", placeholder="0, 1, 2")
+        self.measure = w.Button(description="Measure time")
+        for widget in (self.other, self.seeds):
+            widget.layout.width, widget.style.description_width = "360px", "100px"
+            widget.observe(lambda _: changed(), "value")
+        self._changed = changed
+        bar = w.HBox([self.measure, self.other, self.seeds], layout={"flex_flow": "row wrap"})
+        super().__init__([bar, self.numbers, self.sweep, self.picture])
+
+    def measure_time(self, settings: Distillation) -> None:
+        """Time a few steps; from then on the table tells times, at this batch size."""
+        self.measure.description, self.measure.disabled = "Measuring ...", True
+        try:
+            how = self.experiment.noise_schedule, self.experiment.compute
+            found = estimate(self._network, settings, *how)
+            self._flop_rates[settings.batch_size] = found.flop / found.seconds
+        finally:
+            self.measure.description, self.measure.disabled = "Measure time", False
+        self._changed()
+
+    def days(self, settings: Distillation) -> str:
+        """How long the settings take, where that is more than a day; else empty."""
+        rate = self._flop_rates.get(settings.batch_size)
+        if rate is None and device() == "cpu":
+            rate = CPU_FLOP_RATE
+        seconds = 1e9 * phase_plan(self._network, settings).GFLOP.iloc[-1] / rate if rate else 0
+        return duration(seconds) if seconds > 86400 else ""
+
+    def clear(self) -> None:
+        """Show no numbers, of impossible settings."""
+        self.numbers.value = self.sweep.value = ""
+
+    def draw(self, schedule: list, noise_schedule: str, self_taught: bool) -> None:
+        """Draw a schedule; ValueError for an impossible one, and what was drawn stays."""
+        phases = parse_schedule(schedule)
+        parts = [part for phase in phases for part in phase.parts]
+        omitted = len(parts) - PANELS
+        if omitted > 0:
+            parts = parts[: PANELS // 2] + parts[-PANELS // 2 :]
+        levels = levels_of(noise_schedule, first_grid(schedule))
+        self.png = png(schedule_picture(parts, levels, self_taught))
+        total = omitted + PANELS
+        left_out = f"<div>{omitted} of {total} phases, in the middle, are not drawn.</div>"
+        alt = f"Groups and hops of the phases {format_schedule(schedule)}"
+        self.picture.value = (left_out if omitted > 0 else "") + image(self.png, alt)
+
+    def count(self, settings: Distillation) -> None:
+        """Show what the settings come to, and those that they are compared with."""
+        both = [settings]
+        if self.other.value != "nothing":
+            given = self._presets[self.other.value]
+            known = {f.name for f in fields(Distillation)} & given.keys() - {"solver"}
+            schedule = given["step_schedules"][0]
+            chosen = {name: given[name] for name in known}
+            both.append(replace(self._recipe, step_schedule=schedule, **chosen))
+        tables = [phase_plan(self._network, s, self._flop_rates.get(s.batch_size)) for s in both]
+        self._count_sweep(tables, self._flop_rates.get(settings.batch_size))
+        whole = dict.fromkeys(("images", "steps", "evaluations", "GFLOP"), "{:,.0f}".format)
+        how = {"index": False, "border": 0, "na_rep": "", "formatters": whole}
+        how["formatters"] |= {"mu_I": "{:.4f}".format}
+        shown = [
+            f"<div><b>{html.escape(s.schedule)}</b>{t.to_html(classes='tract-plan', **how)}</div>"
+            for s, t in zip(both, tables, strict=True)
+        ]
+        self.numbers.value = f'<div class="tract-row">{"".join(shown)}</div>'
+
+    def _count_sweep(self, tables: list, rate: float | None) -> None:
+        """Say what a sweep over the seeds, of the schedules shown, would take."""
+        try:
+            seeds = seeds_of(self.seeds.value)
+        except ValueError as error:
+            self.sweep.value = text(str(error), "bad")
+            return
+        gflop = len(seeds) * sum(table.GFLOP.iloc[-1] for table in tables)
+        time = f", {duration(1e9 * gflop / rate)}" if rate else ", time unknown: Measure time"
+        runs = f"{len(seeds)} seeds of {len(tables)} schedules, {gflop:,.0f} GFLOP{time}"
+        self.sweep.value = text(runs) if seeds else ""

@@ -1,0 +1,257 @@
+"""What each study compares: recipes by comparison and label, baselines, and the paper's claims."""
+
+from typing import NamedTuple
+
+from tract.phases import doubling, halving_schedule
+
+_BTD = {"method": "BTD", "step_schedule": halving_schedule(1024)}
+
+# By ablation and recipe, what differs from TRACT 1024>32>1. Phases and decays are the paper's.
+CHANGES: dict[str, dict[str, dict]] = {
+    "phases": {
+        "TRACT 1024>1": {"step_schedule": [1024, 1]},
+        "TRACT 1024>32>1": {},
+        "TRACT 4096>256>16>1": {"step_schedule": [4096, 256, 16, 1]},
+        "TRACT 4096>512>64>8>1": {"step_schedule": [4096, 512, 64, 8, 1]},
+        "TRACT 1024>512>...>1": {"step_schedule": halving_schedule(1024)},
+        "BTD 1024>512>...>1": _BTD,
+    },
+    "self_ema": {f"{mu:g}": {"self_ema": mu} for mu in (0, 0.5, 0.9, 0.99)},
+    # The paper's mu_I of 0.9999, 0.99995, 0.99999 leaves 1e-8, 1e-4, 0.15 of a phase's start.
+    "ema_residual": {
+        name: {"ema_residual": float(name)} for name in ("1e-8", "1e-4", "1e-3", "1e-2", "0.15")
+    },
+    "loss_weight": {
+        name: {"loss_weight": name} for name in ("truncated_snr", "snr_plus_one", "uniform")
+    },
+    "student_network": {
+        "as its teacher": {},
+        "smaller": {"step_schedule": [1024, 32, 32, 1], "student_network": "digits_small"},
+    },
+    "steps": {f"{n}": {"step_schedule": [1024, 32, n]} for n in (1, 2, 4, 8)},
+    "images": {
+        f"{name}, {factor:g} times": more | {"factor": factor}
+        for name, more in (("TRACT", {}), ("BTD", _BTD))
+        for factor in (0.5, 1, 2)
+    },
+}
+
+
+# One phase from a teacher grid that is short, or that grows: not of the paper, notebook 07. A
+# growing grid doubles, from the coarsest on that its student can shorten.
+_SHORT = (16, 32, 64, 256)
+_SIXTY_FOUR = {"step_schedule": [doubling(4, 64), 1]}
+
+BEYOND: dict[str, dict[str, dict]] = {
+    "one_phase": {
+        "TRACT 1024>32>1": {},
+        "BTD 32>16>...>1": {"method": "BTD", "step_schedule": halving_schedule(32)},
+        "TRACT 16>1": {"step_schedule": [16, 1]},
+        "TRACT 32>1": {"step_schedule": [32, 1]},
+        "TRACT 16>4>1": {"step_schedule": [16, 4, 1]},
+        "TRACT 32>8>1": {"step_schedule": [32, 8, 1]},
+        "TRACT 4<8<16<32>1": {"step_schedule": [doubling(4, 32), 1]},
+    },
+    "finest_grid": {
+        **{f"fixed {n}": {"step_schedule": [n, 1]} for n in (*_SHORT, 1024)},
+        **{f"growing to {n}": {"step_schedule": [doubling(4, n), 1]} for n in (*_SHORT, 1024)},
+    },
+    "growing_self_ema": {f"{mu:g}": _SIXTY_FOUR | {"self_ema": mu} for mu in (0, 0.5, 0.9)},
+    "cooldown": {
+        f"{label}, {name}": changes | {"cooldown": share}
+        for label, changes in (
+            ("1024>32>1", {}),
+            ("32>1", {"step_schedule": [32, 1]}),
+            ("4<8<...<64>1", _SIXTY_FOUR),
+        )
+        for name, share in (("constant", 0.0), ("last half", 0.5))
+    },
+    "few_steps": {
+        f"{label}>{n}": {"step_schedule": [*start, n]}
+        for n in (2, 4)
+        for label, start in (
+            ("1024>32", [1024, 32]),
+            ("32", [32]),
+            (f"{2 * n}<...<64", [doubling(2 * n, 64)]),
+        )
+    },
+}
+
+# The same with EDM's levels, on which Heun's step can be the teacher's.
+HEUN = {
+    "heun_grid": {
+        f"{step}, {n}>1": {"step_schedule": [n, 1], "solver": step}
+        for step in ("ddim", "heun")
+        for n in (8, 16, 32, 64)
+    },
+}
+
+# The paper's main claim: TRACT against what was there before, and in how many steps. Consistency
+# distillation is TRACT in one phase, see `methods`.
+CLAIM: dict[str, dict[str, dict]] = {
+    "methods": {
+        "TRACT 1024>32>1": {},
+        "BTD 1024>512>...>1": _BTD,
+        "consistency 1024>1": {"step_schedule": [1024, 1]},
+    },
+    "method_steps": {
+        f"{label}{n}": more | {"step_schedule": [*steps, n]}
+        for n in (1, 2, 4, 8)
+        for label, more, steps in (
+            ("TRACT 1024>32>", {}, [1024, 32]),
+            ("BTD 1024>512>...>", _BTD, halving_schedule(1024, 2 * n)),
+        )
+    },
+    # From the paper's grid and from short ones, with which most is won for few images.
+    "short_grids": {
+        "TRACT 1024>32>1": {},
+        "BTD 1024>512>...>1": _BTD,
+        "TRACT 16>1": {"step_schedule": [16, 1]},
+        "BTD 32>16>...>1": {"method": "BTD", "step_schedule": halving_schedule(32)},
+    },
+    "short_grid_steps": {
+        f"{label}>{n}": more | {"step_schedule": [*halving_schedule(32, first), n]}
+        for n in (2, 4)
+        for label, more, first in (("TRACT 32", {}, 32), ("BTD 32>...", {"method": "BTD"}, 2 * n))
+    },
+    "budget": {
+        f"{name}, {factor} times": more | {"factor": factor}
+        for name, more in (("TRACT", {}), ("TRACT 32>1", {"step_schedule": [32, 1]}))
+        for factor in (1, 2, 4)
+    },
+}
+
+# The paper's schedules on EDM's levels, with Heun's step for the teacher's and with DDIM's.
+EDM = {
+    "edm": {
+        f"{step}, {label}": {"step_schedule": schedule, "solver": step}
+        for step in ("heun", "ddim")
+        for label, schedule in (("40>1", [40, 1]), ("40>2", [40, 2]), ("40>8>1", [40, 8, 1]))
+    },
+}
+
+_RECIPES = {
+    "TRACT 1024>32>1": {},
+    "TRACT 16>1": {"step_schedule": [16, 1]},
+    "TRACT 32>8>1": {"step_schedule": [32, 8, 1]},
+    "TRACT 16>4>1": {"step_schedule": [16, 4, 1]},
+    "BTD 1024>512>...>1": _BTD,
+}
+# Where the authors' recipe differs from ours, see `settings`.
+TARGETS: dict[str, dict[str, dict]] = {
+    "clamp": {
+        f"{label}, {clamp}": recipe | {"clamp": clamp}
+        for label, recipe in _RECIPES.items()
+        for clamp in ("all", "none")
+    },
+    "loss_reduction": {name: {"loss_reduction": name} for name in ("mean", "sum")},
+    "phase_change": {name: {"phase_change": name} for name in ("restart", "carry_on")},
+}
+
+
+def _grown(n: int) -> dict:
+    """A grid that doubles up to 64 steps, from the coarsest that a student of n can shorten."""
+    return {"step_schedule": [doubling(max(4, 2 * n), 64), n]}
+
+
+# Heek et al. 2024: the student is its own self-teacher, the loss a norm, the grid grows; theirs
+# grows from 64 to 1280 over the first half of a far longer training.
+_MULTISTEP = {"self_ema": 0.0, "loss": "norm", "loss_weight": "snr_plus_one"}
+FAMILY: dict[str, dict[str, dict]] = {
+    f"family_{n}": {
+        f"TRACT 1024>32>{n}": {"step_schedule": [1024, 32, n]},
+        f"TRACT 32>{n}": {"step_schedule": [32, n]},
+        f"BTD 32>...>{n}": {"method": "BTD", "step_schedule": halving_schedule(32, n)},
+        f"MCD, DDIM, {n}": _grown(n) | _MULTISTEP,
+        f"MCD, aDDIM, {n}": _grown(n) | _MULTISTEP | {"solver": "addim"},
+        f"MCT, {n}": _grown(n) | _MULTISTEP | {"method": "CT"},
+    }
+    for n in (1, 2, 4, 8)
+}
+# On EDM's levels: consistency distillation as Song et al. 2023 have it, from 18 or 40 of Heun's
+# steps, and iCT's training (Song & Dhariwal 2023), which draws levels otherwise than ours.
+CONSISTENCY_WAYS: dict[str, dict[str, dict]] = {
+    "consistency": {
+        "TRACT 40>1": {"step_schedule": [40, 1], "solver": "heun"},
+        "CD 18>1": {"step_schedule": [18, 1], "solver": "heun", "method": "consistency"},
+        "CD 40>1": {
+            "step_schedule": [40, 1],
+            "solver": "heun",
+            "method": "consistency",
+            "self_ema": 0.95,
+        },
+        "iCT": _grown(1)
+        | {
+            "method": "CT",
+            "self_ema": 0.0,
+            "loss": "pseudo_huber",
+            "loss_weight": "inverse_step",
+        },
+    }
+}
+
+ALL = CHANGES | BEYOND | HEUN | CLAIM | EDM | TARGETS | FAMILY | CONSISTENCY_WAYS
+
+# What a recipe is better or worse than, where that is not the first of its group.
+_BASELINES = {
+    "finest_grid": dict.fromkeys(BEYOND["finest_grid"], "fixed 1024"),
+    "growing_self_ema": dict.fromkeys(BEYOND["growing_self_ema"], "0.5"),
+    "cooldown": {label: f"{label.split(', ')[0]}, constant" for label in BEYOND["cooldown"]},
+    "few_steps": {label: f"1024>32>{label[-1]}" for label in BEYOND["few_steps"]},
+    "heun_grid": dict.fromkeys(HEUN["heun_grid"], "ddim, 32>1"),
+    "method_steps": {
+        label: f"TRACT 1024>32>{label.split('>')[-1]}" for label in CLAIM["method_steps"]
+    },
+    "short_grid_steps": {
+        label: f"TRACT 32>{label.split('>')[-1]}" for label in CLAIM["short_grid_steps"]
+    },
+    "budget": {label: f"TRACT, {label.split(', ')[1]}" for label in CLAIM["budget"]},
+    "clamp": {label: label.replace(", none", ", all") for label in TARGETS["clamp"]},
+    # One step of either kind against the other, and with Heun's two phases against one.
+    "edm": {
+        label: "heun, 40>1" if label == "heun, 40>8>1" else label.replace("ddim", "heun")
+        for label in EDM["edm"]
+    },
+}
+
+
+def baselines_of(comparison: str) -> dict[str, str]:
+    """By recipe of an ablation, the one that it is compared with: itself, if there is none."""
+    first, *_ = ALL[comparison]
+    return _BASELINES.get(comparison) or dict.fromkeys(ALL[comparison], first)
+
+
+class Claim(NamedTuple):
+    """An ordering that the paper reports: the first recipe is worse than the second."""
+
+    finding: str
+    comparison: str
+    worse: str
+    better: str
+
+
+CLAIMS = (
+    Claim("one phase is worse than two", "phases", "TRACT 1024>1", "TRACT 1024>32>1"),
+    Claim("three phases are worse than two", "phases", "TRACT 4096>256>16>1", "TRACT 1024>32>1"),
+    Claim(
+        "four phases are worse than three",
+        "phases",
+        "TRACT 4096>512>64>8>1",
+        "TRACT 4096>256>16>1",
+    ),
+    Claim(
+        "on BTD's ten phases TRACT is worse than BTD",
+        "phases",
+        "TRACT 1024>512>...>1",
+        "BTD 1024>512>...>1",
+    ),
+    Claim(
+        "BTD is worse than TRACT in two phases", "phases", "BTD 1024>512>...>1", "TRACT 1024>32>1"
+    ),
+    Claim("mu_S = 0 is worse than 0.5", "self_ema", "0", "0.5"),
+    Claim("mu_S = 0.9 is worse than 0.5", "self_ema", "0.9", "0.5"),
+    Claim("mu_S = 0.99 is worse than 0.9", "self_ema", "0.99", "0.9"),
+    Claim("averaging too short is worse", "ema_residual", "1e-8", "1e-4"),
+    Claim("averaging too long is worse", "ema_residual", "0.15", "1e-4"),
+    Claim("a smaller student is worse", "student_network", "smaller", "as its teacher"),
+)
