@@ -174,7 +174,7 @@ def restart_kernel(page: Page) -> None:
     """Restart the kernel, by the menu."""
     page.get_by_role("menuitem", name="Kernel", exact=True).click()
     page.get_by_text("Restart Kernel…", exact=True).click()
-    page.locator(".jp-Dialog").get_by_role("button", name="Restart").click()
+    page.locator(".jp-Dialog").get_by_role("button", name="Confirm Kernel Restart").click()
     expect(page.locator(".jp-Dialog")).to_have_count(0)
 
 

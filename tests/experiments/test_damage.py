@@ -221,6 +221,7 @@ def mutations(unfinished):
     return list(mutants(unfinished / f"checkpoint-{STEP:09}.safetensors"))
 
 
+@pytest.mark.slow
 def test_of_500_mutated_checkpoints_none_is_taken_for_what_it_is_not(
     unfinished, mutations, tmp_path
 ):

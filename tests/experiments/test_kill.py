@@ -89,6 +89,7 @@ def attempt(folder, draw, seconds):
     return status != 0
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
 def test_killed_at_fifty_moments_runs_end_as_the_uninterrupted_one(tmp_path, monkeypatch):
     monkeypatch.setattr(cards, "provenance", dict)  # asks git, which takes longer than the run

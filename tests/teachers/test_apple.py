@@ -246,7 +246,7 @@ def test_a_truncated_file_is_refused(tmp_path, share):
             lambda t: {n: v for n, v in t.items() if n != "mid.1.resblocks.conv2.bias"},
             "lacks mid.1",
         ),
-        (lambda t: t | {"up.9.w": torch.ones(1)}, r"has up\.9\.w, which is no part.*\(1 such\)"),
+        (lambda t: t | {"up.9.w": torch.ones(1)}, r"has up\.9\.w, which is not a part.*\(1 such\)"),
         (lambda t: t | {"time.2.weight": torch.ones(2, 2)}, r"time\.2\.weight of shape \(2, 2\)"),
         (
             lambda t: t | {"time.2.bias": torch.ones(16).double()},

@@ -3,6 +3,7 @@
 import asyncio
 import errno
 import os
+import re
 import signal
 import sys
 import tempfile
@@ -21,6 +22,8 @@ from tract.jobs.parameters import check_parameters, declared_parameters
 
 START_SECONDS = 600  # until a kernel answers, on a machine that is busy with others
 WIDGET_VIEW = "application/vnd.jupyter.widget-view+json"
+
+PROGRESS_BAR = re.compile(r"^.*\d%\|.*\n?", re.MULTILINE)  # a line of one, of tqdm
 
 
 class LocalKernel(AsyncKernelManager):
@@ -150,7 +153,7 @@ def _execute(
 def strip_for_commit(notebook: str | Path) -> None:
     """Leave in a notebook's outputs what is the same, and can be read, without its kernel.
 
-    Of a progress bar what was last to be seen, of a widget the picture that `widgets.show` gave it.
+    Of a progress bar nothing, of a widget the picture that `show.show` gave it.
     Papermill's clock times and the widgets' state go: both change at every execution.
     """
     content = nbformat.read(notebook, as_version=4)
@@ -158,6 +161,9 @@ def strip_for_commit(notebook: str | Path) -> None:
     for i, cell in enumerate(content.cells):
         cell.metadata.pop("papermill", None)
         coalesce.preprocess_cell(cell, {}, i)
+        for output in cell.get("outputs", []):
+            if output.output_type == "stream":
+                output.text = PROGRESS_BAR.sub("", output.text)
         # What is left of a bar that cleared itself is blank.
         outputs = [o for o in cell.get("outputs", []) if o.get("text", "shown").strip()]
         for output in outputs:

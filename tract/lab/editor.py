@@ -34,9 +34,9 @@ FEW_STEPS = 50  # in a phase, of which the editor warns
 DATA = ("digits", "fashion_mnist", "cifar10", "imagenet64")  # that presets are named after
 WRAP = {"flex_flow": "row wrap", "width": "100%"}
 STYLE = """<style>
-.tract .tract-plan { table-layout: fixed; width: 640px; max-width: 100%; font-size: 12px }
+.tract .tract-plan { max-width: 100%; font-size: 11px }
 .tract .tract-plan :is(td, th) { padding: 0 4px; text-align: right; overflow-wrap: anywhere;
-  white-space: normal }
+  white-space: normal; line-height: 1.4 }
 .tract pre { margin: 2px; white-space: pre-wrap; border: 1px solid var(--jp-border-color1);
   padding: 4px; color: var(--jp-ui-font-color1); background: var(--jp-layout-color1) }
 </style>"""

@@ -67,7 +67,8 @@ def stacked(pictures: Sequence[bytes]) -> bytes:
 def image_rows(rows: Mapping[str, Tensor], scale: float = 0.66, most: int = 10) -> Figure:
     """One labelled row of images (N, C, H, W) in [-1, 1] for each entry, the first `most` of N."""
     count = min(most, *(len(images) for images in rows.values()))
-    figure, axes = new_figure(len(rows), 1, (count * scale + 2.4, len(rows) * scale))
+    margin = 0.4 + 0.1 * max(map(len, rows))  # inches that the longest label takes
+    figure, axes = new_figure(len(rows), 1, (count * scale + margin, len(rows) * scale))
     for ax, (label, images) in zip(axes[:, 0], rows.items(), strict=True):
         image_row(ax, images[:count])
         ax.set_ylabel(label, rotation=0, ha="right", va="center", fontsize=11)
@@ -135,7 +136,9 @@ def loss_curves(histories: Mapping[str, pd.DataFrame]) -> Figure:
     for ax, title in zip(axes[0], ("weighted loss", "squared error of x0"), strict=True):
         ax.set(yscale="log", xlabel="images seen", ylabel="log scale")
         ax.set_title(title, fontsize=10)
-        plain_ticks(ax.yaxis)
+        low, high = ax.get_ylim()
+        if high < 100 * low:
+            plain_ticks(ax.yaxis)
         ax.xaxis.set_major_formatter(THOUSANDS)
     handles = axes[0, 1].get_legend_handles_labels()[0]
     figure.legend(handles=handles, loc="outside lower center", ncols=3, frameon=False, fontsize=9)

@@ -50,7 +50,7 @@ def show(widget: Widget, picture: Figure | bytes) -> DisplayHandle | None:
     """
     if get_ipython() is None:
         return None
-    bundle = _picture(widget, picture) | widget._repr_mimebundle_()
+    bundle = widget._repr_mimebundle_() | _picture(widget, picture)
     return display(bundle, raw=True, display_id=True)
 
 
