@@ -17,6 +17,7 @@ CLASSES = {  # of ours, and the published ones
     "SongBlock": "UNetBlock",
     "ADMBlock": "UNetBlock",
     "Conv2d": "Conv2d",
+    "Float32Conv2d": "Conv2d",
     "ResampleConv": "Conv2d",
     "ConvHalve": "Conv2d",
     "Resample": "Conv2d",

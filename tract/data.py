@@ -25,6 +25,7 @@ class Data:
     labels: Tensor | None = None
     flip: bool = False
     hashes: tuple[str, str] | None = None
+    classes: int = 0  # of networks that know more than have images here, such as one for none
 
     def __len__(self) -> int:
         return len(self.samples)
@@ -36,7 +37,7 @@ class Data:
 
     @property
     def num_classes(self) -> int:
-        return 0 if self.labels is None else int(self.labels.max()) + 1
+        return 0 if self.labels is None else max(self.classes, int(self.labels.max()) + 1)
 
     @property
     def sha256(self) -> str:

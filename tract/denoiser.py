@@ -62,7 +62,7 @@ class Denoiser(nn.Module):
     predicts both, x0 trusted where there is noise and eps where there is little (Salimans & Ho
     2022, the paper's ImageNet-64 nets). sigma_data: the data's standard deviation, for "edm".
     The network runs in its own dtype on inputs of about unit variance and sees the level as
-    log-SNR clipped to +-20, so that sigma = 0 is no special case.
+    log-SNR clipped to +-20, so that sigma = 0 is not a special case.
     """
 
     def __init__(self, net: nn.Module, prediction: str = "x0", sigma_data: float = 0.5):

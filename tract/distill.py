@@ -84,7 +84,7 @@ def start_distillation(
 
     student: takes over in the phase of equal steps, or without one at once: it should then know
     the data. ValueError where a student is
-    missing: for a teacher that is no network, such as an oracle, or for equal steps.
+    missing: for a teacher that is not a network, such as an oracle, or for equal steps.
     """
     swap_phase = equal_steps(settings.phases)
     if student is None and swap_phase is not None:
@@ -95,7 +95,7 @@ def start_distillation(
     start, new_student = (teacher, frozen(student)) if swap_phase else (student or teacher, None)
     if not isinstance(start, Denoiser):
         raise ValueError(
-            "this teacher is no network to start from: give a student, and let it take over in "
+            "this teacher is not a network to start from: give a student, and let it take over in "
             "the first phase"
         )
     if isinstance(teacher, nn.Module):
@@ -135,7 +135,7 @@ def distill(
 
     data: samples to noise, as the teacher saw them. levels: the first teacher's grid. Paper,
     algorithm 1. ValueError, at once, if schedule, grid, data and networks do not fit, or
-    processes cannot share a batch. FloatingPointError where a loss is no number, see
+    processes cannot share a batch. FloatingPointError where a loss is not a number, see
     `train.checked`.
     """
     phases = parse_schedule(settings.step_schedule, levels.num_steps)  # which also checks T

@@ -18,13 +18,13 @@ from tract.step import closure_weight, ddim_step
 
 
 def draw_any_level(phase: Phase, batch: int, generator: torch.Generator) -> Tensor:
-    """Teacher steps 1..n (B,), uniformly: a self-teacher is asked inside every group."""
+    """Teacher steps 1..n (B,), uniformly: a self-teacher is evaluated inside every group."""
     device = generator.device
     return torch.randint(1, phase.teacher_steps + 1, (batch,), generator=generator, device=device)
 
 
 def draw_group_start(phase: Phase, batch: int, generator: torch.Generator) -> Tensor:
-    """Noisy ends of groups (B,), uniformly: all that is asked of a student of fixed teachers."""
+    """Noisy ends of groups (B,), uniformly: the only levels at which a BTD student is evaluated."""
     device = generator.device
     group = torch.randint(1, phase.student_steps + 1, (batch,), generator=generator, device=device)
     return group * phase.segment

@@ -45,7 +45,7 @@ def report(state, settings: Training, losses: Losses, phase: str = "") -> Record
 
 
 def check_losses(records: Iterator[Record], settings: Training) -> Iterator[Record]:
-    """Pass records on; FloatingPointError for a step whose loss was no number.
+    """Pass records on; FloatingPointError for a step whose loss was not a number.
 
     Asked is the step before, which a GPU has left behind, and at the end of a phase this one too:
     the work of a GPU is never waited for while there is more of it to send. All processes that have
@@ -97,7 +97,7 @@ def _images_that_fit(state, data: Data, size: int, compute: Compute) -> int:
 
 
 def check_finite(losses: Losses, step: int, settings: Training) -> None:
-    """FloatingPointError if the loss of a step, or its gradient, is no number."""
+    """FloatingPointError if the loss of a step, or its gradient, is not a number."""
     loss, _, norm = losses.read()
     if not math.isfinite(loss + norm):  # a finite loss can have a gradient that is not
         raise FloatingPointError(
@@ -126,7 +126,7 @@ def optimizer_step(losses: Tensor, state, settings: Training) -> Losses:
     """One step of the optimizer on state.student, whose gradient is that of these losses (2,).
 
     Where several processes have joined, gradient and losses become the sums over all of them. A
-    loss that is no number leaves the weights as they are: FloatingPointError on a CPU; on a GPU,
+    loss that is not a number leaves the weights as they are: FloatingPointError on a CPU; on a GPU,
     which would have to be waited for, this step and all that follow are skipped there, and
     `check_losses` raises.
     """

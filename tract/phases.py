@@ -71,7 +71,7 @@ def parse_schedule(step_schedule: Sequence[Entry], grid_steps: int | None = None
     if not all(isinstance(n, int) and not isinstance(n, bool) for grid in grids for n in grid):
         raise ValueError(f"{shown}: every entry must be a whole number of steps, or a list of such")
     if not all(grids):
-        raise ValueError(f"{shown}: an empty list is no grid, leave it out")
+        raise ValueError(f"{shown}: an empty list is not a grid, omit it")
     if any(len(grid) > 1 for grid in grids[1:]):
         raise ValueError(
             f"{shown}: only the first entry can be a list of growing grids, for the teacher of a "
@@ -87,7 +87,7 @@ def parse_schedule(step_schedule: Sequence[Entry], grid_steps: int | None = None
             f"{shown} but the teacher's grid has {grid_steps} steps: start with {grid_steps}"
         )
     if min(steps) < 1:
-        raise ValueError(f"{shown}: {min(steps)} is no number of steps; end at 1 or more")
+        raise ValueError(f"{shown}: {min(steps)} is not a number of steps; end at 1 or more")
     if steps[0] > MOST_STEPS:
         raise ValueError(f"{shown}: use {MOST_STEPS:,} steps or less")
     for before, after in itertools.pairwise(steps):

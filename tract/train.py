@@ -68,7 +68,7 @@ def train_teacher(
 
     Levels are drawn uniformly from the grid; the loss is weight(t) |D(x_t) - x0|^2. ValueError,
     at once, if the data are less than a batch or processes cannot share one. FloatingPointError
-    where a loss is no number, see `check_losses`.
+    where a loss is not a number, see `check_losses`.
     """
     data.check_batch(settings.batch_size)
     check_share(settings.batch_size, world_size())

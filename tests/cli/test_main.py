@@ -337,7 +337,7 @@ def test_run_executes_several_notebooks_in_place(executed, capsys):
     ("content", "problem"),
     [
         (None, "p.yaml"),
-        ("- a\n- b\n", "p.yaml is no list of `name: value`"),
+        ("- a\n- b\n", "p.yaml is not a list of `name: value`"),
         ("a: [1", "p.yaml is no YAML"),
     ],
 )

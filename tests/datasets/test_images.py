@@ -463,14 +463,14 @@ def test_a_missing_source_is_refused_with_its_path(tmp_path):
 
 def test_a_file_that_is_no_zip_is_refused(tmp_path):
     path = save(tmp_path, "a.png", COLOURS)
-    with pytest.raises(ValueError, match=r"a.png is no zip \(.*\): give a whole zip, or a folder"):
+    with pytest.raises(ValueError, match=r"a.png is not a zip \(.*\): give a whole zip, or"):
         Images(path)
 
 
 def test_a_zip_that_was_cut_short_is_refused(tmp_path):
     path = zipped(folder_of(tmp_path, NAMES))
     path.write_bytes(path.read_bytes()[:-30])
-    with pytest.raises(ValueError, match=r"pictures.zip is no zip"):
+    with pytest.raises(ValueError, match=r"pictures.zip is not a zip"):
         Images(path)
 
 

@@ -143,7 +143,7 @@ def test_data_in_files_needs_their_folder(name, data_dir):
 
 @pytest.mark.parametrize("name", ["fashion_mnist", "cifar10"])
 def test_a_missing_folder_is_refused_with_its_path(name, tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"data_dir '.*/nowhere' is no folder: correct"):
+    with pytest.raises(FileNotFoundError, match=r"data_dir '.*/nowhere' is not a folder: correct"):
         load_data(name, str(tmp_path / "nowhere"))
 
 

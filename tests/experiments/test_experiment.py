@@ -337,3 +337,13 @@ def test_choices_that_data_have_not_stay_out_of_the_card(done):
 def test_classes_that_the_data_have_not_are_refused(pictures, tmp_path):
     with pytest.raises(ValueError, match="conditional is True, but not all images lie in folders"):
         Experiment(tmp_path, "images", pictures, conditional=True, image_size=8)
+
+
+def test_a_network_may_know_more_classes_than_the_data_have(tmp_path):
+    begun = Experiment(tmp_path, "digits", conditional=True, num_classes=11)
+    assert begun.data.num_classes == 11  # one for no class at all
+    labels = begun.noise[1]
+    assert labels.unique().tolist() == list(range(10))  # those that are there are sampled
+    begun.begin()
+    assert open_experiment(tmp_path).num_classes == 11
+    assert "num_classes" not in Experiment(tmp_path, "digits").card()  # old cards stay valid

@@ -135,4 +135,4 @@ def test_the_command_writes_what_a_model_samples(tmp_path, monkeypatch, capsys):
     assert main([*command, "--seed", "3", "--batch", "4"]) == 0
     assert (tmp_path / "b.npz").read_bytes() == (tmp_path / "a.npz").read_bytes()
     assert main(["sample", "digits", "c.npz", "--steps", "2"]) == 1
-    assert "digits is no model to sample from" in capsys.readouterr().err
+    assert "digits is not a model to sample from" in capsys.readouterr().err

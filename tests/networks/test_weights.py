@@ -140,14 +140,14 @@ def test_weights_of_another_network_are_refused_with_the_file_and_the_reason(pat
 
 def test_tensors_that_are_no_model_are_refused_with_the_file(path):
     write_tensors(path, TENSORS, {"columns": 1})
-    with pytest.raises(ValueError, match=f"{path} is no denoiser, its card has no network"):
+    with pytest.raises(ValueError, match=f"{path} is not a denoiser, its card has no network"):
         load_model(path)
 
 
 def test_a_model_is_no_checkpoint(path):
     save_model(path, model(), {})
     state = start_training(model(), Training(train_images=128))
-    with pytest.raises(ValueError, match=f"{path} is no checkpoint of .*'network'"):
+    with pytest.raises(ValueError, match=f"{path} is not a checkpoint of .*'network'"):
         load_state(path, state)
 
 

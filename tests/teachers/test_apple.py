@@ -2,6 +2,7 @@
 
 import os
 import pickle
+import zipfile
 from collections import OrderedDict
 
 import flax_net
@@ -11,6 +12,7 @@ import torch
 from tract.networks.build import build_denoiser, named_network
 from tract.teachers import apple
 from tract.teachers.apple import read_apple, write_apple
+from tract.teachers.containers import read_torch
 from tract.teachers.paper_unet import describe
 
 CONDITIONAL = {**flax_net.TINY, "channels": 64, "head": 64, "classes": 5, "out": 6}
@@ -246,7 +248,7 @@ def test_a_truncated_file_is_refused(tmp_path, share):
             lambda t: {n: v for n, v in t.items() if n != "mid.1.resblocks.conv2.bias"},
             "lacks mid.1",
         ),
-        (lambda t: t | {"up.9.w": torch.ones(1)}, r"has up\.9\.w, which is no part.*\(1 such\)"),
+        (lambda t: t | {"up.9.w": torch.ones(1)}, r"has up\.9\.w, which is not a part.*\(1 such\)"),
         (lambda t: t | {"time.2.weight": torch.ones(2, 2)}, r"time\.2\.weight of shape \(2, 2\)"),
         (
             lambda t: t | {"time.2.bias": torch.ones(16).double()},
@@ -278,3 +280,17 @@ def test_a_plain_pickle_is_refused_without_executing_it(tmp_path, monkeypatch):
     with pytest.raises(ValueError, match="nothing of it was executed"):
         read_apple("a.pt")
     assert not (tmp_path / "executed").exists()
+
+
+def test_a_flipped_bit_and_packed_records_are_refused(tmp_path):
+    path = tmp_path / "a.pt"
+    torch.save({"down.0.weight": torch.ones(400, 3, 3, 3)}, path)
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=r"the checksum of .* does not match"):
+        read_torch(path)
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("archive/data.pkl", bytes(10**6))
+    with pytest.raises(ValueError, match="packed records, which torch does not write"):
+        read_torch(path)

@@ -288,7 +288,7 @@ REFUSED = {
     ),
     "extra": (
         reweigh(lambda t: t | {"more.w": torch.ones(1)}),
-        r"has more\.w, which is no part of its network \(1 such\)",
+        r"has more\.w, which is not a part of its network \(1 such\)",
     ),
     "shape": (
         reweigh(lambda t: t | {"conv_out.bias": torch.ones(4)}),

@@ -397,11 +397,11 @@ EDITS = {
     ),
     "an extra tensor": (
         lambda c: c["ema"].model.map_layer0.register_buffer("extra", torch.zeros(1)),
-        "model.map_layer0.extra, which is no part of its network",
+        "model.map_layer0.extra, which is not a part of its network",
     ),
     "a tensor outside of the model": (
         lambda c: c["ema"].register_buffer("extra", torch.zeros(1)),
-        "extra, which is no part of its network",
+        "extra, which is not a part of its network",
     ),
     "a module in itself": (
         lambda c: c["ema"].model.enc._modules.update(again=c["ema"].model.enc),

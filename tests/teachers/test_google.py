@@ -203,7 +203,7 @@ def test_a_truncated_checkpoint_is_refused(tiny, share):
         (flax_net.encoded({"step": 1}) + b"junk", "has 4 bytes too many"),
         (b"\xdf\xff\xff\xff\xff", "ends too early"),
         (flax_net.encoded({"ema_params": {}}), "holds no network of this kind .*conv_in/kernel"),
-        (flax_net.encoded({"ema_params": 7}), "ema_params is no array of weights"),
+        (flax_net.encoded({"ema_params": 7}), "ema_params is not an array of weights"),
         (b"\x81" + flax_net.encoded("ema_params") + b"\x81" * 5000, "no flax checkpoint|too early"),
         (b"\x81\x81\x01\x02\x03", "no flax checkpoint"),
     ],

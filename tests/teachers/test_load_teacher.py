@@ -258,4 +258,4 @@ def test_a_teacher_is_exported_in_half_precision_and_distilled_elsewhere(distill
 def test_an_export_in_half_precision_is_a_file(distilled, tmp_path, capsys):
     folder, settings, _ = distilled
     assert main(["export", str(folder / run_name(settings)), str(tmp_path / "p"), "--half"]) == 1
-    assert "is no file NAME.safetensors: leave it out" in capsys.readouterr().err
+    assert "is not a file NAME.safetensors: omit it" in capsys.readouterr().err

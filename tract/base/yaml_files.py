@@ -28,7 +28,7 @@ class _Loader(yaml.SafeLoader):
     def construct_mapping(self, node, deep=False):
         names = [key.value for key, _ in node.value]
         if not all(key.tag == "tag:yaml.org,2002:str" for key, _ in node.value):
-            raise yaml.YAMLError(f"a name is no text: {shown(names)}")
+            raise yaml.YAMLError(f"a name is not text: {shown(names)}")
         if len(set(names)) < len(names):
             raise yaml.YAMLError(f"a name is given twice: {shown(names)}")
         return super().construct_mapping(node, deep)
@@ -62,8 +62,8 @@ def read_parameters(file: Path) -> dict:
     try:
         text = file.read_text()
     except UnicodeDecodeError as error:
-        raise ValueError(f"{file} is no text ({error}): give parameters as YAML") from error
+        raise ValueError(f"{file} is not text ({error}): give parameters as YAML") from error
     parameters = read_yaml(text, file)
     if not isinstance(parameters, dict):
-        raise ValueError(f"{file} is no list of `name: value` lines: write it so")
+        raise ValueError(f"{file} is not a list of `name: value` lines: write it so")
     return parameters

@@ -81,7 +81,7 @@ def _fid(options: argparse.Namespace) -> None:
     given = {name: getattr(options, name) for name in names}
     if options.results and not (Path(options.source) / "card.json").is_file():
         raise ValueError(
-            f"results is given, and {options.source} is no run directory, whose settings a row "
+            f"results is given, and {options.source} is not a run directory, whose settings a row "
             "there tells: leave it out"
         )
     with joined_launch(), messages(options.json):
@@ -123,7 +123,7 @@ def _sample(options: argparse.Namespace) -> None:
         opened = open_source(options.model, device=device(), **stepping)
         source = opened(options.steps, options.seed)
         if source.count is not None:
-            raise ValueError(f"{options.model} is no model to sample from: give one")
+            raise ValueError(f"{options.model} is not a model to sample from: give one")
         write_samples(source, options.samples, options.output, batch=options.batch)
 
 

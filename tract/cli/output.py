@@ -95,7 +95,7 @@ class Steady:
 
 @contextlib.contextmanager
 def steady_output():
-    """While this is open, stdout that is no terminal is `Steady`."""
+    """While this is open, stdout that is not a terminal is `Steady`."""
     if sys.stdout.isatty():
         yield
         return

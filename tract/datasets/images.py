@@ -204,7 +204,7 @@ def _open_zip(path: Path) -> zipfile.ZipFile:
     try:
         return zipfile.ZipFile(path)
     except Exception as error:  # a file from outside can be wrong in any way
-        raise ValueError(f"{path} is no zip ({error}): give a whole zip, or a folder") from error
+        raise ValueError(f"{path} is not a zip ({error}): give a whole zip, or a folder") from error
 
 
 _budget = Condition()

@@ -196,7 +196,7 @@ def _given(name: str, data_dir: str | None) -> str:
 def _folder(name: str, data_dir: str | None) -> Path:
     folder = place(_given(name, data_dir))
     if not folder.is_dir():
-        raise FileNotFoundError(f"data_dir {str(data_dir)!r} is no folder: correct the path")
+        raise FileNotFoundError(f"data_dir {str(data_dir)!r} is not a folder: correct the path")
     return folder
 
 

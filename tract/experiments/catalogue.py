@@ -100,7 +100,7 @@ def _last_line(path: Path) -> dict:
     try:
         last = json.loads(lines[-1]) if lines else {}
         if not all(type(last.get(name, 0)) is int for name in ("step", "num_steps")):
-            raise ValueError("a step that is no number")
+            raise ValueError("a step that is not a number")
     except (ValueError, AttributeError, RecursionError) as error:
         raise ValueError(f"{path} is damaged ({error}): restore it") from error
     return last

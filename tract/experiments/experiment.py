@@ -6,7 +6,7 @@ NAME/              one directory for each training run, see `runs`
 
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -56,6 +56,7 @@ class Experiment:
     image_size: int = 0  # this and the next two are DATA_OPTIONS, for data "images" alone
     grey: bool = False
     flip: bool = False
+    num_classes: int = 0  # of the networks, if they know more classes than the data have
     compute: Compute = EAGER  # how, not what: no part of the card
 
     def __post_init__(self):
@@ -66,6 +67,7 @@ class Experiment:
         check_whole("num_samples", self.num_samples, 2, MOST_SAMPLES)
         check_flag("clamp", self.clamp)
         check_whole("seed", self.seed, 0)
+        check_whole("num_classes", self.num_classes, 0, 2**17)
         _ = self.data
 
     @cached_property
@@ -78,7 +80,7 @@ class Experiment:
                 "conditional is True, but not all images lie in folders of their class: sort them, "
                 "or use False"
             )
-        return data.to(device())
+        return replace(data, classes=self.num_classes).to(device())
 
     @cached_property
     def data(self) -> Data:
@@ -106,7 +108,7 @@ class Experiment:
         """What must stay the same for two runs to be comparable."""
         card = asdict(self)
         del card["folder"], card["data_dir"], card["compute"]
-        for name in DATA_OPTIONS:
+        for name in (*DATA_OPTIONS, "num_classes"):
             if not card[name]:  # cards from before there were such options stay valid
                 del card[name]
         return card | {"data_sha256": self.data.sha256}

@@ -59,7 +59,7 @@ def export_run(run_dir: str | Path, target: str | Path, *, half: bool = False) -
     run_dir, target = Path(run_dir), Path(target)
     is_file = target.suffix in (".safetensors", ".pt")
     if half and target.suffix != ".safetensors":
-        raise ValueError(f"half is given, and {target} is no file NAME.safetensors: leave it out")
+        raise ValueError(f"half is given, and {target} is not a file NAME.safetensors: omit it")
     denoiser, card = load_model(run_dir)
     try:
         noise_schedule, clamp = (card["experiment"][name] for name in ("noise_schedule", "clamp"))

@@ -31,7 +31,7 @@ COLUMNS = (
     "teacher",  # first digits of the SHA-256 of the teacher's weights
     "conditions",  # of the metric, as JSON
 )
-# Columns of the wide form that are no metrics.
+# Columns of the wide form that are not metrics.
 ABOUT = ("method", "schedule", "nfe", "student_params", "images", "seed", "seconds", "run")
 
 

@@ -255,6 +255,10 @@ def branch(folder: str | Path, new: str | Path) -> None:
     folder, new = Path(folder), Path(new)
     if not folder.is_dir():
         raise FileNotFoundError(f"no run directory {folder}: correct the path")
+    if not any(
+        path for name in ("card.json", "*/card.json", "*/*/card.json") for path in folder.glob(name)
+    ):
+        raise ValueError(f"{folder} holds no run: give a run's folder, or a folder of runs")
     if new.exists():
         raise FileExistsError(f"{new} exists already: give a new name")
     if new.resolve().is_relative_to(folder.resolve()):

@@ -48,7 +48,7 @@ def workers_at(address: str, gpus: bool) -> Iterator[Pool]:
     problem = None
     try:
         client = Client(address)
-    except (OSError, ValueError) as error:  # nobody answers, or it is no address
+    except (OSError, ValueError) as error:  # nobody answers, or it is not an address
         problem = str(error)
     if problem:
         gc.collect()  # half a client: collected while another starts, it would block that

@@ -49,7 +49,7 @@ PATHS = ("teacher", "figure", "figures", "results", "published", "classifier", "
 def declared_parameters(notebook: str | Path) -> dict[str, object]:
     """Names and default values of a notebook's cell tagged `parameters`.
 
-    FileNotFoundError if there is no such file, ValueError if it is no notebook, or without them.
+    FileNotFoundError if there is no such file, ValueError if it is not a notebook, or without them.
     """
     path = Path(notebook)
     if not path.is_file():
@@ -64,7 +64,7 @@ def declared_parameters(notebook: str | Path) -> dict[str, object]:
         declared = [_assignments("".join(cell["source"])) for cell in tagged]
     except Exception as error:  # a file from outside can be wrong in any way
         reason = (str(error) or repr(error)).strip().splitlines()[0]
-        raise ValueError(f"{path} is no notebook ({reason:.200}): restore it") from error
+        raise ValueError(f"{path} is not a notebook ({reason:.200}): restore it") from error
     if not declared:
         raise ValueError(f"{path} has no cell tagged 'parameters': add it")
     return declared[0]

@@ -18,11 +18,11 @@ METHOD_STYLES = {
     "TRACT": Style(STUDENT, "o"),
     "BTD": Style("#aa4499", "D"),
     "consistency": Style("#a6761d", "^"),
-    "MCD": Style("#a6761d", "^"),  # multistep consistency distillation
-    "CD": Style("#a6761d", "^"),
+    "MCD": Style("#e69f00", "<"),  # multistep consistency distillation
+    "CD": Style("#cc6677", "P"),
     "MCT": Style("#56b4e9", "v"),  # and training
-    "iCT": Style("#56b4e9", "v"),
-    "CT": Style("#56b4e9", "v"),
+    "iCT": Style("#332288", ">"),
+    "CT": Style("#999933", "h"),
     "teacher": Style(TEACHER_COLOUR, "s"),
     "real images": Style(DATA, "x"),
 }

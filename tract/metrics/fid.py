@@ -123,7 +123,7 @@ def _count(source: Source, samples: int | None, steps: Sequence[int], seeds: Seq
             raise ValueError(f"{source.name} is a model: give the numbers of steps to sample it in")
         return samples or MODEL_SAMPLES
     if steps and "nfe" not in source.about:
-        raise ValueError(f"steps are {list(steps)}, and {source.name} is no model: leave them out")
+        raise ValueError(f"steps are {list(steps)}, and {source.name} is not a model: omit them")
     if samples is not None and samples > source.count:
         raise ValueError(
             f"samples is {samples}, and {source.name} has {source.count}: use {source.count} or "

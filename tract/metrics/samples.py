@@ -37,7 +37,8 @@ def cycling_labels(num_classes: int, start: int, stop: int) -> Tensor | None:
 def fixed_noise(data: Data, count: int, seed: int) -> tuple[Tensor, Tensor | None]:
     """Noise (count, ...) shaped like the data, and labels in turn, the same for every model."""
     device = data.samples.device
-    labels = cycling_labels(data.num_classes, 0, count)
+    present = None if data.labels is None else data.labels.unique().cpu()
+    labels = None if present is None else present[cycling_labels(len(present), 0, count)]
     return (
         noise(data.shape, 0, count, seed).to(device),
         None if labels is None else labels.to(device),

@@ -83,7 +83,7 @@ def student_for(teacher: Denoiser, settings: Distillation) -> Denoiser | None:
     elif teacher.prediction == "x0_eps":
         raise ValueError(
             f"student_prediction is {prediction!r}, and its teacher predicts both x0 and eps: "
-            "leave it empty, few steps are no harm to that form"
+            "leave it empty, few steps do not harm that form"
         )
     else:
         config = teacher.config

@@ -114,7 +114,9 @@ def load_model(
     tensors = _under(role, tensors) if role else tensors
     tensors = {n: t.float() if t.dtype == torch.float16 else t for n, t in tensors.items()}
     if "network" not in card:
-        raise ValueError(f"{path} is no denoiser, its card has no network: give a model of a run")
+        raise ValueError(
+            f"{path} is not a denoiser, its card has no network: give a model of a run"
+        )
     network = card["network"]
     try:
         with torch.device("meta"):  # shapes alone, so that no description can claim memory
@@ -180,7 +182,7 @@ def load_state(path: str | Path, state) -> dict:
         or not all(type(n) is type(now[name]) and 0 <= n < inf for name, n in counters.items())
     ):
         raise ValueError(
-            f"{path} is no checkpoint of this kind of run: it holds {sorted(card)} and counters "
+            f"{path} is not a checkpoint of this kind of run: it holds {sorted(card)} and counters "
             f"{counters}; remove it"
         )
     before = dict(vars(state))

@@ -43,7 +43,7 @@ def read_flax(path: Path, wanted: set[str]) -> dict[str, object]:
     except msgpack.OutOfData as error:
         raise ValueError(f"{path} ends too early: fetch it again") from error
     except (ValueError, RecursionError, msgpack.UnpackException) as error:
-        raise ValueError(f"{path} is no flax checkpoint ({error!r}): fetch it again") from error
+        raise ValueError(f"{path} is not a flax checkpoint ({error!r}): fetch it again") from error
     if end != size:
         raise ValueError(f"{path} has {size - end:,} bytes too many at its end: fetch it again")
     return entries
@@ -52,7 +52,7 @@ def read_flax(path: Path, wanted: set[str]) -> dict[str, object]:
 def flax_tensors(tree: object, where: str, deepest: int = 8) -> dict[str, Tensor]:
     """All arrays of a map of maps, as {"outer/inner": tensor}.
 
-    where: the file and entry, for messages. ValueError names what is no array of numbers.
+    where: the file and entry, for messages. ValueError names what is not an array of numbers.
     """
     if isinstance(tree, dict) and CHUNKED not in tree and deepest:
         return {
@@ -64,7 +64,7 @@ def flax_tensors(tree: object, where: str, deepest: int = 8) -> dict[str, Tensor
         return {"": _chunked(tree) if isinstance(tree, dict) else _array(tree)}
     except (ValueError, TypeError, KeyError, RuntimeError) as error:  # the last of reshaping
         raise ValueError(
-            f"{where} is no array of weights ({error}): fetch the file again"
+            f"{where} is not an array of weights ({error}): fetch the file again"
         ) from error
 
 

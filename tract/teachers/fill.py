@@ -49,8 +49,8 @@ def fill(path: Path, tensors: dict[str, Tensor], config: dict, weights: Weights)
     state = dict(weights(described, take))
     if left:
         raise ValueError(
-            f"{path} has {min(left)}, which is no part of its network ({len(left)} such): use the "
-            "file as published"
+            f"{path} has {min(left)}, which is not a part of its network ({len(left)} such): "
+            "use the file as published"
         )
     check_numbers(state, path)
     denoiser = build_denoiser(config)
