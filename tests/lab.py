@@ -128,7 +128,8 @@ def run_cell(page: Page, text: str) -> Locator:
 
 
 def _run(cell: Locator) -> None:
-    cell.locator(".cm-content").click()
+    cell.scroll_into_view_if_needed()  # an editor is made when it comes into sight
+    cell.locator(".jp-InputArea").click()
     for patience in (2, 5, 60):  # JupyterLab forgets what it is asked while a kernel connects
         cell.page.keyboard.press("Control+Enter")
         with suppress(AssertionError):
