@@ -247,7 +247,7 @@ def test_an_array_that_is_none_is_refused_by_its_name(tmp_path, monkeypatch, bad
         flax_net, "encoded", lambda v: bad(v) if isinstance(v, str) and v == "BAD" else encoded(v)
     )
     path = format_schedule(tmp_path / "g", arrays)
-    with pytest.raises(ValueError, match=f"g: ema_params/dense0/bias is no array.*{message}"):
+    with pytest.raises(ValueError, match=f"g: ema_params/dense0/bias is not an array.*{message}"):
         read_google(path)
 
 
