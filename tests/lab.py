@@ -24,7 +24,7 @@ SETTINGS = {
     "apputils-extension/notification": {"fetchNews": "false", "checkForUpdates": False},
 }
 
-PATIENCE = 300_000  # milliseconds: machines that test are busy
+PATIENCE = 120_000  # milliseconds: machines that test are busy
 expect.set_options(timeout=PATIENCE)
 
 
@@ -171,11 +171,12 @@ def run_all(page: Page) -> None:
 
 
 def restart_kernel(page: Page) -> None:
-    """Restart the kernel, by the menu."""
+    """Restart the kernel and clear all outputs, by the menu."""
     page.get_by_role("menuitem", name="Kernel", exact=True).click()
-    page.get_by_text("Restart Kernel…", exact=True).click()
-    page.locator(".jp-Dialog").get_by_role("button", name="Confirm Kernel Restart").click()
+    page.get_by_text("Restart Kernel and Clear Outputs of All Cells…", exact=True).click()
+    page.locator(".jp-Dialog button.jp-mod-accept").click()
     expect(page.locator(".jp-Dialog")).to_have_count(0)
+    expect(page.locator(".jp-InputPrompt", has_text=re.compile(r"\d"))).to_have_count(0)
 
 
 def save_notebook(page: Page) -> None:
