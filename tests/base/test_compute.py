@@ -101,7 +101,7 @@ def test_bf16_keeps_what_it_is_least_good_at_in_float32():
     state = start_training(denoiser, settings)
     list(train_teacher(state, DIGITS, cosine(), settings))
     eps = torch.randn(128, 1, 8, 8, generator=torch.Generator().manual_seed(0))
-    for index, most in ((1, 1.1e-3), (16, 1.1e-3)):  # 1.7e-3 and 1.8e-3 with all in bf16
+    for index, most in ((1, 1.4e-3), (16, 1.4e-3)):  # 1.7e-3 and 1.8e-3 with all in bf16
         level = cosine()[index]
         x_t = add_noise(to_unit(DIGITS.samples[:128]), eps, level)
         with torch.no_grad():

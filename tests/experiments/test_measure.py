@@ -86,7 +86,7 @@ def test_a_fid_of_a_run_becomes_a_row_of_results_with_all_its_conditions(tmp_pat
 def test_numbers_of_what_is_no_run_have_no_row_and_are_refused_before_measuring(tmp_path, capsys):
     command = ["fid", "digits", "digits", "--features", "pixels", "--results", str(tmp_path / "a")]
     assert main(command) == 1
-    assert "digits is no run directory" in capsys.readouterr().err
+    assert "digits is not a run directory" in capsys.readouterr().err
     assert not (tmp_path / "a").exists()
 
 

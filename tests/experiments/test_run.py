@@ -241,7 +241,7 @@ def test_checkpoints_are_a_minute_apart_and_never_ahead_of_the_history(tmp_path,
         saved.append(state.step)
 
     monkeypatch.setattr(runs.time, "monotonic", lambda: clock[0])
-    monkeypatch.setattr(runs, "save_state", saving)
+    monkeypatch.setattr("tract.experiments.checkpoints.save_state", saving)
     run(folder, watch=slow)
     assert saved == [3, 6]  # after 75 seconds, and 75 later
 

@@ -1,14 +1,14 @@
 """Parameters of a notebook become settings."""
 
-from tract.jobs.parameters import from_parameters, given_parameters
+from tract.jobs.parameters import NOTEBOOKS, as_committed, declared_parameters, from_parameters
 from tract.settings import Distillation, Training
 
-CELL = "# Training\ntrain_images = 64  # help: images\nseed = 1  # help: of noise\n"
 
-
-def test_papermills_values_follow_the_notebooks_own():
-    cells = ["", CELL, "# Parameters\nseed = 2\n", "seed = 3", "loss = 0.5"]
-    assert given_parameters(cells) == {"train_images": 64, "seed": 2}
+def test_a_notebook_knows_whether_its_parameters_are_the_committed_ones():
+    committed = declared_parameters(NOTEBOOKS / "02_btd.ipynb")
+    assert as_committed(committed | {"threads": 7, "other": 1}, "02_btd")  # elsewhere computed
+    assert not as_committed(committed | {"seed": 1}, "02_btd")
+    assert not as_committed(committed, "no such notebook")
 
 
 def test_settings_take_the_parameters_of_their_names_and_what_is_given_besides():

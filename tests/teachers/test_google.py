@@ -197,15 +197,18 @@ def test_a_truncated_checkpoint_is_refused(tiny, share):
     ("content", "message"),
     [
         (b"", "ends too early"),
-        (b"\x93\x01\x02\x03", "no flax checkpoint"),
-        (b"\xc1" * 40, "no flax checkpoint"),
+        (b"\x93\x01\x02\x03", "not a flax checkpoint"),
+        (b"\xc1" * 40, "not a flax checkpoint"),
         (flax_net.encoded({"step": 1}), "has no ema_params: use a checkpoint of prog"),
         (flax_net.encoded({"step": 1}) + b"junk", "has 4 bytes too many"),
         (b"\xdf\xff\xff\xff\xff", "ends too early"),
         (flax_net.encoded({"ema_params": {}}), "holds no network of this kind .*conv_in/kernel"),
         (flax_net.encoded({"ema_params": 7}), "ema_params is not an array of weights"),
-        (b"\x81" + flax_net.encoded("ema_params") + b"\x81" * 5000, "no flax checkpoint|too early"),
-        (b"\x81\x81\x01\x02\x03", "no flax checkpoint"),
+        (
+            b"\x81" + flax_net.encoded("ema_params") + b"\x81" * 5000,
+            "not a flax checkpoint|too early",
+        ),
+        (b"\x81\x81\x01\x02\x03", "not a flax checkpoint"),
     ],
 )
 def test_what_is_no_checkpoint_is_refused(tmp_path, content, message):
@@ -244,7 +247,7 @@ def test_an_array_that_is_none_is_refused_by_its_name(tmp_path, monkeypatch, bad
         flax_net, "encoded", lambda v: bad(v) if isinstance(v, str) and v == "BAD" else encoded(v)
     )
     path = format_schedule(tmp_path / "g", arrays)
-    with pytest.raises(ValueError, match=f"g: ema_params/dense0/bias is no array.*{message}"):
+    with pytest.raises(ValueError, match=f"g: ema_params/dense0/bias is not an array.*{message}"):
         read_google(path)
 
 

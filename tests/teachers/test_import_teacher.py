@@ -82,7 +82,7 @@ def test_another_teacher_is_refused_where_one_is(tmp_path, source):
     begun = experiment(tmp_path / "run", noise_schedule="karras")
     begun.import_teacher(str(source))
     kept = files(tmp_path / "run")
-    with pytest.raises(ValueError, match=r"other values of source \(.*there, elsewhere here\)"):
+    with pytest.raises(ValueError, match=r"other values of source \(.*there, 'elsewhere' here\)"):
         begun.import_teacher("elsewhere")
     with pytest.raises(ValueError, match="other values of .*settings"):
         begun.train_teacher("digits", TRAINING)
@@ -157,7 +157,10 @@ def test_a_smaller_student_is_trained_kept_and_measured_as_what_it_is(tmp_path, 
     small = count_parameters(named_network("digits_small"))
     assert sum(p.numel() for p in student.parameters()) == small
     folder = tmp_path / run_name(SMALL)
-    assert folder.name == "TRACT-8-2-2-1-12images-batch_size4-student_networkdigits_small-seed0"
+    assert (
+        folder.name
+        == "TRACT-8-2-2-1-12images-batch_size4-clampnone-student_networkdigits_small-seed0"
+    )
     card = json.loads((folder / "card.json").read_text())
     assert card["network"] == student.config
     assert student.config["options"]["channels"] == 16

@@ -14,7 +14,7 @@ from tract.distill import distill, start_distillation
 from tract.experiments.experiment import TEACHER, Experiment, run_name
 from tract.experiments.measure import measure
 from tract.levels import levels_of
-from tract.networks.build import build_denoiser
+from tract.networks.build import build_denoiser, student_for
 from tract.networks.edm_unet import SongUNet
 from tract.networks.weights import load_model, save_model
 from tract.settings import Distillation, Training
@@ -115,7 +115,8 @@ def test_a_format_is_recognised_by_its_content_and_distilled_at_once(
     if teacher.denoiser.prediction == "eps":  # which few-step students cannot predict
         shape = {"step_schedule": (steps, steps, 1), "student_prediction": "v"}
     settings = Distillation(train_images=8, batch_size=4, **shape)
-    state = start_distillation(teacher.denoiser, settings)
+    student = student_for(teacher.denoiser, settings)
+    state = start_distillation(teacher.denoiser, settings, student)
     records = list(distill(state, data, levels_of(noise_schedule, steps), settings))
     assert all(record.loss > 0 for record in records)
     assert len(records) == 2
@@ -130,7 +131,7 @@ def test_a_format_is_recognised_by_its_content_and_distilled_at_once(
         (b"version https://git-lfs.github.com/spec/v1\n", "begins with b'version h'"),
         (b"\x80\x04.", "is damaged"),
         (b"PK\x03\x04" + bytes(50), "is damaged"),
-        (b"\x84" + bytes(50), "no flax checkpoint"),
+        (b"\x84" + bytes(50), "not a flax checkpoint"),
         (bytes(8) + b"{", "is damaged"),
     ],
 )

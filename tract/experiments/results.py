@@ -100,6 +100,7 @@ def publish(run_dir: str | Path, path: str | Path) -> int:
 
 
 def wide(table: pd.DataFrame) -> pd.DataFrame:
-    """The table with one row for each run and number of evaluations, and a column a metric."""
+    """One row for each run and number of evaluations, a column a metric; PER_PHASE is omitted."""
+    table = table[table["metric"] != PER_PHASE]
     by_run = table.set_index([*ABOUT, "metric"])["value"].unstack("metric", sort=False)
     return by_run.reset_index().rename_axis(columns=None)

@@ -137,27 +137,17 @@ def refuse_unknown_parameters(cells: Sequence[str]) -> None:
 PLACES = ("run_dir", "figure", "figures", "processes", "threads", "compute", "checkpoint_minutes")
 
 
-def as_committed(cells: Sequence[str], name: str) -> bool:
+def as_committed(parameters: Mapping[str, object], name: str) -> bool:
     """Whether a notebook, by its name without ending, has the parameters that it is committed with.
 
-    cells: IPython's `In`. What is in PLACES may differ. False where the committed notebook is not
-    beside the package.
+    parameters: the notebook's names after its parameters. What is in PLACES may differ. False where
+    the committed notebook is not beside the package.
     """
     path = NOTEBOOKS / f"{name}.ipynb"
     if not path.is_file():
         return False
-    values = given_parameters(cells)
     declared = declared_parameters(path)
-    return all(values.get(n) == value for n, value in declared.items() if n not in PLACES)
-
-
-def given_parameters(cells: Sequence[str]) -> dict[str, object]:
-    """The parameters that a notebook runs with: its own, then papermill's. cells: IPython's In."""
-    values: dict[str, object] = {}
-    for cell in cells:
-        if "  # help: " in cell or cell.startswith("# Parameters\n"):
-            values |= _assignments(cell)
-    return values
+    return all(parameters.get(n) == value for n, value in declared.items() if n not in PLACES)
 
 
 def check_claims(claims: Mapping[str, bool], asserted: bool) -> None:
