@@ -114,7 +114,7 @@ def run_up_to(page: Page, text: str) -> Locator:
     cells = page.locator(".jp-CodeCell")
     for index in range(cells.count()):
         _run(cells.nth(index))
-        if text in cells.nth(index).locator(".jp-InputArea").inner_text():
+        if text in cells.nth(index).inner_text():
             wait_until_run(cells.nth(index))
             return cells.nth(index)
     raise LookupError(f"no cell has {text!r}")
@@ -129,7 +129,7 @@ def run_cell(page: Page, text: str) -> Locator:
 
 def _run(cell: Locator) -> None:
     cell.scroll_into_view_if_needed()  # an editor is made when it comes into sight
-    cell.locator(".jp-InputArea").click()
+    cell.locator(".jp-Cell-inputWrapper").click()
     for patience in (2, 5, 60):  # JupyterLab forgets what it is asked while a kernel connects
         cell.page.keyboard.press("Control+Enter")
         with suppress(AssertionError):
