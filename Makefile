@@ -13,7 +13,7 @@ export MALLOC_MMAP_THRESHOLD_ := 33554432
 AS_ROOT := $(if $(filter 0,$(shell id -u)),--allow-root)
 
 .DEFAULT_GOAL := help
-.PHONY: help run figures test test-chain test-others lint lab screenshots notebooks clean
+.PHONY: help run figures check test test-slow test-browser test-chain test-others lint lab screenshots notebooks clean
 
 help: ## Show this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -38,12 +38,15 @@ test: $(READY) lint ## All tests but the storms, and all notebooks in a copy of 
 	rm -rf .test
 	mkdir .test
 	cp -r notebooks figures .test
-	.venv/bin/python -m pytest tests -m "not slow" --durations=8 $(TWO)
+	.venv/bin/python -m pytest tests -m "not slow and not browser" --durations=8 $(TWO)
 	$(MAKE) --no-print-directory -j2 test-chain test-others
 	rm -rf .test
 
 test-slow: $(READY) ## The storms: kills, mutations of files, fuzzed options
 	.venv/bin/python -m pytest tests -m slow --durations=8 $(TWO)
+
+test-browser: $(READY) ## The notebooks in JupyterLab, driven in Chromium
+	.venv/bin/python -m pytest tests -m browser
 
 TWO := -n logical --maxprocesses 4 --dist loadfile
 

@@ -766,10 +766,10 @@ def test_a_named_student_needs_a_teacher_with_a_description():
 
 
 def test_a_teacher_that_is_no_network_cannot_come_before_the_newcomer():
-    with pytest.raises(ValueError, match="no network to start from: .* in the first phase"):
+    with pytest.raises(ValueError, match="not a network to start from: .* in the first phase"):
         start_distillation(ORACLE, settings_for(step_schedule=(8, 4, 4, 1)), mlp())
 
 
 def test_a_teacher_that_is_no_network_needs_a_student():
-    with pytest.raises(ValueError, match="no network to start from: give a student"):
+    with pytest.raises(ValueError, match="not a network to start from: give a student"):
         start_distillation(ORACLE, settings_for())

@@ -58,7 +58,7 @@ def test_schedules_are_written_and_begin_with_the_finest_grid():
         ([[4, 8], 3], "3 does not divide 8", "near divisors of 8 are 2 and 4"),
         ([1024, [8, 32], 1], "only the first entry can be a list", "knows its own steps alone"),
         ([[4, "8"], 1], "'8'", "a whole number of steps, or a list of such"),
-        ([[], 1], "an empty list is no grid", "leave it out"),
+        ([[], 1], "an empty list is not a grid", "omit it"),
         ([[4, 8]], r"\[\[4, 8\]\]", r"two entries or more, such as \[8, 1\]"),
     ],
 )

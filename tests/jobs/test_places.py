@@ -48,7 +48,9 @@ def test_a_malformed_notebook_is_refused_in_one_line(tmp_path, change):
     content = json.loads(path.read_text())
     change(content)
     path.write_text(json.dumps(content))
-    with pytest.raises(ValueError, match=r"n.ipynb is no notebook \(.*\): restore it$") as refusal:
+    with pytest.raises(
+        ValueError, match=r"n.ipynb is not a notebook \(.*\): restore it$"
+    ) as refusal:
         declared_parameters(path)
     assert len(str(refusal.value).splitlines()) == 1
 

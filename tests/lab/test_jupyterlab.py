@@ -38,9 +38,12 @@ from tract.experiments.status import read_status
 from tract.networks.weights import load_model
 from tract.settings import Training
 
-pytestmark = pytest.mark.skipif(
-    CHROMIUM is None, reason="no chromium here to open JupyterLab in: install Debian's package"
-)
+pytestmark = [
+    pytest.mark.browser,
+    pytest.mark.skipif(
+        CHROMIUM is None, reason="no chromium here to open JupyterLab in: install Debian's package"
+    ),
+]
 SCREENSHOTS = ROOT / ".screenshots"
 SETTINGS = {"train_images": 9600, "batch_size": 16}  # 600 steps: time enough to press Stop
 NOTEBOOK = "notebooks/03_tract.ipynb"
