@@ -133,3 +133,11 @@ def together(function, folder, size=2):
 
     with ThreadPoolExecutor(size) as pool:
         return list(pool.map(lambda rank: forked(lambda: joining(rank)), range(size)))
+
+
+def runs_of_two_seeds(root, saving):
+    """whole and part, the same after 8 of 12 steps, and both with another seed as NAME-other."""
+    for name, settings in [("", recipe()), ("-other", recipe(seed=5))]:
+        tiny_run(root / f"whole{name}", settings, saving)
+        begun(root / f"part{name}", 8, settings, saving)
+    return root

@@ -7,7 +7,7 @@ import shutil
 import pytest
 import torch
 from helpers import weights
-from tiny import assert_same_run, begun, recipe, tiny_run
+from tiny import assert_same_run, recipe, runs_of_two_seeds, tiny_run
 
 from tract.base.files import write_atomically
 from tract.experiments.history import history
@@ -21,11 +21,7 @@ SAVING = Checkpointing(steps=3, keep=3)
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
     """A finished run, the same after 8 of 12 steps, and both with another seed."""
-    root = tmp_path_factory.mktemp("runs")
-    for name, settings in [("", recipe()), ("-other", recipe(seed=5))]:
-        tiny_run(root / f"whole{name}", settings, SAVING)
-        begun(root / f"part{name}", 8, settings, SAVING)
-    return root
+    return runs_of_two_seeds(tmp_path_factory.mktemp("runs"), SAVING)
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ import pytest
 import torch
 from helpers import weights
 from safetensors.torch import load_file
-from tiny import begun, recipe, tiny_run
+from tiny import recipe, runs_of_two_seeds, tiny_run
 
 from tract.experiments.history import history
 from tract.experiments.measure import SAMPLES, read_samples
@@ -21,10 +21,8 @@ SAVING = Checkpointing(steps=3, keep=3)
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
     """A finished run with samples, the same after 8 of 12 steps, and both with another seed."""
-    root = tmp_path_factory.mktemp("runs")
-    for name, settings in [("", recipe()), ("-other", recipe(seed=5))]:
-        tiny_run(root / f"whole{name}", settings, SAVING)
-        begun(root / f"part{name}", 8, settings, SAVING)
+    root = runs_of_two_seeds(tmp_path_factory.mktemp("runs"), SAVING)
+    for name in ("", "-other"):
         made_by = {"model": read_sha256(root / f"whole{name}" / "model.safetensors")}
         write_tensors(root / f"whole{name}" / SAMPLES, {"1": torch.randn(4, 1, 8, 8)}, made_by)
     return root
