@@ -10,6 +10,8 @@ from tract.denoiser import Denoiser, clamped
 from tract.experiments.experiment import Experiment
 from tract.experiments.measure import Distance
 from tract.experiments.preview import (
+    PHASE_METRIC,
+    Preview,
     distance_to_data,
     level_errors,
     preview_steps,
@@ -76,6 +78,15 @@ def test_diagnostics_are_float32_in_full(whole, monkeypatch):
     samples_of(experiment, SETTINGS, student, 1, 2)
     metric(student)
     assert len(seen) > 3 and not any(seen)
+
+
+def test_a_run_that_stops_at_a_measured_step_has_its_distance(experiment, tmp_path):
+    state, records, _ = experiment.student_run(SETTINGS)
+    preview = Preview(experiment, SETTINGS, state, tmp_path, lambda *_: 2.0, metric_every=1)
+    watched = preview.watch(records)
+    next(watched)
+    watched.close()
+    assert (tmp_path / PHASE_METRIC).read_text() == '{"step": 1, "nfe": 4, "metric": 2.0}\n'
 
 
 def test_students_of_many_steps_are_sampled_in_few_that_divide_them():

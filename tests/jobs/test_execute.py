@@ -1,6 +1,7 @@
 """Notebook parameters: what is declared, what is refused before a kernel starts, what runs."""
 
 import os
+import signal
 
 import nbformat
 import papermill
@@ -131,6 +132,20 @@ handle = show(IntSlider(3), new_figure(1, 1, (2, 1))[0])"""
     execute(path, out, shown=False)
     again = nbformat.read(out, as_version=4).cells[-1].outputs
     assert again == [output]
+
+
+def test_a_signal_between_two_executions_does_not_reach_the_second(tmp_path):
+    path, out = write_notebook(tmp_path / "n.ipynb", "a = 1", "print(a)"), tmp_path / "out.ipynb"
+    execute(path, out, shown=False)
+    signals = []
+    before = signal.signal(signal.SIGINT, lambda *_: signals.append(1))
+    try:
+        signal.raise_signal(signal.SIGINT)
+        execute(path, out, shown=False)
+        signal.raise_signal(signal.SIGINT)
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert signals == [1, 1]
 
 
 def test_a_notebook_runs_in_its_folder_with_its_parameters_and_shows_what_it_prints(

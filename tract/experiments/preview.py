@@ -63,13 +63,13 @@ class Preview:
             if self._record is None:
                 trim(self.folder / PHASE_METRIC, record.step - 1)
             self._record = record
+            if self._every and record.step % self._every == 0:
+                self._measure(record)  # before the step is saved: on resume it is not made again
             try:
                 yield record
             except GeneratorExit:
                 self.write()
                 raise
-            if self._every and record.step % self._every == 0:
-                self._measure(record)
             now = time.monotonic() - start
             # What it cost last time is waited for first, so that the share is kept.
             due = now - latest >= SECONDS and spent + cost <= SHARE * now

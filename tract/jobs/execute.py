@@ -48,6 +48,7 @@ class LocalKernel(AsyncKernelManager):
         if sys.platform != "win32":
             # By default the files are named alike and lie in the current folder.
             options |= {"transport": "ipc", "ip": f"{self.folder}/ipc"}
+        self.handlers: dict[signal.Signals, signal.Handlers] = {}  # before this kernel's
         super().__init__(**options)
 
     async def _async_launch_kernel(self, kernel_cmd: list[str], **options) -> None:
@@ -62,7 +63,16 @@ class LocalKernel(AsyncKernelManager):
         # Windows; not the main thread, which then calls interrupt_kernels.
         with suppress(NotImplementedError, RuntimeError):
             for signum in (signal.SIGINT, signal.SIGTERM):
+                before = signal.getsignal(signum)
                 self.loop.add_signal_handler(signum, self.interrupt_soon)
+                self.handlers[signum] = before
+
+    def leave_signals(self) -> None:
+        """Handle signals as before: the loop, which is used again, would pass them to a kernel
+        that starts later."""
+        for signum, before in self.handlers.items():
+            self.loop.remove_signal_handler(signum)
+            signal.signal(signum, before)
 
     def interrupt_soon(self) -> None:
         """Interrupt the cell; any thread may call it."""
@@ -147,7 +157,8 @@ def _execute(
             last = "\n".join(lines[-20:]) or "nothing, as where memory has run out"
             raise RuntimeError(f"{error} executing {notebook}; it said last: {last}") from error
         finally:
-            LocalKernel.running.pop(output, None)
+            if started := LocalKernel.running.pop(output, None):
+                started.leave_signals()
 
 
 def strip_for_commit(notebook: str | Path) -> None:
