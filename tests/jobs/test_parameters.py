@@ -1,5 +1,8 @@
 """Parameters of a notebook become settings."""
 
+import pytest
+
+from tract.ema import decay_from_residual
 from tract.jobs.parameters import NOTEBOOKS, as_committed, declared_parameters, from_parameters
 from tract.settings import Distillation, Training
 
@@ -16,3 +19,15 @@ def test_settings_take_the_parameters_of_their_names_and_what_is_given_besides()
     assert from_parameters(Training, parameters) == Training(train_images=64, batch_size=16, seed=2)
     changed = from_parameters(Distillation, parameters, step_schedule=[8, 1], seed=3)
     assert (changed.schedule, changed.batch_size, changed.seed) == ("8>1", 16, 3)
+
+
+def test_the_average_is_said_by_its_decay_or_by_its_residual():
+    parameters = {"train_images": 640, "batch_size": 16, "ema_residual": 0.2, "ema_decay": 0.0}
+    parameters["step_schedule"] = [16, 4, 1]
+    assert from_parameters(Distillation, parameters).ema_residual == 0.2
+    settings = from_parameters(Distillation, parameters | {"ema_decay": 0.9})
+    assert decay_from_residual(settings.ema_residual, 20) == pytest.approx(0.9, rel=1e-12)
+    with pytest.raises(ValueError, match="ema_decay is 1.5: use a share between 0 and 1"):
+        from_parameters(Distillation, parameters | {"ema_decay": 1.5})
+    with pytest.raises(ValueError, match="1e-30: use one nearer to 1 for 20 steps"):
+        from_parameters(Distillation, parameters | {"ema_decay": 1e-30})

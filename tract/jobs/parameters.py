@@ -7,7 +7,7 @@ import os
 import sysconfig
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import MISSING, fields
+from dataclasses import MISSING, fields, replace
 from pathlib import Path
 from warnings import catch_warnings
 
@@ -18,7 +18,7 @@ from tract.base.checks import shown
 from tract.base.files import place
 from tract.base.yaml_files import read_parameters, read_yaml
 from tract.phases import format_schedule
-from tract.settings import Distillation
+from tract.settings import Distillation, check_residual
 
 # Parameters that had other names before.
 RENAMED = {
@@ -186,10 +186,20 @@ def _kind(value: object) -> str:
 def from_parameters(kind: type, parameters: Mapping[str, object], **more):
     """An object of a dataclass, such as Distillation: fields are parameters of the same name.
 
-    more: fields that have no parameter of their name, or another value.
+    more: fields that have no parameter of their name, or another value. ema_decay, the decay mu_I,
+    takes the place of ema_residual unless it is 0; ValueError for one that leaves no residual.
     """
     names = {field.name for field in fields(kind)} & parameters.keys()
-    return kind(**{name: parameters[name] for name in names} | more)
+    made = kind(**{name: parameters[name] for name in names} | more)
+    decay = parameters.get("ema_decay", 0)
+    if not decay or "ema_residual" not in names:
+        return made
+    check_residual("ema_decay", decay)
+    residual = decay**made.steps_per_phase
+    if residual == 0:
+        steps = made.steps_per_phase
+        raise ValueError(f"ema_decay is {decay}: use one nearer to 1 for {steps} steps")
+    return replace(made, ema_residual=residual)
 
 
 # Written even if they are the defaults: what notebooks of distillations have parameters for.
