@@ -431,7 +431,7 @@ def test_a_valley_is_drawn_from_the_grids_that_do_not_grow(paper):
 def test_charts_of_nothing_measured_are_drawn(paper, tmp_path):
     nothing = pd.DataFrame(columns=COLUMNS)
     for chart in (
-        charts.ablation_chart(paper, nothing, "steps", STUDY),
+        *(charts.ablation_chart(paper, nothing, name, STUDY) for name in ALL),
         charts.quality_by_steps(paper, nothing, STUDY),
         charts.quality_by_images(paper, nothing, STUDY),
         charts.drift(nothing, STUDY),

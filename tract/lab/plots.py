@@ -1,6 +1,7 @@
 """Figures of data, schedules, samples and losses; each function returns one figure."""
 
 import io
+import math
 import threading
 from collections.abc import Mapping, Sequence
 
@@ -232,13 +233,16 @@ def plain_ticks(axis: Axis, whole: bool = False) -> None:
 
     With fewer than three such marks they are equally spaced instead. whole: only whole numbers.
     """
+    axis.set_minor_locator(NullLocator())
+    if axis.get_minpos() == math.inf:  # nothing was measured
+        axis.set_major_locator(NullLocator())
+        return
     marks, span = LogLocator(subs=(1, 2, 5)), axis.get_view_interval()
     seen = [mark for mark in marks.tick_values(*span) if min(span) <= mark <= max(span)]
     axis.set_major_locator(
         marks if len(seen) > 2 else MaxNLocator(5, steps=[1, 2, 5, 10], integer=whole)
     )
     axis.set_major_formatter("{x:g}")
-    axis.set_minor_locator(NullLocator())
 
 
 def new_figure(
