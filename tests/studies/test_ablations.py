@@ -371,6 +371,9 @@ def test_grids_are_lines_over_the_number_of_steps(paper):
     assert lines == {"fixed": [[16, 2.0], [64, 4.0]], "growing": [[16, 5.0]]}
 
 
+MARKERS = {style.marker for style in METHOD_STYLES.values()}
+
+
 def texts_of(figure):
     """Everything that a figure says."""
     for ax in figure.axes:
@@ -386,8 +389,11 @@ def committed_charts(request, paper):
     base = {"batch_size": 128, "learning_rate": 1e-3, "clamp": "all"}
     study = Study("digits", [0, 1, 2], 30720, base=base, teacher="a0ec4310daae")
     plane = Study("spiral", [0], 64000, metric="rmse_to_flow", base=base | {"clamp": "none"})
+    edm = replace(plane, noise_schedule="karras")
+    clothes = Study("fashion_mnist_28", [0], 40960, base=base | {"batch_size": 64, "clamp": "none"})
     yield from (charts.ablation_chart(paper, table, name, study) for name in CHANGES)
-    yield charts.ablation_chart(paper, table, "finest_grid", plane)
+    yield from (charts.ablation_chart(paper, table, name, plane, edm) for name in ALL)
+    yield charts.ablation_chart(paper, table, "short_grids", clothes)
     yield charts.quality_by_steps(paper, table, study)
     yield charts.quality_by_images(paper, table, study)
     yield charts.drift(table, study)
@@ -405,6 +411,12 @@ def test_charts_speak_in_words_name_their_scale_and_have_one_colour_a_method(req
                 method = method_of(line.get_label())
                 if re.match(r"TRACT|BTD|teacher", line.get_label()):
                     assert line.get_color() == METHOD_STYLES[method].color
+                rows = [label.get_text() for label in figure.axes[0].get_yticklabels()]
+                if line.get_marker() in MARKERS and ax.yaxis.get_scale() == "linear":
+                    for row in set(line.get_ydata()):  # dots of a recipe
+                        if method := method_of(rows[row], ""):
+                            style = METHOD_STYLES[method]
+                            assert (line.get_color(), line.get_marker()) == style
 
 
 def test_lines_go_through_the_means_of_the_seeds(paper):

@@ -54,6 +54,7 @@ WORDS = {
     "family_1": "method",
     "loss_reduction": "loss over pixels",
     "phase_change": "at a phase change",
+    "carry_on": "carry on",
     "heun_grid": "solver and schedule",
     "method_steps": "schedule",
     "growing_self_ema": "self-teacher's decay",
@@ -71,10 +72,10 @@ def in_words(text: str) -> str:
     return re.sub(r"^ddim\b", "Euler", re.sub(r"^heun\b", "Heun", text))
 
 
-def method_of(label: str) -> str:
-    """The method that a label begins with; one without, such as 1024>32>1, is TRACT's."""
+def method_of(label: str, default: str = "TRACT") -> str:
+    """The method that a label begins with; the default for one without, such as 1024>32>1."""
     found = re.match("|".join(map(re.escape, METHOD_STYLES)), label)
-    return found[0] if found else "TRACT"
+    return found[0] if found else default
 
 
 def method_style(label: str) -> Style:

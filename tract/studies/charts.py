@@ -23,6 +23,7 @@ from tract.lab.style import (
     TEACHER_COLOUR,
     in_words,
     line_styles,
+    method_of,
     method_style,
 )
 from tract.networks.weights import read_tensors, write_tensors
@@ -68,7 +69,7 @@ def ablation_chart(
     for ax, (title, metric, table) in zip(axes[0], panels, strict=True):
         for row, recipe in enumerate(recipes):
             rows = table[table["recipe"] == recipe]
-            method = rows["method"].iloc[0] if len(rows) else recipe
+            method = method_of(recipe, *rows["method"].iloc[:1])
             dots(ax, row, rows["value"].astype(float), method)
         ax.set_title(title, fontsize=10)
         ax.grid(axis="y", color="#eeeeee")
