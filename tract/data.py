@@ -2,6 +2,7 @@
 
 import hashlib
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -39,7 +40,7 @@ class Data:
     def num_classes(self) -> int:
         return 0 if self.labels is None else max(self.classes, int(self.labels.max()) + 1)
 
-    @property
+    @cached_property
     def sha256(self) -> str:
         """Hash of samples and labels, to tell one data set from another."""
         if self.hashes is not None:

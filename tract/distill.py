@@ -1,12 +1,10 @@
 """Distillation by phases: BTD, TRACT and consistency distillation as one loop.
 
 In a phase n>m the student learns to cross a group of n / m teacher steps in one. In a phase of
-equal steps, n>n, a student of another network learns the teacher's own steps and goes on from
-there in its place. While the teacher's grid grows, k<n>m, the student and its averages go on as
-they are.
+equal steps, n>n, a student of another network learns the teacher's own steps and then takes its
+place. While the teacher's grid grows, k<n>m, the student and its averages continue.
 """
 
-import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -14,28 +12,17 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from tract.base.compute import EAGER, Compute, matmul_precision, prepare_network, with_precision
-from tract.base.parallel import check_share, shard, world_size
+from tract.base.compute import EAGER, Compute, with_precision
 from tract.data import Data
 from tract.denoiser import Denoise, Denoiser, clamped
 from tract.ema import bias_corrected, decay_from_residual, ema_updater
 from tract.levels import Level
-from tract.losses import WEIGHTS, loss_of, squared_error
 from tract.methods import METHODS, closure_target
-from tract.optimize import (
-    adam,
-    backward,
-    check_losses,
-    check_student,
-    frozen,
-    name_micro_batch,
-    optimizer_step,
-    report,
-)
+from tract.optimize import adam, check_fits, frozen, guarded, report, stepper
 from tract.phases import Phase, equal_steps, parse_schedule
 from tract.records import Record
 from tract.samplers import SOLVERS, ddim_x0
-from tract.seeds import Stream, generator_for
+from tract.seeds import Stream
 from tract.settings import Distillation
 from tract.step import add_noise
 
@@ -83,8 +70,7 @@ def start_distillation(
     """State at step 0. Everything starts from the teacher, or from a student of another network.
 
     student: takes over in the phase of equal steps, or without one at once: it should then know
-    the data. ValueError where a student is
-    missing: for a teacher that is not a network, such as an oracle, or for equal steps.
+    the data. ValueError where it is missing: for equal steps, or if the teacher is not a network.
     """
     swap_phase = equal_steps(settings.phases)
     if student is None and swap_phase is not None:
@@ -98,30 +84,37 @@ def start_distillation(
             "this teacher is not a network to start from: give a student, and let it take over in "
             "the first phase"
         )
-    if isinstance(teacher, nn.Module):
-        teacher = frozen(teacher)
-    learner = frozen(start).requires_grad_(True)
-    optimizer = adam(learner, settings.learning_rate)
-    networks = learner, frozen(start), frozen(start)
-    state = DistillationState(teacher, *networks, optimizer, new_student, swap_phase or 0)
-    state.averages = [frozen(start) for _ in settings.more_residuals]
-    return state
+    networks = _networks(start, settings.learning_rate, len(settings.more_residuals))
+    teacher = frozen(teacher) if isinstance(teacher, nn.Module) else teacher
+    return DistillationState(
+        teacher, **networks, new_student=new_student, swap_phase=swap_phase or 0
+    )
+
+
+def _networks(start: Denoiser, learning_rate: float, num_averages: int) -> dict:
+    """Student, optimizer and averages of a DistillationState, all at the weights of start."""
+    student = frozen(start).requires_grad_(True)
+    return {
+        "student": student,
+        "self_teacher": frozen(start),
+        "ema": frozen(start),
+        "optimizer": adam(student, learning_rate),
+        "averages": [frozen(start) for _ in range(num_averages)],
+    }
 
 
 def start_next_phase(state: DistillationState, phase_change: str = "restart") -> None:
-    """The inference average becomes the teacher, from which everything starts afresh.
+    """Make the inference average the teacher, from which everything starts afresh.
 
-    Or all else carries on. In its phase everything but the teacher starts from the new student.
+    "carry_on": the teacher alone changes. In the swap phase all else starts from new_student.
     """
     state.phase += 1
     state.teacher = frozen(state.ema)
-    if phase_change == "carry_on" and state.phase != state.swap_phase:
-        return
-    start = state.new_student if state.phase == state.swap_phase else state.teacher
-    state.student = frozen(start).requires_grad_(True)
-    state.self_teacher, state.ema = frozen(start), frozen(start)
-    state.averages = [frozen(start) for _ in state.averages]
-    state.optimizer = adam(state.student, state.optimizer.defaults["lr"])
+    swaps = state.phase == state.swap_phase
+    if swaps or phase_change == "restart":
+        start = state.new_student if swaps else state.teacher
+        learning_rate = state.optimizer.defaults["lr"]
+        vars(state).update(_networks(start, learning_rate, len(state.averages)))
 
 
 def distill(
@@ -134,46 +127,41 @@ def distill(
     """Distil through all phases; yields one record per step, state.ema is the result.
 
     data: samples to noise, as the teacher saw them. levels: the first teacher's grid. Paper,
-    algorithm 1. ValueError, at once, if schedule, grid, data and networks do not fit, or
-    processes cannot share a batch. FloatingPointError where a loss is not a number, see
-    `train.checked`.
+    algorithm 1. ValueError, at once, if schedule, grid, data and networks do not fit together;
+    other errors are those of `guarded`.
     """
     phases = parse_schedule(settings.step_schedule, levels.num_steps)  # which also checks T
-    data.check_batch(settings.batch_size)
-    check_share(settings.batch_size, world_size())
-    noisiest = (levels.sigma[-1] / levels.alpha[-1]).item()
-    _check_learner(state.student, data, phases[state.phase :], noisiest)
+    _check_prediction(state.student, phases[state.phase :], levels)
     if state.phase < state.swap_phase:
-        _check_learner(state.new_student, data, phases[state.swap_phase :], noisiest)
+        check_fits(getattr(state.new_student, "config", None), data)
+        _check_prediction(state.new_student, phases[state.swap_phase :], levels)
     check_solver(settings.solver, levels)
-    for network in (*vars(state).values(), *state.averages):
-        if isinstance(network, Denoiser):
-            prepare_network(network, compute)
-    records = _distillation_steps(state, data, levels, settings, compute)
-    records = name_micro_batch(records, state, data, settings, compute)
-    return check_losses(records, settings)
+    return guarded(_distillation_steps, state, data, levels, settings, compute)
 
 
 def check_solver(solver: str, levels: Level) -> None:
-    """ValueError where levels are too noisy for the teacher to step between them as it should."""
-    noisiest = (levels.sigma[-1] / levels.alpha[-1]).item()
-    if solver == "heun" and noisiest > HEUN_LIMIT:
+    """ValueError if levels are too noisy for the teacher to step between them by this solver."""
+    if solver == "heun" and (ratio := _noise_ratio(levels)) > HEUN_LIMIT:
         raise ValueError(
-            f"solver is 'heun', and at the noisiest level sigma / alpha is {noisiest:,.0f}, "
+            f"solver is 'heun', and at the noisiest level sigma / alpha is {ratio:,.0f}, "
             "where Heun's step multiplies the teacher's errors by thousands: use karras or "
             "ddpm_linear levels, or solver 'ddim'"
         )
 
 
-def _check_learner(student: Denoiser, data: Data, phases: Sequence[Phase], noisiest: float) -> None:
-    """ValueError if a student does not fit the data, or is none for few steps."""
-    check_student(student, data)
+def _noise_ratio(levels: Level) -> float:
+    """sigma / alpha at the noisiest level."""
+    return (levels.sigma[-1] / levels.alpha[-1]).item()
+
+
+def _check_prediction(student: Denoiser, phases: Sequence[Phase], levels: Level) -> None:
+    """ValueError if a student predicts eps and is to take fewer steps than its teacher."""
     if student.prediction == "eps" and any(phase.segment > 1 for phase in phases):
         raise ValueError(
             "the student predicts eps, and fewer steps rely on the noisiest level, where an error "
-            f"in eps is multiplied by sigma / alpha, {noisiest:,.0f}: give student 'v' or 'x0', "
-            "and repeat the first entry of step_schedule, so that it learns the teacher's own "
-            "steps before it shortens them"
+            f"in eps is multiplied by sigma / alpha, {_noise_ratio(levels):,.0f}: give student 'v' "
+            "or 'x0', and repeat the first entry of step_schedule, so that it learns the teacher's "
+            "own steps before it shortens them"
         )
 
 
@@ -192,49 +180,32 @@ def _phase_steps(
     state: DistillationState, data: Data, levels: Level, settings: Distillation, compute: Compute
 ) -> Iterator[Record]:
     """The steps of the present phase that are still to be made: paper, algorithm 1."""
-    device, draw, weight = (
-        levels.sigma.device,
-        METHODS[settings.method].draw,
-        WEIGHTS[settings.loss_weight],
-    )
-    student, sigma_data = with_precision(state.student, compute), state.student.sigma_data
+    steps, draw = settings.steps_per_phase, METHODS[settings.method].draw
+    step = stepper(state, data, settings, compute, Stream.DISTILLATION)
     target_of, update_averages = phase_target(state, settings, compute), _averages(state, settings)
-    loss_of_error = loss_of(settings.loss, settings.loss_reduction, math.prod(data.shape))
-    begin = state.phase * settings.steps_per_phase
-    while (done := state.step - begin) < settings.steps_per_phase:
-        part = settings.phases[state.phase].part_at(done, settings.steps_per_phase)
-        generator = generator_for(device, settings.seed, Stream.DISTILLATION, state.step)
-        x0, labels = data.batch(settings.batch_size, generator)  # (B, ...), (B,) or None
-        eps = torch.randn(x0.shape, generator=generator, device=device)
-        first = draw(part, settings.batch_size, generator)  # teacher steps, (B,) in 1..n
-        batch = shard(x0, labels, eps, first)
-        losses = 0
-        state.optimizer.zero_grad(set_to_none=True)
-        with matmul_precision(compute):
-            for x0, labels, eps, first in compute.parts(*batch):  # b of the B rows
-                t, u, s = (levels[i] for i in part.hops(first))  # (b,) each, t noisiest
-                x_t = add_noise(x0, eps, t)  # (b, ...)
-                target = target_of(x_t, t, u, s, labels, x0=x0)  # eq. 8 and 9, or 14 and 15
-                error = squared_error(student, x_t, t, target, labels)  # (b,)
-                loss = weight(t, u, sigma_data).to(error) * loss_of_error(error)
-                losses = losses + backward(loss, error, settings.batch_size)
-        numbers = optimizer_step(losses, state, settings)
-        state.step += 1
+
+    def example(phase: Phase, x0, labels, eps, i):  # i: teacher steps (b,) in 1..n
+        t, u, s = (levels[index] for index in phase.hops(i))  # (b,) each, t noisiest
+        x_t = add_noise(x0, eps, t)  # (b, ...)
+        return x_t, t, u, target_of(x_t, t, u, s, labels, x0=x0)  # eq. 8 and 9, or 14 and 15
+
+    while (done := state.step - state.phase * steps) < steps:
+        phase = settings.phases[state.phase].part_at(done, steps)
+        losses = step(partial(draw, phase, settings.batch_size), partial(example, phase))
         update_averages()
-        yield report(state, settings, numbers, str(part))
+        yield report(state, settings, losses, str(phase))
 
 
 def phase_target(
     state: DistillationState, settings: Distillation, compute: Compute = EAGER
 ) -> Callable[..., Tensor]:
     """The target of the present phase, as a function of x_t, t, u, s, labels and x0=x0."""
-    teacher, second = (
-        with_precision(network, compute) for network in (state.teacher, state.self_teacher)
-    )
+    teacher = with_precision(state.teacher, compute)
     teacher = clamped(teacher) if settings.clamp == "all" else teacher
-    second = clamped(second) if settings.clamp != "none" else second
+    self_teacher = with_precision(state.self_teacher, compute)
+    self_teacher = clamped(self_teacher) if settings.clamp != "none" else self_teacher
     phase, method = settings.phases[state.phase], METHODS[settings.method]
-    second = method.second_hop(teacher, second) if phase.segment > 1 else None
+    second = method.second_hop(teacher, self_teacher) if phase.segment > 1 else None
     # A student, which later phases have for a teacher, knows where its own DDIM step is to lead;
     # it has no slope that Heun's method could average.
     solver = SOLVERS[settings.solver] if state.phase == 0 else ddim_x0
@@ -243,20 +214,17 @@ def phase_target(
 
 def _averages(state: DistillationState, settings: Distillation) -> Callable[[], None]:
     """A function that updates the averages of this phase after a step."""
-    update_self_teacher = ema_updater(state.self_teacher, state.student)
+    steps = settings.steps_per_phase
     residuals = (settings.ema_residual, *settings.more_residuals)
-    updaters = [
-        (ema_updater(network, state.student), decay_from_residual(r, settings.steps_per_phase))
-        for network, r in zip((state.ema, *state.averages), residuals, strict=True)
-    ]
+    decays = [settings.self_ema, *(decay_from_residual(r, steps) for r in residuals)]
+    averages = (state.self_teacher, state.ema, *state.averages)
+    updaters = [ema_updater(average, state.student) for average in averages]
     begun = state.phase  # the phase in which these networks started afresh
     if settings.phase_change == "carry_on":
         begun = state.swap_phase if state.phase >= state.swap_phase else 0
 
     def update() -> None:
-        updates = state.step - begun * settings.steps_per_phase
-        update_self_teacher(bias_corrected(settings.self_ema, updates))
-        for update_ema, decay in updaters:
-            update_ema(bias_corrected(decay, updates))
+        for update_average, decay in zip(updaters, decays, strict=True):
+            update_average(bias_corrected(decay, state.step - begun * steps))
 
     return update

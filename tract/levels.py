@@ -61,7 +61,7 @@ def cosine(num_steps: int = 1024, logsnr_max: float = 20.0) -> Level:
     logsnr(t) = -2 ln tan(a t + b) for t = i / T. Salimans & Ho 2022, section 2; the levels of
     the paper's VP teachers with T = 1024. Returns T + 1 levels.
     """
-    _check_num_steps(num_steps, 1)
+    check_whole("num_steps", num_steps, 1, MOST_STEPS)
     limit = torch.tensor(logsnr_max, dtype=torch.float64)
     b = torch.atan(torch.exp(-limit / 2))
     a = torch.atan(torch.exp(limit / 2)) - b
@@ -78,7 +78,7 @@ def karras(
 
     Karras et al. 2022, equation 5, counted from the clean end. Returns T + 1 levels.
     """
-    _check_num_steps(num_steps, 2)
+    check_whole("num_steps", num_steps, 2, MOST_STEPS)
     low, high = sigma_min ** (1 / rho), sigma_max ** (1 / rho)
     sigma = torch.linspace(low, high, num_steps, dtype=torch.float64) ** rho
     sigma = torch.cat([torch.zeros(1, dtype=torch.float64), sigma])
@@ -90,7 +90,7 @@ def ddpm_linear(num_steps: int = 1000, beta_start: float = 1e-4, beta_end: float
 
     alpha_i^2 = product of (1 - beta_j) for j <= i. Ho et al. 2020, section 4. T + 1 levels.
     """
-    _check_num_steps(num_steps, 1)
+    check_whole("num_steps", num_steps, 1, MOST_STEPS)
     return _from_betas(torch.linspace(beta_start, beta_end, num_steps, dtype=torch.float64))
 
 
@@ -100,7 +100,7 @@ def ddpm_cosine(num_steps: int = 1000) -> Level:
     alpha_i = cos(pi / 2 (i / T + 0.008) / 1.008) up to a factor, and no beta above 0.999. Nichol
     & Dhariwal 2021, equation 17. Returns T + 1 levels.
     """
-    _check_num_steps(num_steps, 1)
+    check_whole("num_steps", num_steps, 1, MOST_STEPS)
     time = torch.linspace(0, 1, num_steps + 1, dtype=torch.float64)
     alpha_squared = torch.cos((time + 0.008) / 1.008 * torch.pi / 2) ** 2
     return _from_betas((1 - alpha_squared[1:] / alpha_squared[:-1]).clamp(max=0.999))
@@ -119,14 +119,10 @@ NOISE_SCHEDULES = {
     "ddpm_linear": ddpm_linear,
     "ddpm_cosine": ddpm_cosine,
 }
-FIXED = ("ddpm_linear", "ddpm_cosine")  # with another number of steps they are other levels
+FIXED = ("ddpm_linear", "ddpm_cosine")  # whose levels depend on the number of steps
 
 
 def levels_of(noise_schedule: str, num_steps: int) -> Level:
-    """Levels by the name of their process; ValueError for an unknown one."""
+    """Levels by the name of their noise schedule; ValueError for an unknown one."""
     check_choice("noise_schedule", noise_schedule, NOISE_SCHEDULES)
     return NOISE_SCHEDULES[noise_schedule](num_steps)
-
-
-def _check_num_steps(num_steps: int, least: int) -> None:
-    check_whole("num_steps", num_steps, least, MOST_STEPS)

@@ -1,4 +1,4 @@
-"""Loss weights by noise level, and losses of a sample as functions of its squared error."""
+"""Loss weights by noise level, and losses as functions of a sample's squared error."""
 
 import math
 from collections.abc import Callable
@@ -10,72 +10,28 @@ from tract.denoiser import Denoise
 from tract.levels import Level
 from tract.step import mean_square
 
-
-def truncated_snr(t: Level, u: Level, sigma_data: float) -> Tensor:
-    """max(1, SNR), the paper's weight for VP; Salimans & Ho 2022, section 4."""
-    return t.snr.clamp(min=1)
-
-
-def snr_plus_one(t: Level, u: Level, sigma_data: float) -> Tensor:
-    """SNR + 1, the same loss as on v; Salimans & Ho 2022, section 4."""
-    return t.snr + 1
-
-
-def edm_weight(t: Level, u: Level, sigma_data: float) -> Tensor:
-    """SNR + 1 / sigma_data^2 = 1 / c_out^2: every level's network loss counts the same.
-
-    Karras et al. 2022, table 1.
-    """
-    return t.snr + 1 / sigma_data**2
-
-
-def uniform(t: Level, u: Level, sigma_data: float) -> Tensor:
-    """1: the squared error of x0 itself."""
-    return torch.ones_like(t.sigma)
-
-
-def inverse_step(t: Level, u: Level, sigma_data: float) -> Tensor:
-    """1 / (sigma_t - sigma_u), of sigma / alpha where alpha is not 1; iCT's weight.
-
-    Song & Dhariwal 2023, section 3.5.
-    """
-    return 1 / (t.sigma / t.alpha - u.sigma / u.alpha)
-
-
 # Of the level t, the level u that the first hop leads to (clean for a teacher), and sigma_data.
-WEIGHTS = {
-    "truncated_snr": truncated_snr,
-    "snr_plus_one": snr_plus_one,
-    "edm": edm_weight,
-    "uniform": uniform,
-    "inverse_step": inverse_step,
+WEIGHTS: dict[str, Callable[[Level, Level, float], Tensor]] = {
+    # The paper's for VP; Salimans & Ho 2022, section 4.
+    "truncated_snr": lambda t, u, sigma_data: t.snr.clamp(min=1),
+    # The same loss as on v; Salimans & Ho 2022, section 4.
+    "snr_plus_one": lambda t, u, sigma_data: t.snr + 1,
+    # 1 / c_out^2, so that every level's network loss counts the same; Karras et al. 2022, table 1.
+    "edm": lambda t, u, sigma_data: t.snr + 1 / sigma_data**2,
+    # The squared error of x0 itself.
+    "uniform": lambda t, u, sigma_data: torch.ones_like(t.sigma),
+    # Of sigma / alpha where alpha is not 1; iCT: Song & Dhariwal 2023, section 3.5.
+    "inverse_step": lambda t, u, sigma_data: 1 / (t.sigma / t.alpha - u.sigma / u.alpha),
 }
 
-
-def squared(square: Tensor, scale: float) -> Tensor:
-    """The squared error itself, of the paper."""
-    return square
-
-
-def norm(square: Tensor, scale: float) -> Tensor:
-    """Its root |x - target|; Heek et al. 2024. No gradient where there is no error."""
-    return square.clamp(min=torch.finfo(square.dtype).tiny).sqrt()
-
-
-def pseudo_huber(square: Tensor, scale: float) -> Tensor:
-    """sqrt(error^2 + c^2) - c: squared where the error is small, its root where it is large.
-
-    c = 0.00054 sqrt(d) for d pixels; Song & Dhariwal 2023, section 3.3.
-    """
-    c = 0.00054 * scale
-    return (square + c**2).sqrt() - c
-
-
-# (square, scale): error squared (B,), summed or averaged over d pixels; scale sqrt(d) or 1.
+# Of a sample's squared error (B,), summed or averaged over pixels, and pseudo-Huber's c.
 LOSSES: dict[str, Callable[[Tensor, float], Tensor]] = {
-    "squared": squared,
-    "norm": norm,
-    "pseudo_huber": pseudo_huber,
+    # The paper's.
+    "squared": lambda square, c: square,
+    # The root |x - target|, without a gradient where there is no error; Heek et al. 2024.
+    "norm": lambda square, c: square.clamp(min=torch.finfo(square.dtype).tiny).sqrt(),
+    # Squared where the error is small, its root where it is large; Song & Dhariwal 2023, 3.3.
+    "pseudo_huber": lambda square, c: (square + c**2).sqrt() - c,
 }
 REDUCTIONS = ("mean", "sum")
 
@@ -87,7 +43,8 @@ def loss_of(loss: str, reduction: str, pixels: int) -> Callable[[Tensor], Tensor
     "sum" over pixels, as the paper's authors take it: then a clip of 1 normalises every gradient.
     """
     count = pixels if reduction == "sum" else 1
-    return lambda mse: LOSSES[loss](count * mse, math.sqrt(count))
+    c = 0.00054 * math.sqrt(count)  # as for pseudo-Huber in d = count dimensions
+    return lambda mse: LOSSES[loss](count * mse, c)
 
 
 def squared_error(

@@ -1,121 +1,65 @@
-"""One optimizer step: gradients, clipping, Adam, and the check that losses are finite."""
+"""One optimizer step, shared by training and distillation, and what can go wrong in it."""
 
 import math
-from collections.abc import Iterator
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext, suppress
 from copy import deepcopy
 from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
 
-from tract.base.compute import Compute, matmul_precision, with_precision
-from tract.base.parallel import sum_over_ranks, world_size
+from tract.base.compute import Compute, matmul_precision, prepare_network, with_precision
+from tract.base.parallel import check_share, rank, shard, sum_over_ranks, world_size
 from tract.data import Data, to_unit
 from tract.denoiser import Denoiser
-from tract.levels import cosine
+from tract.levels import Level, cosine
+from tract.losses import WEIGHTS, loss_of, squared_error
 from tract.records import Losses, Record
+from tract.seeds import Stream, dropout_keyed, generator_for
 from tract.settings import Training
 
-
-def check_fits(config: dict, data: Data) -> None:
-    """ValueError if samples of this data, or their labels, do not fit the described network."""
-    options = config["options"]
-    if config["net"] == "mlp":
-        kind, shape = "points of shape", (options["point_dim"],)
-    else:
-        kind, size = "images (channels, height, width) of shape", options["image_size"]
-        shape = (options["image_channels"], size, size)
-    if data.shape != shape:
-        raise ValueError(
-            f"{data.name} has samples of shape {data.shape}, the network takes {kind} {shape}: "
-            "choose another network or other data"
-        )
-    if data.num_classes != options.get("num_classes", 0):
-        raise ValueError(
-            f"{data.name} comes with {data.num_classes} classes, the network is made for "
-            f"{options.get('num_classes', 0)}: set conditional or num_classes to match"
-        )
+Draw = Callable[[torch.Generator], Tensor]  # what decides the levels of a batch, integers (B,)
+# Rows (b, ...) of data, labels and noise, and what was drawn for them (b,), to what the student is
+# taught: x_t, its level t, the level u that the first hop leads to, and the target.
+Example = Callable[[Tensor, Tensor | None, Tensor, Tensor], tuple[Tensor, Level, Level, Tensor]]
 
 
-def report(state, settings: Training, losses: Losses, phase: str = "") -> Record:
-    """The record of a step that is complete."""
-    images_seen = state.step * settings.batch_size
-    return Record(state.step, settings.num_steps, images_seen, losses, phase)
+def stepper(
+    state, data: Data, settings: Training, compute: Compute, stream: Stream
+) -> Callable[[Draw, Example], Losses]:
+    """A function that makes one optimizer step of state.student, as it is now, and counts it."""
+    device, batch_size = data.samples.device, settings.batch_size
+    student, sigma_data = with_precision(state.student, compute), state.student.sigma_data
+    weight = WEIGHTS[settings.loss_weight]
+    loss_of_error = loss_of(settings.loss, settings.loss_reduction, math.prod(data.shape))
 
+    def step(draw: Draw, example: Example) -> Losses:
+        generator = generator_for(device, settings.seed, stream, state.step)
+        x0, labels = data.batch(batch_size, generator)  # (B, ...), (B,) or None
+        eps = torch.randn(x0.shape, generator=generator, device=device)
+        batch = shard(x0, labels, eps, draw(generator))
+        key = settings.seed, Stream.DROPOUT, state.step, rank()
+        dropout = dropout_keyed(device, *key) if state.student.training else nullcontext()
+        losses = 0
+        state.optimizer.zero_grad(set_to_none=True)
+        with matmul_precision(compute), dropout:
+            for x0, labels, eps, drawn in compute.parts(*batch):  # b of the B rows
+                x_t, t, u, target = example(x0, labels, eps, drawn)
+                error = squared_error(student, x_t, t, target, labels)  # (b,)
+                loss = weight(t, u, sigma_data).to(error) * loss_of_error(error)
+                losses = losses + backward(loss, error, batch_size)
+        numbers = optimizer_step(losses, state, settings)
+        state.step += 1
+        return numbers
 
-def check_losses(records: Iterator[Record], settings: Training) -> Iterator[Record]:
-    """Pass records on; FloatingPointError for a step whose loss was not a number.
-
-    Asked is the step before, which a GPU has left behind, and at the end of a phase this one too:
-    the work of a GPU is never waited for while there is more of it to send. All processes that have
-    joined so stop after the same step.
-    """
-    before = None
-    for record in records:
-        if before is not None:
-            check_finite(before.losses, before.step, settings)
-        if record.step % settings.steps_per_phase == 0:
-            check_finite(record.losses, record.step, settings)
-        yield record
-        before = record
-
-
-class StudentOutOfMemory(RuntimeError):
-    """A step did not find enough memory; says for how many images at a time there is enough."""
-
-
-def name_micro_batch(
-    records: Iterator[Record], state, data: Data, settings: Training, compute: Compute
-) -> Iterator[Record]:
-    """Pass records on; StudentOutOfMemory names the micro_batch that would fit."""
-    short = False
-    try:
-        yield from records
-    except torch.OutOfMemoryError:
-        short = True  # and the step, with all that it keeps, goes with this error
-    if short:
-        size = compute.micro_batch or settings.batch_size // world_size()
-        fits = _images_that_fit(state, data, size, replace(compute, compile=False))
-        what = f"add micro_batch={fits} to compute" if fits else "use a smaller network"
-        raise StudentOutOfMemory(f"out of memory at {size} images at a time: {what}")
-
-
-def _images_that_fit(state, data: Data, size: int, compute: Compute) -> int:
-    """Half of so many images, or of that, for which the student's two passes find memory."""
-    student, level = with_precision(state.student, compute), cosine(1)[1]
-    level = level.to(data.samples.device)
-    moments = [] if state.optimizer.state else 2 * list(state.student.parameters())
-    moments = [torch.empty_like(p) for p in moments]  # which Adam has from its first step on
-    while size := size // 2:
-        torch.cuda.empty_cache()
-        labels = None if data.labels is None else data.labels[:size]
-        with suppress(torch.OutOfMemoryError), matmul_precision(compute):
-            student(to_unit(data.samples[:size]), level, labels).square().mean().backward()
-            break
-    return size
-
-
-def check_finite(losses: Losses, step: int, settings: Training) -> None:
-    """FloatingPointError if the loss of a step, or its gradient, is not a number."""
-    loss, _, norm = losses.read()
-    if not math.isfinite(loss + norm):  # a finite loss can have a gradient that is not
-        raise FloatingPointError(
-            f"the loss is {loss} at step {step}, its gradient {norm}: lower learning_rate (now "
-            f"{settings.learning_rate}) or check the teacher and the data; weights are unchanged"
-        )
-
-
-def check_student(student: Denoiser, data: Data) -> None:
-    """ValueError if samples or labels do not fit a network whose description is known."""
-    if hasattr(student, "config"):
-        check_fits(student.config, data)
+    return step
 
 
 def backward(loss: Tensor, error: Tensor, batch_size: int) -> Tensor:
-    """Add to the gradient what these losses (b,) are in a batch, that of all processes.
+    """Add to the gradient the share of these losses (b,) in the mean over a batch of all ranks.
 
-    Returns (2,): their shares of the batch's loss and squared error, which are means over it.
+    Returns (2,): the shares of loss and squared error in their means over the batch.
     """
     shares = torch.stack([loss.sum(), error.sum()]) / batch_size
     shares[0].backward()
@@ -125,10 +69,9 @@ def backward(loss: Tensor, error: Tensor, batch_size: int) -> Tensor:
 def optimizer_step(losses: Tensor, state, settings: Training) -> Losses:
     """One step of the optimizer on state.student, whose gradient is that of these losses (2,).
 
-    Where several processes have joined, gradient and losses become the sums over all of them. A
-    loss that is not a number leaves the weights as they are: FloatingPointError on a CPU; on a GPU,
-    which would have to be waited for, this step and all that follow are skipped there, and
-    `check_losses` raises.
+    Gradient and losses become the sums over all ranks. A loss that is not finite leaves the weights
+    as they are: FloatingPointError on a CPU; on a GPU, which would have to be waited for, this step
+    and all later ones are skipped, and `guarded` raises.
     """
     optimizer = state.optimizer
     for group in optimizer.param_groups:
@@ -146,19 +89,125 @@ def optimizer_step(losses: Tensor, state, settings: Training) -> Losses:
     return numbers
 
 
-def adam(network: nn.Module, learning_rate: float) -> torch.optim.Adam:
-    """The optimizer of a network: one kernel for all weights, which skips where found_inf is 1."""
-    return torch.optim.Adam(network.parameters(), lr=learning_rate, fused=True)
-
-
 def learning_rate(settings: Training, step: int) -> float:
-    """Adam's learning rate in the step that follows so many steps of a run."""
+    """Adam's learning rate in the optimizer step that follows this many."""
     length = settings.cooldown * settings.steps_per_phase
     left = settings.steps_per_phase - step % settings.steps_per_phase  # of the phase
     risen = min(1, (step + 1) * settings.batch_size / max(settings.warmup, 1))
     return settings.learning_rate * risen * (left / length if left < length else 1)
 
 
+def adam(network: nn.Module, learning_rate: float) -> torch.optim.Adam:
+    """The optimizer of a network: one kernel for all weights, which skips where found_inf is 1."""
+    return torch.optim.Adam(network.parameters(), lr=learning_rate, fused=True)
+
+
 def frozen(module: nn.Module) -> nn.Module:
     """A copy in evaluation mode that no optimizer can change."""
     return deepcopy(module).eval().requires_grad_(False)
+
+
+def report(state, settings: Training, losses: Losses, phase: str = "") -> Record:
+    """The record of a step that is complete."""
+    images_seen = state.step * settings.batch_size
+    return Record(state.step, settings.num_steps, images_seen, losses, phase)
+
+
+def guarded(
+    steps: Callable, state, data: Data, levels: Level, settings: Training, compute: Compute
+) -> Iterator[Record]:
+    """Records of steps(state, data, levels, settings, compute), which changes the state.
+
+    ValueError, at once, if data, student, batch and ranks do not fit together. FloatingPointError
+    for a loss that is not finite. StudentOutOfMemory names the micro_batch that would fit.
+    """
+    data.check_batch(settings.batch_size)
+    check_share(settings.batch_size, world_size())
+    check_fits(getattr(state.student, "config", None), data)
+    for network in (*vars(state).values(), *getattr(state, "averages", ())):
+        if isinstance(network, Denoiser):
+            prepare_network(network, compute)
+    return _guarded(steps(state, data, levels, settings, compute), state, data, settings, compute)
+
+
+def _guarded(
+    records: Iterator[Record], state, data: Data, settings: Training, compute: Compute
+) -> Iterator[Record]:
+    """Pass records on.
+
+    Checks the previous step's loss, which is already on the host, and at the end of a phase this
+    one's too: a GPU is never waited for while there is work to send. All ranks so stop after the
+    same step.
+    """
+    before, short = None, False
+    try:
+        for record in records:
+            if before is not None:
+                check_finite(before.losses, before.step, settings)
+            if record.step % settings.steps_per_phase == 0:
+                check_finite(record.losses, record.step, settings)
+            yield record
+            before = record
+    except torch.OutOfMemoryError:
+        short = True  # and the step, with all that it keeps, goes with this error
+    if short:
+        size = compute.micro_batch or settings.batch_size // world_size()
+        fits = _images_that_fit(state, data, size, replace(compute, compile=False))
+        what = f"add micro_batch={fits} to compute" if fits else "use a smaller network"
+        raise StudentOutOfMemory(f"out of memory at {size} images at a time: {what}")
+
+
+class StudentOutOfMemory(RuntimeError):
+    """A step did not find enough memory; the message names how many images at a time fit."""
+
+
+def _images_that_fit(state, data: Data, size: int, compute: Compute) -> int:
+    """The most images, of size / 2, size / 4, ..., for which the student's two passes fit."""
+    student, level = with_precision(state.student, compute), cosine(1)[1]
+    level = level.to(data.samples.device)
+    moments = [] if state.optimizer.state else 2 * list(state.student.parameters())
+    moments = [torch.empty_like(p) for p in moments]  # which Adam has from its first step on
+    while size := size // 2:
+        torch.cuda.empty_cache()
+        labels = None if data.labels is None else data.labels[:size]
+        with suppress(torch.OutOfMemoryError), matmul_precision(compute):
+            student(to_unit(data.samples[:size]), level, labels).square().mean().backward()
+            break
+    return size
+
+
+def check_finite(losses: Losses, step: int, settings: Training) -> None:
+    """FloatingPointError if the loss of a step, or its gradient, is not finite."""
+    loss, _, norm = losses.read()
+    if not math.isfinite(loss + norm):  # a finite loss can have a gradient that is not
+        raise FloatingPointError(
+            f"the loss is {loss} at step {step}, its gradient {norm}: lower learning_rate (now "
+            f"{settings.learning_rate}) or check the teacher and the data; weights are unchanged"
+        )
+
+
+def check_fits(config: dict | None, data: Data) -> None:
+    """ValueError if samples or labels do not fit the described network; None fits any."""
+    if config is None:
+        return
+    shape, num_classes = sample_shape(config)
+    if data.shape != shape:
+        raise ValueError(
+            f"{data.name} has samples of shape {data.shape}, the network takes {shape}: choose "
+            "another network or other data"
+        )
+    if data.num_classes != num_classes:
+        raise ValueError(
+            f"{data.name} comes with {data.num_classes} classes, the network is made for "
+            f"{num_classes}: set conditional or num_classes to match"
+        )
+
+
+def sample_shape(config: dict) -> tuple[tuple[int, ...], int]:
+    """Shape (C, H, W) or (D,) of what the described network denoises, and its number of classes."""
+    options = config["options"]
+    num_classes = options.get("num_classes", 0)
+    if "point_dim" in options:
+        return (options["point_dim"],), num_classes
+    size = options["image_size"]
+    return (options["image_channels"], size, size), num_classes

@@ -8,6 +8,8 @@ import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+from tract.base.checks import check_whole
+
 MOST_STEPS = 100_000  # of any grid: a few bytes can claim any number
 Entry = int | Sequence[int]  # a number of steps, or growing grids that the teacher takes in turn
 
@@ -68,10 +70,10 @@ def parse_schedule(step_schedule: Sequence[Entry], grid_steps: int | None = None
     """
     shown = f"step_schedule is {list(step_schedule)}"
     grids = [_grids(entry) for entry in step_schedule]
-    if not all(isinstance(n, int) and not isinstance(n, bool) for grid in grids for n in grid):
-        raise ValueError(f"{shown}: every entry must be a whole number of steps, or a list of such")
     if not all(grids):
         raise ValueError(f"{shown}: an empty list is not a grid, omit it")
+    for steps in itertools.chain(*grids):
+        check_whole(f"{shown}: an entry", steps, 1, MOST_STEPS)
     if any(len(grid) > 1 for grid in grids[1:]):
         raise ValueError(
             f"{shown}: only the first entry can be a list of growing grids, for the teacher of a "
@@ -86,10 +88,6 @@ def parse_schedule(step_schedule: Sequence[Entry], grid_steps: int | None = None
         raise ValueError(
             f"{shown} but the teacher's grid has {grid_steps} steps: start with {grid_steps}"
         )
-    if min(steps) < 1:
-        raise ValueError(f"{shown}: {min(steps)} is not a number of steps; end at 1 or more")
-    if steps[0] > MOST_STEPS:
-        raise ValueError(f"{shown}: use {MOST_STEPS:,} steps or less")
     for before, after in itertools.pairwise(steps):
         if after > before:
             raise ValueError(f"{shown}: {after} does not decrease from {before}; use a divisor")
@@ -113,7 +111,7 @@ def parse_schedule(step_schedule: Sequence[Entry], grid_steps: int | None = None
 def _check_growth(shown: str, coarser: Sequence[int], finest: int, student_steps: int) -> None:
     """ValueError unless growing grids refine each other, and the student's steps are no finer."""
     for before, after in itertools.pairwise((*coarser, finest)):
-        if before >= after or before < 1 or after % before:
+        if before >= after or after % before:
             raise ValueError(
                 f"{shown}: the grid of {after} does not refine that of {before}: let each number "
                 "in the list divide the next"

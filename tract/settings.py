@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from functools import cached_property
+from typing import ClassVar
 
 from tract.base.checks import LARGEST_BATCH, check_choice, check_positive, check_whole, is_number
 from tract.losses import LOSSES, REDUCTIONS, WEIGHTS
@@ -31,6 +32,7 @@ class Training:
     ema_residual: float = 1e-3  # share of the start left in the average that is sampled from
     clip_norm: float = 1.0  # of the gradient
     seed: int = 0
+    num_phases: ClassVar[int] = 1
 
     def __post_init__(self):
         check_whole("batch_size", self.batch_size, 1, LARGEST_BATCH)
@@ -43,31 +45,33 @@ class Training:
         check_choice("loss", self.loss, LOSSES)
         check_choice("loss_reduction", self.loss_reduction, REDUCTIONS)
         check_choice("loss_weight", self.loss_weight, WEIGHTS)
-        check_whole("warmup", self.warmup, 0)
         check_positive("learning_rate", self.learning_rate)
+        check_positive("clip_norm", self.clip_norm)
+        check_whole("warmup", self.warmup, 0)
+        check_residual("ema_residual", self.ema_residual)
         if not (is_number(self.cooldown) and 0 <= self.cooldown <= 1):
             raise ValueError(f"cooldown is {self.cooldown!r}: use a share from 0 to 1")
-        check_positive("clip_norm", self.clip_norm)
-        check_residual("ema_residual", self.ema_residual)
         check_whole("seed", self.seed, 0)
 
     def check_place(self, what: object, step: int, phase: int = 0) -> None:
         """ValueError, which names what is there, unless a run of these can be at this step."""
-        length, phases = self.steps_per_phase, self.num_steps // self.steps_per_phase
-        if not (0 <= phase < phases and 0 <= step - phase * length <= length):
+        length = self.steps_per_phase
+        if not (0 <= phase < self.num_phases and 0 <= step - phase * length <= length):
             raise ValueError(
-                f"{what} is at step {step} in phase {phase + 1}, and these settings have {phases} "
-                f"phases of {length} steps: keep train_images, batch_size and step_schedule"
+                f"{what} is at step {step} in phase {phase + 1}, and these settings have "
+                f"{self.num_phases} phases of {length} steps: keep train_images, batch_size and "
+                "step_schedule"
             )
+
+    @property
+    def steps_per_phase(self) -> int:
+        """Optimizer steps."""
+        return self.train_images // (self.batch_size * self.num_phases)
 
     @property
     def num_steps(self) -> int:
         """Optimizer steps of the whole run."""
-        return self.train_images // self.batch_size
-
-    @property
-    def steps_per_phase(self) -> int:
-        return self.num_steps
+        return self.steps_per_phase * self.num_phases
 
 
 PHASE_CHANGES = ("restart", "carry_on")
@@ -149,11 +153,3 @@ class Distillation(Training):
     @property
     def num_phases(self) -> int:
         return len(self.phases)
-
-    @property
-    def steps_per_phase(self) -> int:
-        return self.train_images // (self.batch_size * self.num_phases)
-
-    @property
-    def num_steps(self) -> int:
-        return self.steps_per_phase * self.num_phases

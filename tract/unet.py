@@ -5,12 +5,15 @@ published weights. `net(x, logsnr, labels)` returns a tensor shaped like x, or w
 """
 
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tract.base.compute import Float32Conv2d, Recomputable
+
+Norm = Callable[[int], nn.Module]  # a layer that normalises this many channels
 
 
 class Embedding(nn.Module):
@@ -43,21 +46,12 @@ class Embedding(nn.Module):
 class ResBlock(Recomputable):
     """Two convolutions around a scale and shift by the embedding; may halve or double the size."""
 
-    def __init__(
-        self,
-        c_in: int,
-        c_out: int,
-        emb_channels: int,
-        *,
-        groups: int,
-        norm_eps: float,
-        dropout: float,
-    ):
+    def __init__(self, c_in: int, c_out: int, emb_channels: int, norm: Norm, dropout: float = 0.0):
         super().__init__()
-        self.norm1 = nn.GroupNorm(groups, c_in, eps=norm_eps)
+        self.norm1 = norm(c_in)
         self.conv1 = nn.Conv2d(c_in, c_out, 3, padding=1)
         self.emb_proj = nn.Linear(emb_channels, 2 * c_out)
-        self.norm2 = nn.GroupNorm(groups, c_out, eps=norm_eps)
+        self.norm2 = norm(c_out)
         self.dropout = nn.Dropout(dropout)
         self.conv2 = zero_init(nn.Conv2d(c_out, c_out, 3, padding=1))
         self.shortcut = nn.Conv2d(c_in, c_out, 1) if c_in != c_out else nn.Identity()
@@ -90,10 +84,10 @@ class UpBlock(ResBlock):
 class Attention(Recomputable):
     """Self-attention over all pixels, added to its input; the embedding is not used."""
 
-    def __init__(self, channels: int, *, head_channels: int, groups: int, norm_eps: float):
+    def __init__(self, channels: int, head_channels: int, norm: Norm):
         super().__init__()
         self.num_heads = channels // head_channels
-        self.norm = nn.GroupNorm(groups, channels, eps=norm_eps)
+        self.norm = norm(channels)
         self.qkv = nn.Conv2d(channels, 3 * channels, 1)
         self.proj_out = zero_init(nn.Conv2d(channels, channels, 1))
 
@@ -144,23 +138,23 @@ class UNet(nn.Module):
         super().__init__()
         self.patch = patch
         sizes = halved_sizes(image_size, len(channel_mult), patch)
-        norms = {"groups": groups, "norm_eps": norm_eps}
         stages = [
             (channels * mult, size in attention)
             for size, mult in zip(sizes, channel_mult, strict=True)
         ]
+        norm = partial(nn.GroupNorm, groups, eps=norm_eps)
 
         def res(c_in: int, c_out: int, kind: type[ResBlock] = ResBlock) -> ResBlock:
-            return kind(c_in, c_out, emb_channels, **norms, dropout=dropout)
+            return kind(c_in, c_out, emb_channels, norm, dropout)
 
         def attend(width: int) -> Attention:
-            return Attention(width, head_channels=head_channels or width, **norms)
+            return Attention(width, head_channels or width, norm)
 
         self.emb = Embedding(channels, emb_channels, num_classes)
         self.conv_in = nn.Conv2d(image_channels * patch**2, channels, 3, padding=1)
         self.down, self.up, self.middle = _blocks(stages, channels, num_blocks, res, attend)
         width = stages[0][0]
-        self.norm_out = nn.GroupNorm(groups, width, eps=norm_eps)
+        self.norm_out = norm(width)
         outputs = (out_channels or image_channels) * patch**2
         self.conv_out = zero_init(Float32Conv2d(width, outputs, 3, padding=1))
 
@@ -182,16 +176,12 @@ class UNet(nn.Module):
 
 
 def _blocks(
-    stages: Sequence[tuple[int, bool]],
-    width: int,
-    num_blocks: int,
-    res: Callable[..., ResBlock],
-    attend: Callable[[int], Attention],
+    stages: Sequence[tuple[int, bool]], width: int, num_blocks: int, res: Callable, attend: Callable
 ) -> tuple[nn.ModuleList, nn.ModuleList, nn.ModuleList]:
     """Blocks on the way down, on the way up and in the middle.
 
     stages: width of each resolution, finest first, and whether its blocks have attention. width:
-    of the first block's input. Each block up takes the output of one on the way down beside.
+    of the first block's input. Each block up also takes the output of one on the way down.
     """
     down, up, skips = nn.ModuleList(), nn.ModuleList(), [width]
 

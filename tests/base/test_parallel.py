@@ -13,7 +13,7 @@ from helpers import everything
 from tiny import DIGITS, LEVELS, NETWORK, recipe, start, teacher, together
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from tract import distill, train
+from tract import distill, optimize, train
 from tract.base import parallel
 from tract.base.parallel import (
     any_rank,
@@ -194,8 +194,7 @@ def test_alone_nothing_is_shared():
 
 
 def test_a_batch_that_processes_cannot_share_is_refused_at_once(monkeypatch):
-    for module in (train, distill):
-        monkeypatch.setattr(module, "world_size", lambda: 3)
+    monkeypatch.setattr(optimize, "world_size", lambda: 3)
     settings = recipe()
     with pytest.raises(ValueError, match="batch_size is 4, which 3 processes cannot share"):
         distil(start(settings), DIGITS, cosine(16), settings)

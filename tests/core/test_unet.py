@@ -1,6 +1,7 @@
 """The U-Net and the MLP: published sizes, shapes, and the parts against formulas written out."""
 
 import math
+from functools import partial
 
 import pytest
 import torch
@@ -22,6 +23,7 @@ SMALL = {
     "attention": [4],
     "groups": 4,
 }
+NORM = partial(nn.GroupNorm, 2, eps=1e-6)
 
 
 def wake(net, seed=0):
@@ -63,7 +65,7 @@ def test_every_preset_maps_an_image_to_outputs_of_its_size(name):
 
 def test_attention_is_softmax_of_products_between_all_pixels():
     torch.manual_seed(0)
-    attention = wake(Attention(8, head_channels=4, groups=2, norm_eps=1e-6).double())
+    attention = wake(Attention(8, 4, NORM).double())
     x = torch.randn(1, 8, 2, 3, dtype=torch.float64)
     normed = attention.norm(x)[0].flatten(1)  # (C, pixels)
     q, k, v = (attention.qkv.weight[:, :, 0, 0] @ normed + attention.qkv.bias[:, None]).chunk(3)
@@ -78,7 +80,7 @@ def test_attention_is_softmax_of_products_between_all_pixels():
 
 def test_a_residual_block_scales_and_shifts_by_the_embedding():
     torch.manual_seed(0)
-    block = wake(ResBlock(4, 8, 6, groups=2, norm_eps=1e-6, dropout=0.0).double())
+    block = wake(ResBlock(4, 8, 6, NORM).double())
     x, emb = torch.randn(2, 4, 4, 4).double(), torch.randn(2, 6).double()
     scale, shift = block.emb_proj(emb).reshape(2, 2, 8, 1, 1).unbind(1)
     h = block.conv1(torch.nn.functional.silu(block.norm1(x)))
@@ -91,9 +93,9 @@ def test_a_residual_block_scales_and_shifts_by_the_embedding():
 def test_fresh_blocks_only_average_or_repeat_pixels():
     # Their last convolution starts at zero, so what is left is the resampled input.
     x, emb = torch.randn(1, 4, 4, 4), torch.randn(1, 6)
-    halved = DownBlock(4, 4, 6, groups=2, norm_eps=1e-6, dropout=0.0)(x, emb)
+    halved = DownBlock(4, 4, 6, NORM)(x, emb)
     assert torch.allclose(halved, x.unfold(2, 2, 2).unfold(3, 2, 2).mean((-1, -2)), atol=1e-6)
-    doubled = UpBlock(4, 4, 6, groups=2, norm_eps=1e-6, dropout=0.0)(x, emb)
+    doubled = UpBlock(4, 4, 6, NORM)(x, emb)
     assert torch.equal(doubled, x.repeat_interleave(2, 2).repeat_interleave(2, 3))
 
 

@@ -306,7 +306,7 @@ def test_no_number_leaves_the_last_checkpoint_and_a_branch_takes_another_rate(
         return backward(spoil(error) if next(steps) == 5 else error, weight, rows)
 
     with monkeypatch.context() as patch:
-        patch.setattr("tract.distill.backward", spoilt)
+        patch.setattr("tract.optimize.backward", spoilt)
         with pytest.raises(FloatingPointError, match="at step 5, .*learning_rate .*tract branch"):
             tiny_run(folder, saving=EVERY)
     assert_intact(folder)
