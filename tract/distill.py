@@ -18,7 +18,7 @@ from tract.denoiser import Denoise, Denoiser, clamped
 from tract.ema import bias_corrected, decay_from_residual, ema_updater
 from tract.levels import Level
 from tract.methods import METHODS, closure_target
-from tract.optimize import adam, check_fits, frozen, guarded, report, stepper
+from tract.optimize import adam, check_fits, frozen, guarded, stepper
 from tract.phases import Phase, equal_steps, parse_schedule
 from tract.records import Record
 from tract.samplers import SOLVERS, ddim_x0
@@ -191,9 +191,10 @@ def _phase_steps(
 
     while (done := state.step - state.phase * steps) < steps:
         phase = settings.phases[state.phase].part_at(done, steps)
-        losses = step(partial(draw, phase, settings.batch_size), partial(example, phase))
+        drawn = partial(draw, phase, settings.batch_size)
+        record = step(drawn, partial(example, phase), str(phase))
         update_averages()
-        yield report(state, settings, losses, str(phase))
+        yield record
 
 
 def phase_target(

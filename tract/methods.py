@@ -31,7 +31,7 @@ def draw_group_start(phase: Phase, batch: int, generator: torch.Generator) -> Te
 
 
 class Method(NamedTuple):
-    """Who makes the two hops, and where the student must be taught for that.
+    """Who makes the two hops, and where the student must be taught for that; by default TRACT's.
 
     self_taught: whether the second hop is the self-teacher's, for pictures. check: raises
     ValueError for phases that the method cannot have. schedule: its own schedule from [T, ..., n].
@@ -39,16 +39,12 @@ class Method(NamedTuple):
     """
 
     name: str
-    self_taught: bool
-    second_hop: Callable[[Denoise, Denoise], Denoise]  # of (teacher, self_teacher)
-    draw: Callable[[Phase, int, torch.Generator], Tensor]
-    check: Callable[[Sequence[Phase]], None]
-    schedule: Callable[[list[int]], list[int]]
+    self_taught: bool = True
+    second_hop: Callable[[Denoise, Denoise], Denoise] = lambda teacher, self_teacher: self_teacher
+    draw: Callable[[Phase, int, torch.Generator], Tensor] = draw_any_level
+    check: Callable[[Sequence[Phase]], None] = lambda phases: None
+    schedule: Callable[[list[int]], list[int]] = lambda steps: steps
     first_hop: Solver | None = None
-
-
-def _any_phases(phases: Sequence[Phase]) -> None:
-    pass
 
 
 def _halving_phases(phases: Sequence[Phase]) -> None:
@@ -68,31 +64,21 @@ def _one_phase(phases: Sequence[Phase]) -> None:
         )
 
 
+# Paper, algorithm 1: the student's own running average finishes the group, however long.
+TRACT = Method("TRACT")
 # Salimans & Ho 2022, algorithm 2: the student matches two steps of the teacher.
 BTD = Method(
     "BTD",
-    False,
-    lambda teacher, self_teacher: teacher,
-    draw_group_start,
-    _halving_phases,
-    lambda steps: halving_schedule(steps[0], steps[-1]),
+    self_taught=False,
+    second_hop=lambda teacher, self_teacher: teacher,
+    draw=draw_group_start,
+    check=_halving_phases,
+    schedule=lambda steps: halving_schedule(steps[0], steps[-1]),
 )
-# Paper, algorithm 1: the student's own running average finishes the group, however long.
-TRACT = Method(
-    "TRACT",
-    True,
-    lambda teacher, self_teacher: self_teacher,
-    draw_any_level,
-    _any_phases,
-    lambda steps: steps,
-)
-# Song et al. 2023, algorithm 2: that same thing in its corner, one group T > 1.
-CONSISTENCY = TRACT._replace(
-    name="consistency", check=_one_phase, schedule=lambda steps: [steps[0], 1]
-)
-
-# Song et al. 2023, algorithm 3, in any segments: the data make the first hop, and nobody teaches.
-CT = TRACT._replace(name="CT", first_hop=data_x0)
+# Song et al. 2023, algorithm 2: TRACT in its corner, one group T > 1.
+CONSISTENCY = Method("consistency", check=_one_phase, schedule=lambda steps: [steps[0], 1])
+# Song et al. 2023, algorithm 3, in any segments: the data make the first hop, there is no teacher.
+CT = Method("CT", first_hop=data_x0)
 
 METHODS = {method.name: method for method in (BTD, TRACT, CONSISTENCY, CT)}
 

@@ -19,22 +19,21 @@ from tract.records import Losses, Record
 from tract.seeds import Stream, dropout_keyed, generator_for
 from tract.settings import Training
 
-Draw = Callable[[torch.Generator], Tensor]  # what decides the levels of a batch, integers (B,)
-# Rows (b, ...) of data, labels and noise, and what was drawn for them (b,), to what the student is
-# taught: x_t, its level t, the level u that the first hop leads to, and the target.
-Example = Callable[[Tensor, Tensor | None, Tensor, Tensor], tuple[Tensor, Level, Level, Tensor]]
-
 
 def stepper(
     state, data: Data, settings: Training, compute: Compute, stream: Stream
-) -> Callable[[Draw, Example], Losses]:
-    """A function that makes one optimizer step of state.student, as it is now, and counts it."""
+) -> Callable[..., Record]:
+    """A function step(draw, example, phase) that makes one optimizer step and returns its record.
+
+    draw(generator) gives integers (B,) that decide the levels; example(x0, labels, eps, drawn), of
+    rows (b, ...), what the student is taught: x_t, levels t and u, and the target (b, ...).
+    """
     device, batch_size = data.samples.device, settings.batch_size
     student, sigma_data = with_precision(state.student, compute), state.student.sigma_data
     weight = WEIGHTS[settings.loss_weight]
     loss_of_error = loss_of(settings.loss, settings.loss_reduction, math.prod(data.shape))
 
-    def step(draw: Draw, example: Example) -> Losses:
+    def step(draw: Callable, example: Callable, phase: str = "") -> Record:
         generator = generator_for(device, settings.seed, stream, state.step)
         x0, labels = data.batch(batch_size, generator)  # (B, ...), (B,) or None
         eps = torch.randn(x0.shape, generator=generator, device=device)
@@ -51,7 +50,7 @@ def stepper(
                 losses = losses + backward(loss, error, batch_size)
         numbers = optimizer_step(losses, state, settings)
         state.step += 1
-        return numbers
+        return Record(state.step, settings.num_steps, state.step * batch_size, numbers, phase)
 
     return step
 
@@ -105,12 +104,6 @@ def adam(network: nn.Module, learning_rate: float) -> torch.optim.Adam:
 def frozen(module: nn.Module) -> nn.Module:
     """A copy in evaluation mode that no optimizer can change."""
     return deepcopy(module).eval().requires_grad_(False)
-
-
-def report(state, settings: Training, losses: Losses, phase: str = "") -> Record:
-    """The record of a step that is complete."""
-    images_seen = state.step * settings.batch_size
-    return Record(state.step, settings.num_steps, images_seen, losses, phase)
 
 
 def guarded(

@@ -163,15 +163,8 @@ def halving_schedule(grid_steps: int, last: int = 1) -> list[int]:
 
 
 def doubling(coarsest: int, finest: int) -> list[int]:
-    """Growing grids coarsest, twice that, ..., finest; ValueError where doubling misses it."""
-    grids = [coarsest]
-    while 0 < grids[-1] < finest:
-        grids.append(2 * grids[-1])
-    if grids[-1] != finest:
-        raise ValueError(
-            f"doubling {coarsest} does not lead to {finest}: use {coarsest} times a power of two"
-        )
-    return grids
+    """Growing grids coarsest, twice that, ..., finest; errors as of `halving_schedule`."""
+    return halving_schedule(finest, coarsest)[::-1]
 
 
 def _near_divisors(number: int, wanted: int) -> str:

@@ -14,7 +14,7 @@ from tract.data import Data
 from tract.denoiser import Denoiser
 from tract.ema import bias_corrected, decay_from_residual, ema_updater
 from tract.levels import Level
-from tract.optimize import adam, frozen, guarded, report, stepper
+from tract.optimize import adam, frozen, guarded, stepper
 from tract.records import Record
 from tract.seeds import Stream
 from tract.settings import Training
@@ -73,6 +73,6 @@ def _teacher_steps(
         return add_noise(x0, eps, t), t, levels[0], x0  # x_t (b, ...); its target are the data
 
     while state.step < settings.num_steps:
-        losses = step(draw, example)
+        record = step(draw, example)
         update_ema(bias_corrected(decay, state.step))
-        yield report(state, settings, losses)
+        yield record
