@@ -188,7 +188,7 @@ def test_a_read_only_folder_is_refused_and_untouched(tmp_path):
         for name in ("run", "new"):
             with pytest.raises(OSError, match=f"cannot write to .*{name} .*: use another run_dir"):
                 tiny_run(disk / name)
-        with pytest.raises(OSError, match="cannot copy .*: free space, correct permissions"):
+        with pytest.raises(OSError, match="cannot write .*: free space, correct permissions"):
             branch(disk / "run", disk / "copy")
         assert main(["run", str(write_notebook(tmp_path / "n.ipynb", "x = 1")), str(disk)]) == 1
         assert files(disk) == before
@@ -199,7 +199,7 @@ def test_a_read_only_folder_is_refused_and_untouched(tmp_path):
 def test_a_branch_that_does_not_fit_leaves_nothing(small_disk, tmp_path):
     begun(tmp_path / "run", 3, saving=EVERY)
     fill(small_disk, left=65_536)
-    with pytest.raises(OSError, match="cannot copy .*No space left.*: free space"):
+    with pytest.raises(OSError, match="cannot write .*No space left.*: free space"):
         branch(tmp_path / "run", small_disk / "copy")
     assert [p.name for p in small_disk.iterdir()] == ["blocker"]
 

@@ -10,7 +10,6 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -21,7 +20,7 @@ from tract.base.checks import check_choice, check_flag, check_whole
 PRECISIONS = ("fp32", "tf32", "bf16")
 FLAGS = ("channels_last", "compile", "recompute", "autotune")
 MOST_THREADS = torch.get_num_threads()  # by torch's choice, or OMP_NUM_THREADS
-GRAPHS = 64  # that torch.compile may make: for each network, batch size, precision and format
+GRAPHS = 64  # torch.compile makes one for each network, batch size, precision and format
 
 
 def device() -> str:
@@ -40,8 +39,8 @@ def use_threads(count: int, processes: int = 1) -> None:
 
 
 def idle_cores(seconds: float = 0.3) -> int:
-    """Cores that no other program wants for a moment, at least 1 and at most torch's threads."""
-    if not hasattr(os, "sched_getaffinity"):  # not Linux, which alone tells
+    """Cores that no other program used for a moment, at least 1 and at most torch's threads."""
+    if not hasattr(os, "sched_getaffinity"):  # only Linux tells
         return MOST_THREADS
     before = _idle_seconds()
     time.sleep(seconds)
@@ -51,25 +50,25 @@ def idle_cores(seconds: float = 0.3) -> int:
 def _idle_seconds() -> float:
     """Seconds that the cores of this process were idle, or did low-priority work, since boot.
 
-    The load average still tells of what has just ended, such as the notebook before.
+    The load average would still include what has just ended, such as the notebook before.
     """
-    cores = {f"cpu{core}" for core in os.sched_getaffinity(0)}
-    lines = map(str.split, Path("/proc/stat").read_text().splitlines())
-    ticks = [int(n) for name, *times in lines if name in cores for n in (times[1], *times[3:5])]
-    return sum(ticks) / os.sysconf("SC_CLK_TCK")  # nice, idle, iowait
+    import psutil
+
+    times, cores = psutil.cpu_times(percpu=True), os.sched_getaffinity(0)
+    return sum(times[core].idle + times[core].nice + times[core].iowait for core in cores)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Compute:
-    """How networks are computed. ValueError names what cannot be, or cannot be on this device.
+    """How networks are computed. ValueError for an invalid option, or one this device lacks.
 
     Weights, gradients, the optimizer and averages are float32 and levels float64 throughout.
     """
 
     precision: str = "fp32"  # of products and convolutions: in full, in TF32, or by bf16 autocast
     channels_last: bool = False  # pixel by pixel in memory, as tensor cores want it
-    compile: bool = False  # by torch.compile: minutes once, then fewer passes over memory
-    recompute: bool = False  # blocks once more in the backward pass, instead of keeping them
+    compile: bool = False  # by torch.compile: takes minutes once, then fewer passes over memory
+    recompute: bool = False  # blocks in the backward pass, instead of keeping activations
     autotune: bool = False  # cudnn's fastest algorithms by trial: repeatable up to rounding
     micro_batch: int = 0  # images that the student sees at a time; 0 for the whole batch
 
@@ -84,17 +83,17 @@ class Compute:
         cuda = device() == "cuda"
         capability = torch.cuda.get_device_capability() if cuda else (0, 0)
         name = torch.cuda.get_device_name() if cuda else "the CPU"
-        if self.precision == "tf32" and capability < (8, 0):
-            raise ValueError(f"{name} has no TF32: use precision fp32")
-        if self.precision == "bf16" and cuda and capability < (8, 0):
-            raise ValueError(f"{name} has no bf16: use precision fp32")
-        if self.compile and not (_has_triton() if cuda else _has_compiler()):
+        if capability < (8, 0) and self.precision in (("tf32", "bf16") if cuda else ("tf32",)):
+            raise ValueError(f"{name} has no {self.precision.upper()}: use precision fp32")
+        compilers = (os.environ.get("CXX", "g++"), "g++", "clang++")
+        found = importlib.util.find_spec("triton") if cuda else any(map(shutil.which, compilers))
+        if self.compile and not found:
             needed = "the package triton" if cuda else "a C++ compiler (g++, clang++ or $CXX)"
-            raise ValueError(f"compile needs {needed}, and there is none: install it, or leave out")
+            raise ValueError(f"compile needs {needed}, which is missing: install it, or omit it")
 
     @classmethod
     def of(cls, words: str | Sequence[str]) -> "Compute":
-        """From words, one after the other or joined by +: "bf16+compile", ["bf16", "compile"]."""
+        """From words in a list or joined by +: ["bf16", "compile"], "bf16+compile"."""
         words = [words] if isinstance(words, str) else words
         if not isinstance(words, list | tuple) or not all(isinstance(word, str) for word in words):
             raise ValueError(f"compute is {words!r}: use a list, such as ['bf16', 'channels_last']")
@@ -115,7 +114,7 @@ class Compute:
         return "+".join(words + [f"micro_batch={self.micro_batch}"] * bool(self.micro_batch))
 
     def parts(self, *tensors: Tensor | None) -> Iterator[tuple[Tensor | None, ...]]:
-        """Rows of tensors (B, ...) that the student sees at a time; None stays None."""
+        """Rows (b, ...) of tensors (B, ...) that the student sees at a time; None stays None."""
         batch = len(tensors[0])
         size = self.micro_batch or batch
         for start in range(0, batch, size):
@@ -127,7 +126,7 @@ EAGER = Compute()
 
 
 def peak_memory(*, reset: bool = False) -> dict[str, float]:
-    """The most memory that tensors had on the GPU since the last reset, if there is one."""
+    """The most memory that tensors took on the GPU since the last reset; {} without a GPU."""
     if device() == "cpu":
         return {}
     peak = torch.cuda.max_memory_allocated() / 1e6
@@ -136,20 +135,12 @@ def peak_memory(*, reset: bool = False) -> dict[str, float]:
     return {"peak_memory_mb": round(peak, 1)}
 
 
-def _has_triton() -> bool:
-    return importlib.util.find_spec("triton") is not None
-
-
-def _has_compiler() -> bool:
-    return any(shutil.which(name) for name in (os.environ.get("CXX", "g++"), "g++", "clang++"))
-
-
 @contextmanager
 def matmul_precision(compute: Compute) -> Iterator[None]:
     """Products and convolutions of float32 in full, or in TF32 if compute says so; repeatable.
 
-    Left alone, torch rounds the inputs of convolutions on a GPU to TF32 and those of matrix
-    products not. Without autotune cudnn takes algorithms that repeat their results bit for bit.
+    By default torch rounds the inputs of convolutions on a GPU to TF32, and not those of matrix
+    products. Without autotune cudnn uses algorithms that repeat their results bit for bit.
     """
     products, convolutions = torch.backends.cuda.matmul, torch.backends.cudnn
     tf32 = compute.precision == "tf32"
@@ -172,8 +163,7 @@ def matmul_precision(compute: Compute) -> Iterator[None]:
 class Float32Conv2d(nn.Conv2d):
     """A convolution that autocast leaves in the precision of its weights.
 
-    For a network's first and last: hardly any of the FLOP, and at little noise most of bf16's
-    error.
+    For a network's first and last: hardly any FLOP, but at little noise most of bf16's error.
     """
 
     def forward(self, x: Tensor) -> Tensor:
@@ -184,22 +174,22 @@ class Float32Conv2d(nn.Conv2d):
 
 
 class Recomputable(nn.Module):
-    """A block that can be computed again in the backward pass, so that its inside is not kept."""
+    """A block that can be recomputed in the backward pass, so that its activations are not kept."""
 
     recompute = False
 
     def __call__(self, *inputs: Tensor) -> Tensor:
         if self.recompute and torch.is_grad_enabled():
-            # Only in training mode are numbers drawn, whose generators' states have to be kept.
+            # Random numbers are drawn in training mode alone: only then is their state kept.
             options = {"use_reentrant": False, "preserve_rng_state": self.training}
             return checkpoint(super().__call__, *inputs, **options)
         return super().__call__(*inputs)
 
 
 def prepare_network(network: nn.Module, compute: Compute) -> None:
-    """Set what compute asks of a network itself: its memory format, and what it keeps.
+    """Set a network's memory format and whether its blocks recompute.
 
-    ValueError if it is to recompute blocks and has none that can.
+    ValueError if they should and it has no such blocks.
     """
     if compute.channels_last:
         network.to(memory_format=torch.channels_last)
@@ -226,10 +216,10 @@ def with_precision(denoise: Callable[..., Tensor], compute: Compute) -> Callable
 
 
 def _compiled(denoise: nn.Module) -> Callable[..., Tensor]:
-    """The same denoiser compiled; fewer images than before are padded, for another graph is slow.
+    """The same denoiser compiled; fewer images than before are padded: another graph takes minutes.
 
-    All networks share the code of one `forward`, and torch goes on in eager after a few graphs of
-    it: here there may be GRAPHS of them, and one more, or one that is broken, is an error.
+    All networks share the code of one `forward`, and torch falls back to eager mode after a few
+    graphs of it. Here GRAPHS are allowed; one more, or a graph break, is an error.
     """
     run, most = torch.compile(denoise, fullgraph=True, dynamic=False), 0
     torch._dynamo.config.recompile_limit = GRAPHS

@@ -1,4 +1,4 @@
-"""Write files atomically, and hold the lock of a folder.
+"""Write files and folders atomically, and hold the lock of a folder.
 
 A file is written beside its final name, flushed to disk and renamed: a reader, or a process that
 is killed, finds the old file or the new one, never half of one.
@@ -6,6 +6,7 @@ is killed, finds the old file or the new one, never half of one.
 
 import errno
 import os
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -13,7 +14,9 @@ from typing import BinaryIO
 
 from filelock import FileLock, Timeout
 
-TEMPORARY = ".tmp"  # how names of files under way end; a killed process leaves one behind
+TEMPORARY = ".tmp"  # how names of unfinished files end; a killed process leaves one behind
+SPACE = "free space, correct permissions or use another folder, and run it again"
+CACHE = "set XDG_CACHE_HOME to another folder, or give one to tract fid as --cache"
 
 
 def place(text: str | Path) -> Path:
@@ -21,18 +24,22 @@ def place(text: str | Path) -> Path:
     return Path(text).expanduser()
 
 
-def writable(folder: Path) -> None:
-    """Make a folder of the cache; OSError, with what else could be used, if that cannot be."""
+@contextmanager
+def explained(action: str, remedy: str = SPACE) -> Iterator[None]:
+    """Let an OSError say what could not be done, such as "write FILE", and what to do."""
     try:
+        yield
+    except OSError as error:
+        text = f"cannot {action} ({error.strerror or error}): {remedy}"
+        raise (OSError(error.errno, text) if error.errno else OSError(text)) from error
+
+
+def writable(folder: Path, remedy: str = CACHE) -> None:
+    """Make a folder, by default of the cache; OSError if it cannot be written to."""
+    with explained(f"write to {folder}", remedy):
         folder.mkdir(parents=True, exist_ok=True)
         if not os.access(folder, os.W_OK):
             raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
-    except OSError as error:
-        raise OSError(
-            error.errno,
-            f"cannot write to {folder} ({error.strerror}): set XDG_CACHE_HOME to another folder, "
-            "or give one to tract fid as --cache",
-        ) from error
 
 
 def check_new(path: Path) -> None:
@@ -42,12 +49,7 @@ def check_new(path: Path) -> None:
 
 
 def write_atomically(path: str | Path, content: bytes, durable: bool = True) -> None:
-    """Replace a file by new content, or leave it as it was.
-
-    durable: so that it survives a power cut, which takes a while.
-
-    OSError, with the remedy, where the disk is full or the folder cannot be written to.
-    """
+    """Replace a file by new content, or leave it as it was; as `replacing`."""
     with replacing(path, len(content), durable) as file:
         file.write(content)
 
@@ -56,11 +58,11 @@ def write_atomically(path: str | Path, content: bytes, durable: bool = True) -> 
 def replacing(path: str | Path, size: int, durable: bool = True) -> Iterator[BinaryIO]:
     """A file of size bytes to be written, which takes the path's place when the block succeeds.
 
-    OSError, with the remedy, where the disk is full or the folder cannot be written to.
+    durable: so that it survives a power cut, which takes a while. OSError with the remedy.
     """
     path = Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}{TEMPORARY}")
-    try:
+    with explained(f"write {path} of {size:,} bytes, what was there before is intact"):
+        temporary = _beside(path)
         try:
             with temporary.open("wb") as file:
                 yield file
@@ -72,17 +74,30 @@ def replacing(path: str | Path, size: int, durable: bool = True) -> Iterator[Bin
                 _sync_folder(path.parent)
         finally:
             temporary.unlink(missing_ok=True)
-    except OSError as error:
-        raise OSError(
-            error.errno,
-            f"cannot write {path} of {size:,} bytes ({error.strerror}); what was there "
-            "before is intact: free space, correct permissions or use another folder, and run it "
-            "again",
-        ) from error
+
+
+@contextmanager
+def new_folder(folder: Path) -> Iterator[Path]:
+    """A folder to be filled, which takes its final name when the block succeeds, or vanishes.
+
+    FileExistsError if there is something of that name, OSError with the remedy.
+    """
+    check_new(folder)
+    temporary = _beside(folder)
+    try:
+        with explained(f"write {folder}"):
+            yield temporary
+            temporary.rename(folder)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _beside(path: Path) -> Path:
+    return path.with_name(f".{path.name}.{os.getpid()}{TEMPORARY}")
 
 
 def _sync_folder(folder: Path) -> None:
-    """Make a rename in a folder survive a power cut, on systems and shares that can be asked."""
+    """Make a rename in a folder survive a power cut, where the file system can do that."""
     with suppress(OSError):  # Windows; SMB, shared folders of virtual machines
         descriptor = os.open(folder, os.O_RDONLY)
         try:
@@ -100,18 +115,15 @@ def only_writer(
     The system frees it even when its holder is killed. wait: for another process to be done, else
     RuntimeError. instead: remedy where the folder cannot be written to.
     """
-    try:
+    with explained(f"write to {folder}", instead):
         folder.mkdir(parents=True, exist_ok=True)
         lock = FileLock(folder / (f".{name}.lock" if name else ".lock"))
-        lock.acquire(timeout=-1 if wait else 0)
-    except Timeout as error:
-        raise RuntimeError(
-            f"another process is writing {folder}: wait for it, stop it, or use another run_dir"
-        ) from error
-    except OSError as error:
-        raise OSError(
-            error.errno, f"cannot write to {folder} ({error.strerror}): {instead}"
-        ) from error
+        try:
+            lock.acquire(timeout=-1 if wait else 0)
+        except Timeout as error:
+            raise RuntimeError(
+                f"another process is writing {folder}: wait for it, stop it, or use another run_dir"
+            ) from error
     try:
         yield
     finally:

@@ -1,13 +1,11 @@
 """Export a student as one safetensors file or as a diffusers pipeline."""
 
 import json
-import os
-import shutil
 from pathlib import Path
 
 import torch
 
-from tract.base.files import TEMPORARY, check_new
+from tract.base.files import check_new, new_folder
 from tract.denoiser import Denoiser
 from tract.experiments.results import RESULTS, read_results
 from tract.levels import Level, levels_of
@@ -101,22 +99,13 @@ def save_pipeline(
     folder = Path(folder)
     scheduler = _scheduler(denoiser, levels, clamp)
     step_indices(levels.num_steps, num_steps)
-    check_new(folder)
     from diffusers import DDIMPipeline, DDIMScheduler  # takes seconds
 
     pipeline = DDIMPipeline(denoiser.net.unet, DDIMScheduler(**scheduler))
-    copy = folder.with_name(f".{folder.name}.{os.getpid()}{TEMPORARY}")
-    try:
+    with new_folder(folder) as copy:
         pipeline.save_pretrained(copy)
         readme = _readme(denoiser, folder.name, num_steps, card, clamp)
         (copy / "README.md").write_text(readme)
-        copy.rename(folder)
-    except OSError as error:
-        raise OSError(
-            f"cannot write {folder} ({error}): free space, correct permissions or use another name"
-        ) from error
-    finally:
-        shutil.rmtree(copy, ignore_errors=True)
 
 
 def _scheduler(denoiser: Denoiser, levels: Level, clamp: bool) -> dict:

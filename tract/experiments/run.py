@@ -2,7 +2,6 @@
 
 import json
 import math
-import os
 import shutil
 import time
 from collections.abc import Callable, Iterator
@@ -14,7 +13,7 @@ import torch
 
 from tract.base.checks import check_whole, is_number
 from tract.base.compute import peak_memory, use_threads
-from tract.base.files import TEMPORARY, only_writer
+from tract.base.files import TEMPORARY, check_new, new_folder, only_writer
 from tract.base.interrupts import Stop, interrupt_between_steps
 from tract.base.parallel import any_rank, check_same
 from tract.base.progress import progress
@@ -259,24 +258,14 @@ def branch(folder: str | Path, new: str | Path) -> None:
         path for name in ("card.json", "*/card.json", "*/*/card.json") for path in folder.glob(name)
     ):
         raise ValueError(f"{folder} holds no run: give a run's folder, or a folder of runs")
-    if new.exists():
-        raise FileExistsError(f"{new} exists already: give a new name")
+    check_new(new)
     if new.resolve().is_relative_to(folder.resolve()):
         raise ValueError(f"{new} lies inside {folder}, which would be copied into itself: move it")
-    copy = new.with_name(f".{new.name}.{os.getpid()}{TEMPORARY}")
-    try:
+    with new_folder(new) as copy:
         shutil.copytree(folder, copy, ignore=shutil.ignore_patterns(".lock", f".*{TEMPORARY}"))
         for card in copy.rglob("card.json"):
             if not (card.parent / "model.safetensors").is_file():
                 card.rename(card.with_name("branched_from.json"))
-        copy.rename(new)
-    except OSError as error:
-        raise OSError(
-            f"cannot copy {folder} to {new} ({error}): free space, correct permissions or use "
-            "another name"
-        ) from error
-    finally:
-        shutil.rmtree(copy, ignore_errors=True)
 
 
 def _device(module: torch.nn.Module) -> torch.device:

@@ -1,7 +1,6 @@
 """Execute notebooks with papermill, parameters checked first and output shown live."""
 
 import asyncio
-import errno
 import os
 import re
 import signal
@@ -18,6 +17,7 @@ from jupyter_client.kernelspec import KernelSpec
 from jupyter_client.manager import AsyncKernelManager
 from nbconvert.preprocessors.coalescestreams import CoalesceStreamsPreprocessor
 
+from tract.base.files import SPACE, explained, writable
 from tract.jobs.parameters import check_parameters, declared_parameters
 
 START_SECONDS = 600  # until a kernel answers, on a machine that is busy with others
@@ -108,23 +108,16 @@ def execute(
     """
     notebook, output = Path(notebook), Path(output)
     parameters = check_parameters(declared_parameters(notebook), parameters or {})
+    writable(output.parent, SPACE)
     try:
-        output.parent.mkdir(parents=True, exist_ok=True)
-        if not os.access(output.parent, os.W_OK):
-            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
-        _execute(notebook, output, parameters, shown, environment or {})
+        with explained(f"write {output}"):
+            _execute(notebook, output, parameters, shown, environment or {})
     except papermill.PapermillExecutionError as error:
         if error.ename == "KeyboardInterrupt":
             raise KeyboardInterrupt from None
         raise RuntimeError(
             f"{notebook} failed in cell {error.exec_count} with {error.ename}: {error.evalue}; "
             f"the traceback is in {output}"
-        ) from error
-    except OSError as error:
-        raise OSError(
-            error.errno,
-            f"cannot write {output} ({error.strerror or error}): free space, correct permissions "
-            "or use another folder",
         ) from error
     strip_for_commit(output)
 
