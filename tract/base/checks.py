@@ -66,5 +66,5 @@ def reading(path: str | Path, what: str = "is damaged", remedy: str = "fetch it 
         named = isinstance(error, ValueError) and text.startswith(str(path))
         if named or isinstance(error, MemoryError) or getattr(error, "errno", None):
             raise
-        reason = text if isinstance(error, ValueError) and text else shown(error)
+        reason = text if " " in text else shown(error)
         raise ValueError(f"{path} {what} ({reason:.200}): {remedy}") from error
