@@ -2,7 +2,9 @@
 
 import math
 import reprlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
 
 _SHORT = reprlib.Repr()
 _SHORT.maxlevel, _SHORT.maxstring, _SHORT.maxother = 3, 80, 80
@@ -48,3 +50,21 @@ def check_text(name: str, value: object) -> None:
 def is_number(value: object) -> bool:
     """Whether the value is a real number; True and False are none."""
     return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+@contextmanager
+def reading(path: str | Path, what: str = "is damaged", remedy: str = "fetch it again") -> Iterator:
+    """While a file from outside is read: whatever goes wrong is a ValueError that names it.
+
+    It can be wrong in any way. Errors that name the file already, those of the system, and a lack
+    of memory pass as they are.
+    """
+    try:
+        yield
+    except Exception as error:
+        text = " ".join(str(error).split())
+        named = isinstance(error, ValueError) and text.startswith(str(path))
+        if named or isinstance(error, MemoryError) or getattr(error, "errno", None):
+            raise
+        reason = text if " " in text else shown(error)
+        raise ValueError(f"{path} {what} ({reason:.200}): {remedy}") from error

@@ -9,16 +9,23 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tract.base.checks import shown
+from tract.base.checks import reading, shown
+
+# What is wrong with a file, and the remedy.
+NO_ARRAYS = (
+    "is damaged or has no array of numbers arr_0",
+    "save it by numpy.savez(path, images)",
+)
+READ_HEADER = {
+    (1, 0): np.lib.format.read_array_header_1_0,
+    (2, 0): np.lib.format.read_array_header_2_0,
+}
 
 
 def array_names(path: str | Path) -> list[str]:
-    """Names of the arrays in an .npz file; ValueError if it is none."""
-    try:
-        with zipfile.ZipFile(path) as archive:
-            return [n.removesuffix(".npy") for n in archive.namelist() if n.endswith(".npy")]
-    except Exception as error:  # a file from outside can be wrong in any way
-        raise _damaged(path, error) from error
+    """Names of the arrays in an .npz file; ValueError if it is not one."""
+    with reading(path, *NO_ARRAYS), zipfile.ZipFile(path) as archive:
+        return [n.removesuffix(".npy") for n in archive.namelist() if n.endswith(".npy")]
 
 
 def read_arrays(path: str | Path, names: Sequence[str]) -> list[np.ndarray]:
@@ -26,11 +33,8 @@ def read_arrays(path: str | Path, names: Sequence[str]) -> list[np.ndarray]:
 
     A shape is compared with the bytes that are there before an array is made.
     """
-    try:
-        with zipfile.ZipFile(path) as archive:
-            return [_read(archive, f"{name}.npy") for name in names]
-    except Exception as error:  # a file from outside can be wrong in any way
-        raise _damaged(path, error) from error
+    with reading(path, *NO_ARRAYS), zipfile.ZipFile(path) as archive:
+        return [_read(archive, f"{name}.npy") for name in names]
 
 
 def read_images(path: str | Path) -> tuple[Tensor, Tensor | None]:
@@ -58,16 +62,10 @@ def read_images(path: str | Path) -> tuple[Tensor, Tensor | None]:
 def _read(archive: zipfile.ZipFile, name: str) -> np.ndarray:
     info = archive.getinfo(name)
     with archive.open(info) as file:
-        version = np.lib.format.read_magic(file)
-        read_header = {
-            (1, 0): np.lib.format.read_array_header_1_0,
-            (2, 0): np.lib.format.read_array_header_2_0,
-        }[version]
-        shape, fortran, dtype = read_header(file)
+        shape, fortran, dtype = READ_HEADER[np.lib.format.read_magic(file)](file)
         if dtype.hasobject or math.prod(shape) * dtype.itemsize != info.file_size - file.tell():
             raise ValueError(f"{name} holds no {shown(shape)} of {dtype}")
-        content = file.read()
-    array = np.frombuffer(content, dtype)
+        array = np.frombuffer(file.read(), dtype)
     return array.reshape(shape, order="F" if fortran else "C")
 
 
@@ -77,11 +75,3 @@ def _checked(path: str | Path, array: np.ndarray) -> Tensor:
             f"{path} has {array.dtype} of shape {array.shape}: save uint8 images (N, H, W, C)"
         )
     return torch.from_numpy(np.array(array))  # (N, C, H, W), of its own memory
-
-
-def _damaged(path: str | Path, error: Exception) -> ValueError:
-    reason = " ".join(str(error).split()) or type(error).__name__
-    return ValueError(
-        f"{path} is damaged or has no array of numbers arr_0 ({reason:.200}): save it by "
-        "numpy.savez(path, images)"
-    )

@@ -16,7 +16,7 @@ from threading import Condition
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-from tract.base.checks import shown
+from tract.base.checks import reading, shown
 from tract.base.files import place
 from tract.base.progress import progress
 
@@ -52,7 +52,8 @@ class Images:
         if self.source.is_dir():
             self._archive, self._members = None, {n: n for n in _names_below(self.source)}
         elif self.source.is_file():
-            self._archive = _open_zip(self.source)
+            with reading(self.source, "is not a zip", "give a whole zip, or a folder"):
+                self._archive = zipfile.ZipFile(self.source)
             members = (n for n in self._archive.namelist() if not n.endswith("/"))
             self._members = {name.replace("\\", "/"): name for name in members}
         else:
@@ -88,6 +89,9 @@ class Images:
         try:
             with self._open(name) as file:
                 content = file.read(BYTE_LIMIT + 1)
+            if len(content) > BYTE_LIMIT:
+                raise ValueError(f"more than {BYTE_LIMIT:,} bytes")
+            content = _without_text(content)
             with _opened(content) as image, _in_flight(image.width * image.height):
                 return _plain(_decoded(image, content), grey)
         except MemoryError:
@@ -128,14 +132,10 @@ def image_batches(
 
     def attempt(name: str) -> np.ndarray | None:
         try:
-            image = images.read(name, grey=grey)
+            return make(images.read(name, grey=grey))
         except ValueError as error:
-            bad.append(str(error))
-            return None
-        try:
-            return make(image)
-        except ValueError as error:
-            bad.append(f"{name} ({error})")
+            named = str(error).startswith(name)
+            bad.append(str(error) if named else f"{name} ({error})")
             return None
 
     bar = progress(f"reading {images.source.name}", len(images), "image")
@@ -200,13 +200,6 @@ def _is_hidden(name: str) -> bool:
     return any(part.startswith(".") or part == "__MACOSX" for part in name.split("/"))
 
 
-def _open_zip(path: Path) -> zipfile.ZipFile:
-    try:
-        return zipfile.ZipFile(path)
-    except Exception as error:  # a file from outside can be wrong in any way
-        raise ValueError(f"{path} is not a zip ({error}): give a whole zip, or a folder") from error
-
-
 _budget = Condition()
 _pixels = 0  # being decoded, in all threads
 
@@ -228,9 +221,7 @@ def _in_flight(pixels: int) -> Iterator[None]:
 
 def _opened(content: bytes) -> Image.Image:
     """The image in a file, not yet decoded; ValueError for what would take too long or much."""
-    if len(content) > BYTE_LIMIT:
-        raise ValueError(f"more than {BYTE_LIMIT:,} bytes")
-    image = Image.open(io.BytesIO(_without_text(content)), formats=FORMATS)
+    image = Image.open(io.BytesIO(content), formats=FORMATS)
     pixels = image.width * image.height
     if pixels > PIXEL_LIMIT:
         raise ValueError(f"{image.width}x{image.height} are more than {PIXEL_LIMIT:,} pixels")
@@ -260,7 +251,7 @@ def _without_text(content: bytes) -> bytes:
 def _decoded(image: Image.Image, content: bytes) -> Image.Image:
     """An opened image, decoded and turned upright, in the mode it was stored in."""
     image.verify()  # a PNG's checksums, which decoding passes over; the image is used up
-    image = Image.open(io.BytesIO(_without_text(content)), formats=FORMATS)
+    image = Image.open(io.BytesIO(content), formats=FORMATS)
     image.load()  # which turns a TIFF
     try:
         turn = TURNS.get(image.getexif().get(0x112))

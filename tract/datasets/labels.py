@@ -5,7 +5,7 @@ import json
 import re
 from collections import Counter
 
-from tract.base.checks import shown
+from tract.base.checks import reading, shown
 from tract.datasets.images import Images, first_few
 
 SPLITS = {"train", "training", "val", "valid", "validation", "test", "testing"}
@@ -63,15 +63,11 @@ def folder_labels(names: list[str]) -> tuple[list[int], list[str]]:
 def _listed(images: Images, content: bytes) -> list[int]:
     """Labels as EDM's dataset.json lists them, [[name, label], ...]; empty where it has none."""
     path = f"{images.source}: dataset.json"
-    try:
+    with reading(path, "lists no labels", "restore or remove it"):
         listed = json.loads(content)["labels"]
-        by_name = None if listed is None else {name.replace("\\", "/"): n for name, n in listed}
-    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
-        raise ValueError(
-            f"{path} lists no labels ({shown(error)}): restore or remove it"
-        ) from error
-    if by_name is None:
-        return []
+        if listed is None:
+            return []
+        by_name = {name.replace("\\", "/"): number for name, number in listed}
     labels = [by_name.get(name) for name in images.names]
     for name, label in zip(images.names, labels, strict=True):
         if type(label) is not int or not 0 <= label < 10**6:

@@ -4,14 +4,14 @@ import gzip
 import math
 import re
 import struct
-import zlib
 from dataclasses import replace
+from inspect import signature
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from tract.base.checks import check_choice, check_flag, check_text, check_whole
+from tract.base.checks import check_choice, check_flag, check_text, check_whole, reading, shown
 from tract.base.files import place
 from tract.data import Data
 from tract.datasets.arrays import read_images
@@ -19,10 +19,15 @@ from tract.datasets.cache import cached_pixels
 from tract.datasets.images import Images
 from tract.datasets.labels import labels_of
 
+IDX_LIMIT = 2**28  # bytes; the largest file of Fashion-MNIST has 47,040,016
+
+
+USUAL = {"split": "train", "image_size": 0, "grey": False, "flip": False}
+
 
 def has_test_split(name: str) -> bool:
     """Whether a data set by name comes with images that are not to be trained on."""
-    return "split" in OPTIONS.get(name, ())
+    return name in LOADERS and _takes(name, "split")
 
 
 def load_data(
@@ -38,9 +43,9 @@ def load_data(
 
     data_dir: the folder with the files of fashion_mnist, as in Debian's dataset-fashion-mnist, or
     of cifar10, as torchvision names them; for imagenet64 a folder or zip of the photographs to
-    train on, for images one of any images; digits need none. split: "train" or "test", the latter
-    of fashion_mnist and cifar10 alone. image_size, grey, flip: of images alone, the pixels that
-    they are reduced to, without colour, and mirrored as often as not, which no text could stand.
+    train on, or of downsampled ImageNet's batches; for images one of any images. split: "train" or
+    "test", of fashion_mnist and cifar10. image_size, grey, flip: of images, the pixels that they
+    are reduced to, without colour, half of them mirrored at random; leave that off for text.
     Converted images are kept, see `cache`.
 
     ValueError for an unknown name or what the data set has no choice of, FileNotFoundError for a
@@ -53,16 +58,17 @@ def load_data(
     check_flag("grey", grey)
     check_flag("flip", flip)
     given = {"split": split, "image_size": image_size, "grey": grey, "flip": flip}
-    usual = {"split": "train", "image_size": 0, "grey": False, "flip": False}
-    options = {option: value for option, value in given.items() if value != usual[option]}
-    for option, value in options.items():
-        if option not in OPTIONS.get(name, ()):
-            others = [other for other in OPTIONS if option in OPTIONS[other]]
+    for option, value in given.items():
+        if value != USUAL[option] and not _takes(name, option):
             raise ValueError(
                 f"{option} is {value!r}, and {name} has no choice of it: leave it out, or use data "
-                f"{' or '.join(others)}"
+                f"{' or '.join(other for other in LOADERS if _takes(other, option))}"
             )
-    return LOADERS[name](data_dir, **options)
+    return LOADERS[name](data_dir, **{n: v for n, v in given.items() if _takes(name, n)})
+
+
+def _takes(name: str, option: str) -> bool:
+    return option in signature(LOADERS[name]).parameters
 
 
 def _digits(data_dir: str | None) -> Data:
@@ -122,7 +128,7 @@ def _imagenet64(data_dir: str | None) -> Data:
     """
     source = place(_given("imagenet64", data_dir))
     if source.suffix == ".npz" or any(source.glob("*.npz")):
-        return _downsampled("imagenet64", source, 64)
+        return _downsampled(source)
     images = Images(source)
     labels, classes = labels_of(images)
     odd = [name for name in classes if not re.fullmatch(r"n\d{8}", name)]
@@ -154,18 +160,19 @@ def _converted(
     return Data(name, samples, numbers, flip, hashes)
 
 
-def _downsampled(name: str, source: Path, size: int) -> Data:
+def _downsampled(source: Path) -> Data:
     """Batches of downsampled ImageNet, one .npz or a folder of them by name, in memory."""
     paths = sorted(source.glob("*.npz")) if source.is_dir() else [source]
     parts = [read_images(path) for path in paths]
     for path, (samples, labels) in zip(paths, parts, strict=True):
-        if samples.shape[1:] != (3, size, size) or labels is None:
+        if samples.shape[1:] != (3, 64, 64) or labels is None:
             raise ValueError(
-                f"{path} has no data and labels of 3x{size}x{size} pixels: give the folder of "
+                f"{path} has no data and labels of 3x64x64 pixels: give the folder of "
                 "downsampled ImageNet's training batches"
             )
     print(f"{len(paths)} batches of downsampled ImageNet, in that project's order of classes")
-    return Data(name, *(torch.cat(tensors) for tensors in zip(*parts, strict=True)), flip=True)
+    samples, labels = (torch.cat(tensors) for tensors in zip(*parts, strict=True))
+    return Data("imagenet64", samples, labels, flip=True)
 
 
 LOADERS = {
@@ -176,15 +183,6 @@ LOADERS = {
     "imagenet64": _imagenet64,
     "images": _images,
 }
-OPTIONS = {  # of load_data, where there are any
-    "fashion_mnist": ("split",),
-    "fashion_mnist_28": ("split",),
-    "cifar10": ("split",),
-    "images": ("image_size", "grey", "flip"),
-}
-
-
-IDX_LIMIT = 2**28  # bytes; the largest file of Fashion-MNIST has 47,040,016
 
 
 def _given(name: str, data_dir: str | None) -> str:
@@ -210,17 +208,11 @@ def _existing(folder: Path, name: str) -> Path:
 def _read_idx(path: Path) -> Tensor:
     """Bytes of an IDX file, packed or not; torchvision reads only the unpacked ones."""
     opened = gzip.open if path.suffix == ".gz" else open
-    try:
-        with opened(path, "rb") as file:
-            content = file.read(IDX_LIMIT + 1)
-    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
-        raise ValueError(f"{path} is damaged ({error}): fetch it again") from error
-    if len(content) > IDX_LIMIT:  # a few packed bytes could fill the memory
-        raise ValueError(f"{path} holds more than {IDX_LIMIT:,} bytes: fetch the right file")
-    if content[:3] != bytes([0, 0, 8]):  # 8: unsigned bytes
-        raise ValueError(f"{path} is no IDX file of bytes: fetch it again")
-    first = 4 + 4 * content[3]  # the number of dimensions, then their sizes
-    sizes = struct.unpack(f">{content[3]}I", content[4:first]) if len(content) >= first else ()
-    if len(content) != first + math.prod(sizes) or not math.prod(sizes):
-        raise ValueError(f"{path} is cut short or damaged: fetch it again")
-    return torch.frombuffer(bytearray(content[first:]), dtype=torch.uint8).reshape(sizes)
+    with reading(path), opened(path, "rb") as file:
+        kind, dimensions = struct.unpack(">3sB", file.read(4))
+        sizes = struct.unpack(f">{dimensions}I", file.read(4 * dimensions))
+        # A few packed bytes could fill the memory.
+        content = file.read(min(math.prod(sizes), IDX_LIMIT) + 1)
+        if kind != bytes([0, 0, 8]) or len(content) != math.prod(sizes) or not content:
+            raise ValueError(f"no IDX file of {shown(sizes)} unsigned bytes")
+    return torch.frombuffer(bytearray(content), dtype=torch.uint8).reshape(sizes)

@@ -1,8 +1,10 @@
 """Networks built from the description stored with their weights."""
 
+from pathlib import Path
+
 import torch
 
-from tract.base.checks import check_choice, is_number, shown
+from tract.base.checks import check_choice, is_number, reading, shown
 from tract.denoiser import Denoiser
 from tract.networks.diffusers_unet import DiffusersUNet
 from tract.networks.edm_unet import ADMUNet, SongUNet
@@ -94,7 +96,16 @@ def student_for(teacher: Denoiser, settings: Distillation) -> Denoiser | None:
     return student.to(next(teacher.parameters()).device)
 
 
+def outline(config: dict, path: str | Path = "network") -> Denoiser:
+    """The described denoiser with shapes but no values, so that no description claims memory.
+
+    path: of the file from which the description comes, named by the ValueError for a bad one.
+    """
+    bad = "describes no network to build"
+    with reading(path, bad, "restore it, or use another"), torch.device("meta"):
+        return build_denoiser(config)
+
+
 def count_parameters(config: dict) -> int:
     """Number of trainable parameters of the described network, without allocating them."""
-    with torch.device("meta"):
-        return sum(p.numel() for p in build_denoiser(config).parameters())
+    return sum(parameter.numel() for parameter in outline(config).parameters())

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from tract.base.checks import check_choice, check_flag, check_text, check_whole, shown
+from tract.base.checks import check_choice, check_flag, check_text, check_whole, reading, shown
 from tract.levels import NOISE_SCHEDULES
 from tract.phases import MOST_STEPS, Entry, first_grid, parse_schedule
 
@@ -27,7 +27,8 @@ class About:
 
 def about_model(card: dict, path: str | Path) -> About:
     """The checked fields of a model's card; ValueError, with the path, if they are no run's."""
-    try:
+    what = "does not say for which levels it was trained"
+    with reading(path, what, "give a model of a run"):
         experiment, settings = card["experiment"], card.get("settings") or {}
         about = About(
             card.get("method", "unknown"),
@@ -42,11 +43,6 @@ def about_model(card: dict, path: str | Path) -> About:
         check_flag("clamp", about.clamp)
         if "step_schedule" in settings:
             parse_schedule(about.step_schedule)
-    except (KeyError, TypeError, AttributeError, ValueError) as error:
-        reason = str(error) if isinstance(error, ValueError) else shown(error)
-        raise ValueError(
-            f"{path} does not say for which levels it was trained ({reason}): give a model of a run"
-        ) from error
     return about
 
 

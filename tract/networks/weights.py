@@ -9,15 +9,17 @@ from math import inf
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from safetensors.torch import save as to_bytes
 from torch import Tensor
 
-from tract.base.checks import shown
+from tract.base.checks import reading
 from tract.base.files import place, write_atomically
 from tract.denoiser import Denoiser
-from tract.networks.build import build_denoiser
+from tract.networks.build import build_denoiser, outline
 from tract.networks.cards import check_owner
+
+RESTORE = "restore or remove it"
 
 
 def write_tensors(path: str | Path, tensors: dict[str, Tensor], card: dict) -> None:
@@ -32,39 +34,30 @@ def read_tensors(path: str | Path) -> tuple[dict[str, Tensor], dict]:
     """Tensors and card of a file of ours; ValueError if it is damaged or someone else's."""
     if Path(path).is_dir():
         raise ValueError(f"{path} is a folder where a file of weights was expected: remove it")
-    try:
-        # The file is mapped, and sizes that it claims are checked against its own: it costs no
-        # more memory than its length.
-        with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    # The file is mapped, and sizes that it claims are checked against its own: it costs no more
+    # memory than its length.
+    with reading(path, remedy=RESTORE), safe_open(path, framework="pt") as file:
+        metadata = file.metadata() or {}
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         if not {"card", "sha256"} <= metadata.keys():
             raise ValueError(f"{path} has no card: it was not written by tract, fetch another")
-        intact = _checksum(tensors, metadata["card"]) == metadata["sha256"]
-    except (SafetensorError, RuntimeError, TypeError) as error:  # also of types torch has not
-        raise ValueError(f"{path} is damaged ({error}): restore or remove it") from error
-    if not intact:
-        raise ValueError(f"{path} is damaged (its checksum does not match): restore or remove it")
+        if _checksum(tensors, metadata["card"]) != metadata["sha256"]:
+            raise ValueError("its checksum does not match")
     return tensors, parse_object(metadata["card"], path)
 
 
 def read_sha256(path: str | Path) -> str:
     """The checksum that a file of ours carries of its weights and card; ValueError without one."""
-    try:
-        with safe_open(path, framework="pt") as file:
-            return file.metadata()["sha256"]
-    except (SafetensorError, RuntimeError, TypeError, KeyError, OSError) as error:
-        raise ValueError(f"{path} is damaged ({error}): restore or remove it") from error
+    with reading(path, remedy=RESTORE), safe_open(path, framework="pt") as file:
+        return file.metadata()["sha256"]
 
 
-def parse_object(text: str, path: str | Path) -> dict:
+def parse_object(text: str | bytes, path: str | Path) -> dict:
     """The JSON object in a file; ValueError, with the path, if it is none."""
-    try:
+    with reading(path, remedy=RESTORE):
         content = json.loads(text)
-    except (ValueError, RecursionError) as error:  # also a number, or a nesting, without end
-        raise ValueError(f"{path} is damaged ({error}): restore or remove it") from error
-    if not isinstance(content, dict):
-        raise ValueError(f"{path} is damaged (no object): restore or remove it")
+        if not isinstance(content, dict):
+            raise ValueError("no object")
     return content
 
 
@@ -118,17 +111,8 @@ def load_model(
             f"{path} is not a denoiser, its card has no network: give a model of a run"
         )
     network = card["network"]
-    try:
-        with torch.device("meta"):  # shapes alone, so that no description can claim memory
-            described = build_denoiser(network)
-        _check_fit(tensors, described.state_dict(), path)
-        denoiser = build_denoiser(network)
-    except _Unfit:
-        raise
-    except Exception as error:  # a description from outside can be wrong in any way
-        raise ValueError(
-            f"{path} describes no network to build ({shown(error)}): restore it"
-        ) from error
+    _check_fit(tensors, outline(network, path).state_dict(), path)
+    denoiser = build_denoiser(network)
     denoiser.load_state_dict(tensors)
     return denoiser.to(device).eval().requires_grad_(False), card
 
@@ -152,10 +136,7 @@ def run_cards(folder: Path) -> list[Path]:
 
 def read_card(path: Path, *, whole: bool = False) -> dict:
     """A run's card without, or with, its provenance; ValueError if the file is damaged."""
-    try:
-        card = parse_object(path.read_text(), path)
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path} is damaged ({error}): restore or remove it") from error
+    card = parse_object(path.read_bytes(), path)
     return card if whole else {n: value for n, value in card.items() if n != "provenance"}
 
 
@@ -226,10 +207,6 @@ def _expected(state) -> dict[str, Tensor]:
     return expected
 
 
-class _Unfit(ValueError):
-    """Weights are not those of the network that is to take them."""
-
-
 def _check_fit(tensors: dict[str, Tensor], expected: dict[str, Tensor], path: str | Path) -> None:
     """ValueError unless names, shapes and types are those expected, no more, no less."""
     check_numbers(tensors, path)
@@ -237,7 +214,7 @@ def _check_fit(tensors: dict[str, Tensor], expected: dict[str, Tensor], path: st
     wanted = {name: (t.shape, t.dtype) for name, t in expected.items()}
     if found != wanted:
         odd = sorted(n for n in found.keys() | wanted if found.get(n) != wanted.get(n))
-        raise _Unfit(
+        raise ValueError(
             f"{path} does not fit its network: {odd[0]} is {_kind(tensors.get(odd[0]))} there and "
             f"{_kind(expected.get(odd[0]))} here ({len(odd)} such); use the network it came from"
         )

@@ -6,9 +6,8 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from tract.base.checks import shown
 from tract.denoiser import Denoiser
-from tract.networks.build import build_denoiser
+from tract.networks.build import build_denoiser, outline
 from tract.networks.weights import check_numbers
 
 EXACT = (torch.float32, torch.float16, torch.bfloat16)  # types that float32 holds bit for bit
@@ -39,14 +38,7 @@ def fill(path: Path, tensors: dict[str, Tensor], config: dict, weights: Weights)
             )
         return tensor
 
-    try:
-        with torch.device("meta"):  # shapes alone, until all of them fit
-            described = build_denoiser(config).net
-    except Exception as error:  # a description from outside can be wrong in any way
-        raise ValueError(
-            f"{path} describes no network to build ({shown(error)}): use another"
-        ) from error
-    state = dict(weights(described, take))
+    state = dict(weights(outline(config, path).net, take))
     if left:
         raise ValueError(
             f"{path} has {min(left)}, which is not a part of its network ({len(left)} such): "
