@@ -1,6 +1,7 @@
 """A run as a process of its own ends in the weights of one trained here, and says how it is."""
 
 import contextlib
+import io
 import json
 import os
 import signal
@@ -14,9 +15,10 @@ from helpers import allow_tf32, weights
 from tiny import begun, files, recipe, teacher, tiny_run
 
 from tract.denoiser import Denoiser
+from tract.experiments import job
 from tract.experiments.experiment import Experiment
 from tract.experiments.history import history
-from tract.experiments.job import LOG, Task, launch, main, read_task
+from tract.experiments.job import LOG, Task, launch, read_task, train_in_turn
 from tract.experiments.preview import PHASE_METRIC, level_errors, read_preview
 from tract.experiments.status import (
     STATUS,
@@ -72,8 +74,11 @@ def test_errors_by_level_are_float32_in_full(task, monkeypatch, settings):
 
 def test_a_job_that_is_stopped_killed_and_resumed_has_the_weights_of_one_run(task, tmp_path):
     task.write()
+    job.stand_by()
+    ready = job._ready.pid
     launch([task.folder])
     assert read_status(task.folder).active
+    assert read_status(task.folder).pid == ready
     with pytest.raises(RuntimeError, match="is being trained already: wait for it, or stop it"):
         launch([task.folder])
     wait(task.folder, lambda status: status.step >= 5)
@@ -98,6 +103,11 @@ def test_a_job_that_is_stopped_killed_and_resumed_has_the_weights_of_one_run(tas
     assert ours.equals(theirs)
     for name in ("metric.jsonl", PHASE_METRIC):
         assert (task.folder / name).read_text() == (here.folder / name).read_text()
+
+
+def test_a_process_that_is_given_no_runs_ends(monkeypatch):
+    monkeypatch.setattr("sys.stdin", io.StringIO(""))  # as when its kernel ends
+    assert job.main() == 0
 
 
 def test_a_run_that_is_watched_is_the_run_that_is_not(task, tmp_path):
@@ -130,7 +140,7 @@ def test_what_a_job_cannot_train_is_said_in_its_status(task):
     other.mkdir()
     for folder in (task.folder, other):
         write_status(folder, Status("waiting", **owner))
-    assert main([task.folder, other]) == 1
+    assert train_in_turn([task.folder, other]) == 1
     status = read_status(task.folder)
     assert status.state == "failed"
     assert "model.safetensors is damaged" in status.message

@@ -1,5 +1,7 @@
 """Previews tell the truth about a run, in full float32, and in few steps."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from helpers import allow_tf32
@@ -15,8 +17,7 @@ from tract.experiments.preview import (
     distance_to_data,
     level_errors,
     preview_steps,
-    samples_of,
-    target_errors,
+    sample_noise,
 )
 from tract.metrics.distances import frechet_distance, moments_of
 from tract.networks.weights import save_model
@@ -54,7 +55,7 @@ def test_errors_by_level_are_those_of_a_plain_loop(experiment):
     with torch.no_grad():
         for parameter in state.student.parameters():
             parameter += 0.05
-    places, errors = target_errors(experiment, settings, state)
+    places, errors = level_errors(experiment, settings, state)
     assert list(places) == [2, 4, 6, 8, 10, 12, 14, 16]
     generator = generator_for("cpu", settings.seed, Stream.SAMPLES, 0)
     x0, _ = experiment.data.batch(32, generator)
@@ -75,15 +76,15 @@ def test_diagnostics_are_float32_in_full(whole, monkeypatch):
     seen = allow_tf32(monkeypatch, Denoiser, "forward")
     state, _, _ = experiment.student_run(SETTINGS)
     level_errors(experiment, SETTINGS, state)
-    samples_of(experiment, SETTINGS, student, 1, 2)
+    sample_noise(experiment, SETTINGS, student, 1, 2)
     metric(student)
     assert len(seen) > 3 and not any(seen)
 
 
 def test_a_run_that_stops_at_a_measured_step_has_its_distance(experiment, tmp_path):
-    state, records, _ = experiment.student_run(SETTINGS)
-    preview = Preview(experiment, SETTINGS, state, tmp_path, lambda *_: 2.0, metric_every=1)
-    watched = preview.watch(records)
+    run = experiment.distillation(SETTINGS)
+    run.folder = tmp_path
+    watched = Preview(experiment, run, lambda *_: 2.0, metric_every=1).watch(run.records)
     next(watched)
     watched.close()
     assert (tmp_path / PHASE_METRIC).read_text() == '{"step": 1, "nfe": 4, "metric": 2.0}\n'
@@ -91,7 +92,10 @@ def test_a_run_that_stops_at_a_measured_step_has_its_distance(experiment, tmp_pa
 
 def test_students_of_many_steps_are_sampled_in_few_that_divide_them():
     steps = Distillation(step_schedule=(360, 90, 10, 1), train_images=10**6)
-    assert [preview_steps(None, steps, phase) for phase in range(3)] == [6, 5, 1]
+    states = [SimpleNamespace(phase=phase) for phase in range(3)]
+    experiment = SimpleNamespace(teacher_steps=360)
+    found = [preview_steps(experiment, steps, state) for state in states]
+    assert found == [(90, 6), (10, 5), (1, 1)]
 
 
 def test_the_metric_is_the_distance_that_is_measured_at_the_end(whole):
@@ -101,7 +105,7 @@ def test_the_metric_is_the_distance_that_is_measured_at_the_end(whole):
     expected = frechet_distance(moments_of(distance.extract(to_uint8(x))), distance.reference)
     found = distance_to_data(experiment, SETTINGS, "pixels")(student)
     assert found == pytest.approx(expected, rel=1e-6)
-    assert torch.allclose(samples_of(experiment, SETTINGS, student, 1, 5), x[:5], atol=1e-5)
+    assert torch.allclose(sample_noise(experiment, SETTINGS, student, 1, 5), x[:5], atol=1e-5)
 
 
 def test_a_teachers_errors_by_level_are_of_the_data(experiment):

@@ -98,7 +98,7 @@ def test_a_schedule_is_read_in_every_form_that_is_printed(text, schedule):
         ("train_images", "1e3.5", "use a number, such as 0.001 or 2e4"),
         ("train_images", "1280.5", "use a whole number"),
         ("batch_size", "100000", "less than one batch"),
-        ("learning_rate", "0,001", "write no comma, but 0.001 or 20000"),
+        ("learning_rate", "0,001", "use a number, such as 0.001 or 2e4"),
         ("self_ema", "1", "self_ema is 1.0: use 0 or more and less than 1"),
         ("seed", "-1", "seed is -1"),
     ],
@@ -187,7 +187,7 @@ def test_yaml_is_what_papermill_takes_and_the_editor_loads(editor):
     editor.load(parameters)
     assert editor.settings == changed
     editor.preset.value = "this notebook, 64>8>1"
-    editor.open(json.loads(json.dumps(asdict(changed))))
+    editor.edit(json.loads(json.dumps(asdict(changed))))
     assert editor.settings == changed
 
 
@@ -242,14 +242,14 @@ def test_it_says_which_run_the_settings_are_and_start_does_what_is_left(editor, 
     folder.mkdir()
     try:
         write_status(folder, Status("stopped", step=4, num_steps=10))
-        editor._tick()
+        editor.tick()
         assert "stopped, step 4 of 10" in editor.summary.value
         assert (editor.start.description, editor.start.disabled) == ("Resume", False)
         write_status(folder, Status("running", step=5, num_steps=10, **process_of(os.getpid())))
-        editor._tick()
+        editor.tick()
         assert (editor.start.description, editor.start.disabled) == ("Running", True)
         (folder / "model.safetensors").touch()
-        editor._tick()
+        editor.tick()
         assert "finished" in editor.summary.value
         assert "Change a setting, such as seed, for another run" in editor.summary.value
         assert (editor.start.description, editor.start.disabled) == ("Finished", True)

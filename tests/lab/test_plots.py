@@ -11,7 +11,7 @@ import torch
 from IPython.core.formatters import DisplayFormatter
 from matplotlib.patches import FancyArrowPatch
 
-from tract.data import Data
+from tract.data import Data, to_uint8
 from tract.lab import plots
 from tract.lab.schedule import schedule_picture
 from tract.levels import cosine
@@ -30,6 +30,13 @@ def test_images_stand_in_rows_with_their_labels_and_pixels(generator):
         assert shown.shape == (6, 18)
         for i, image in enumerate(images):
             assert np.array_equal(shown[1:5, 6 * i + 1 : 6 * i + 5], image[0].numpy())
+
+
+def test_images_are_enlarged_by_whole_pixels():
+    images = torch.linspace(-1, 1, 128).view(2, 1, 8, 8)
+    shown = plots.strip(images, height=16)
+    assert shown.shape == (2 * 10, 2 * 2 * 10)
+    assert np.array_equal(shown[2:18:2, 22:38:2], to_uint8(images)[1, 0].numpy())
 
 
 def test_rows_are_cut_to_the_shortest():

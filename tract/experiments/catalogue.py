@@ -12,6 +12,7 @@ from torch import Tensor
 
 from tract.base.compute import device
 from tract.data import to_unit
+from tract.experiments.history import HISTORY
 from tract.experiments.measure import SAMPLES, read_samples
 from tract.experiments.results import COLUMNS, PER_PHASE, RESULTS, read_results
 from tract.experiments.rows import shortened
@@ -24,21 +25,24 @@ from tract.phases import format_schedule
 MODEL = "model.safetensors"  # the result of a finished run
 CHECKPOINT = "checkpoint-"  # how the names of an unfinished run's states begin
 DAMAGED = "damaged"
+# Columns of an overview that are not metrics.
+ABOUT = ("run", "label", "state", "done", "left", "trained", "images", "nfe")
 
 
 @dataclass(frozen=True)
 class FoundRun:
-    """A run directory, of which the card and the last line of the history were read."""
+    """A run directory, with its card and status."""
 
     name: str  # its path below the folder that was searched
     folder: Path
-    state: str  # DAMAGED, or that of its status
     trained: float  # seconds since the epoch, of its last step
-    reason: str = ""  # why it counts as damaged
     card: dict = field(default_factory=dict)
-    step: int = 0
-    num_steps: int = 0  # 0 if no step was made, as for a teacher that was imported
     status: Status = field(default_factory=Status)
+    reason: str = ""  # why it is damaged
+
+    @property
+    def state(self) -> str:
+        return DAMAGED if self.reason else self.status.state
 
     @property
     def method(self) -> str:
@@ -47,10 +51,6 @@ class FoundRun:
     @property
     def settings(self) -> dict:
         return self.card.get("settings", {})
-
-    @property
-    def schedule(self) -> str:
-        return format_schedule(self.settings.get("step_schedule", []))
 
     @property
     def grid_steps(self) -> int:
@@ -77,33 +77,14 @@ def find_runs(folder: str | Path) -> list[FoundRun]:
 
 def _read_run(folder: Path, root: Path) -> FoundRun:
     name = str(folder.relative_to(root)) if folder != root else folder.resolve().name
-    steps = folder / "history.jsonl"
-    trained = (steps if steps.is_file() else folder / "card.json").stat().st_mtime
+    steps, path = folder / HISTORY, folder / "card.json"
+    trained = (steps if steps.is_file() else path).stat().st_mtime
     try:
-        card = read_card(folder / "card.json", whole=True)
-        about_model(card, folder / "card.json")
-        last = _last_line(steps)
-        step, num_steps = last.get("step", 0), last.get("num_steps", 0)
+        card = read_card(path, whole=True)
+        about_model(card, path)
     except (OSError, ValueError) as error:
-        return FoundRun(name, folder, DAMAGED, trained, str(error))
-    status = read_status(folder)
-    return FoundRun(name, folder, status.state, trained, "", card, step, num_steps, status)
-
-
-def _last_line(path: Path) -> dict:
-    """The last whole line of a file of JSON lines, which may be being written; {} without one."""
-    if not path.is_file():
-        return {}
-    with path.open("rb") as file:
-        file.seek(max(0, path.stat().st_size - 4096))
-        lines = file.read().split(b"\n")[:-1]
-    try:
-        last = json.loads(lines[-1]) if lines else {}
-        if not all(type(last.get(name, 0)) is int for name in ("step", "num_steps")):
-            raise ValueError("a step that is not a number")
-    except (ValueError, AttributeError, RecursionError) as error:
-        raise ValueError(f"{path} is damaged ({error}): restore it") from error
-    return last
+        return FoundRun(name, folder, trained, reason=str(error))
+    return FoundRun(name, folder, trained, card, read_status(folder))
 
 
 def results_of(run: FoundRun) -> pd.DataFrame:
@@ -118,19 +99,17 @@ def overview(runs: Sequence[FoundRun]) -> pd.DataFrame:
     Numbers are those in the run's fewest evaluations, nfe.
     """
     labels = labels_of([run for run in runs if run.state != DAMAGED])
-    rows, tables = [], {}
+    tables = {parent: _readable_results(parent) for parent in {run.folder.parent for run in runs}}
+    rows = []
     for run in runs:
+        status = run.status
         row = {"run": run.name, "label": labels.get(run.name, run.name), "state": run.state}
-        row["done"] = run.step / run.num_steps if run.num_steps else None
-        row |= {"left": run.status.seconds_left, "trained": run.trained}
+        row["done"] = status.step / status.num_steps if status.num_steps else None
+        row |= {"left": status.seconds_left, "trained": run.trained}
         row["images"] = run.settings.get("train_images")
-        parent = run.folder.parent
-        if parent not in tables:
-            tables[parent] = _readable_results(parent)
-        rows.append(row | _numbers(tables[parent], run))
-    columns = ["run", "label", "state", "done", "left", "trained", "images", "nfe"]
-    metrics = sorted({name for row in rows for name in row} - set(columns))
-    return pd.DataFrame(rows, columns=columns + metrics)
+        rows.append(row | _numbers(tables[run.folder.parent], run))
+    metrics = sorted(set().union(*rows) - set(ABOUT))
+    return pd.DataFrame(rows, columns=[*ABOUT, *metrics])
 
 
 def _readable_results(folder: Path) -> pd.DataFrame:
@@ -143,11 +122,9 @@ def _readable_results(folder: Path) -> pd.DataFrame:
 def _numbers(table: pd.DataFrame, run: FoundRun) -> dict:
     """Of a table of results what was measured of a run, in the fewest evaluations."""
     table = table[(table["run"] == run.folder.name) & (table["metric"] != PER_PHASE)]
-    if not len(table):
-        return {}
     fewest = table[table["nfe"] == table["nfe"].min()]
     found = dict(zip(fewest["metric"], fewest["value"], strict=True))
-    return {"nfe": fewest["nfe"].iloc[0], **found}
+    return {"nfe": table["nfe"].min(), **found} if found else {}
 
 
 def seeds_grouped(table: pd.DataFrame, runs: Mapping[str, FoundRun]) -> pd.DataFrame:
@@ -155,7 +132,6 @@ def seeds_grouped(table: pd.DataFrame, runs: Mapping[str, FoundRun]) -> pd.DataF
 
     Numbers become text such as 1.09 ± 0.03; `run` holds the names of all.
     """
-    numbers = [name for name in table.columns[8:]]
     rows = []
     for _, group in table.groupby(table["run"].map(lambda name: _recipe(runs[name])), sort=False):
         row = group.iloc[0].to_dict() | {"run": tuple(group["run"])}
@@ -163,7 +139,7 @@ def seeds_grouped(table: pd.DataFrame, runs: Mapping[str, FoundRun]) -> pd.DataF
             row["label"] = f"{row['label'].splitlines()[0]}, {len(group)} seeds"
             row["state"] = ", ".join(group["state"].unique())
             row |= {"done": group["done"].mean(), "trained": group["trained"].max()}
-            row |= {name: _mean_of(group[name]) for name in numbers}
+            row |= {name: _mean_of(group[name]) for name in table.columns[len(ABOUT) :]}
         rows.append(row)
     return pd.DataFrame(rows, columns=table.columns)
 
@@ -197,7 +173,10 @@ def labels_of(runs: Sequence[FoundRun]) -> dict[str, str]:
 
     And where no setting does, the name.
     """
-    labels = {run.name: f"{run.method} {shortened(run.schedule)}".strip() for run in runs}
+    labels = {}
+    for run in runs:
+        schedule = format_schedule(run.settings.get("step_schedule", []))
+        labels[run.name] = f"{run.method} {shortened(schedule)}".strip()
     for label, count in Counter(labels.values()).items():
         alike = [run for run in runs if labels[run.name] == label]
         if count > 1:

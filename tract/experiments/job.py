@@ -1,7 +1,7 @@
 """A training as data, and as a process of its own that outlives who started it.
 
-`python -m tract.experiments.job RUN_DIR ...` trains the runs that job.json describes in each
-folder, one after the other; `launch` starts such a process. What it prints goes to job.log.
+`python -m tract.experiments.job` reads run directories, one a line, and trains what job.json
+describes in each, one after the other. What it prints goes to job.log.
 """
 
 import json
@@ -11,12 +11,14 @@ import sys
 import traceback
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
 import torch
+from torch.optim import Adam
 
 from tract.base.compute import use_threads
+from tract.datasets.load import load_data
 from tract.denoiser import Denoiser
 from tract.experiments.card import claim
 from tract.experiments.experiment import TEACHER, Experiment, run_name
@@ -77,8 +79,7 @@ class Task:
             run = experiment.training(self.network, settings, how, self.processes)
         else:
             run = experiment.distillation(settings, how, self.processes)
-        preview = Preview(experiment, settings, run.state, run.folder, metric, self.metric_every)
-        run.records = preview.watch(run.records)
+        run.records = Preview(experiment, run, metric, self.metric_every).watch(run.records)
         return run
 
     def check(self) -> None:
@@ -101,8 +102,7 @@ class Task:
     def write(self) -> None:
         """Leave the task in its run directory, from which a job can be launched."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        own = {name: getattr(self, name) for name in ("network", "processes", "minutes")}
-        own |= {"features": self.features, "metric_every": self.metric_every}
+        own = {field.name: getattr(self, field.name) for field in fields(self)}
         own |= {"experiment": self.experiment.as_json(), "settings": asdict(self.settings)}
         own["threads"] = torch.get_num_threads()
         (self.folder / JOB).write_text(json.dumps(own, indent=1) + "\n")
@@ -117,36 +117,65 @@ def read_task(folder: Path) -> Task:
     return Task(experiment, settings, **about)
 
 
+_ready: subprocess.Popen | None = None  # waits for its runs
+
+
+def stand_by() -> None:
+    """Have a process that has imported all that a training needs, and waits for its runs.
+
+    Seconds pass until it has; it ends with this process if it is given none.
+    """
+    global _ready
+    if _ready is None or _ready.poll() is not None:
+        _ready = subprocess.Popen(
+            [sys.executable, "-m", "tract.experiments.job"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,  # or it would be interrupted with the kernel
+            env=os.environ | {"TQDM_DISABLE": "1"},
+            text=True,
+        )
+
+
 def launch(folders: Sequence[Path]) -> None:
     """Train the unfinished of some runs in a process of its own; each has its task written.
 
     RuntimeError if one of them is being trained already.
     """
+    global _ready
     folders = [folder for folder in folders if read_status(folder).state != FINISHED]
     for folder in folders:
         if read_status(folder).active:
             raise RuntimeError(f"{folder.name} is being trained already: wait for it, or stop it")
     if not folders:
         return
-    command = [sys.executable, "-m", "tract.experiments.job", *(str(f.resolve()) for f in folders)]
-    with (folders[0] / LOG).open("a") as log:
-        process = subprocess.Popen(
-            command,
-            stdin=subprocess.DEVNULL,
-            stdout=log,
-            stderr=log,
-            start_new_session=True,  # or it would be interrupted with the kernel
-            env=os.environ | {"TQDM_DISABLE": "1"},
-        )
+    stand_by()
+    process, _ready = _ready, None
     owner = process_of(process.pid)
     for folder, before in zip(folders, ["", *folders], strict=False):
         message = f"waits for {before.name}" if before else "starting"
         last = read_status(folder)
         write_status(folder, Status(WAITING, last.step, last.num_steps, message=message, **owner))
+    with process.stdin as given:
+        given.write("\n".join(str(folder.resolve()) for folder in folders))
 
 
-def main(folders: Sequence[Path]) -> int:
-    """Train the runs in turn; the first that does not finish ends the rest."""
+def main() -> int:
+    """Import what a first step would, wait for run directories, and train them."""
+    Adam([torch.zeros(1, requires_grad=True)])
+    load_data("digits")
+    folders = [Path(line) for line in sys.stdin.read().splitlines()]
+    if not folders:  # who would have given them has ended
+        return 0
+    with (folders[0] / LOG).open("a") as log:
+        for stream in (sys.stdout, sys.stderr):
+            os.dup2(log.fileno(), stream.fileno())
+    return train_in_turn(folders)
+
+
+def train_in_turn(folders: Sequence[Path]) -> int:
+    """Train runs one after the other; the first that does not finish ends the rest."""
     waiting = list(folders)
     try:
         while waiting:
@@ -171,4 +200,4 @@ def _leave(folder: Path, state: str, message: str = "") -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main([Path(folder) for folder in sys.argv[1:]]))
+    sys.exit(main())

@@ -1,12 +1,11 @@
 """The run browser: all runs of a folder in a live table, with curves, samples and parameters."""
 
 import html
-import threading
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-import ipywidgets as ipw
+import ipywidgets as w
 import pandas as pd
 
 from tract.experiments.catalogue import (
@@ -23,23 +22,16 @@ from tract.experiments.history import history
 from tract.experiments.job import JOB, launch
 from tract.experiments.status import FINISHED, request_stop
 from tract.jobs.plan import duration
-from tract.lab.live import close, poll, replace_earlier, somebody_clicks
-from tract.lab.monitor import Panel
-from tract.lab.plots import loss_curves, new_figure, png, stacked
-from tract.lab.run_table import STYLE, RunTable
+from tract.lab.line_chart import Chart, Line, figure, svg
+from tract.lab.live import WRAP, LiveBox, close
+from tract.lab.monitor import panel_of
+from tract.lab.plots import png, stacked, text_figure
+from tract.lab.run_table import RunTable
 from tract.lab.sampler import Sampler
-from tract.lab.show import show, show_picture, style_sheet
-from tract.lab.svg import Series, line_chart
 
 LIMIT = 8  # runs that are drawn together
 SECONDS = 2.0  # between looks at the folder, or ten times what a look takes
-VIEWS = ("Curves", "Samples", "Parameters", "Results", "Watch")
-WRAP = {"flex_flow": "row wrap", "width": "100%"}
-PAGE_STYLE = """<style>
-.tract-page table { font-size: 12px; table-layout: fixed; width: 100%; margin: 0 }
-.tract-page td, .tract-page th { overflow-wrap: anywhere; white-space: normal;
-  text-align: left !important }
-</style>"""
+PAGES = ("Curves", "Samples", "Parameters", "Results", "Watch")
 
 
 def browse(runs_dir: str | Path, editor=None) -> None:
@@ -51,96 +43,75 @@ def browse(runs_dir: str | Path, editor=None) -> None:
     folder = Path(runs_dir)
     if not folder.is_dir() and (Path("..") / folder).is_dir():
         folder = Path("..") / folder
-    browser = RunBrowser(folder, editor)
-    if somebody_clicks():
-        replace_earlier(("browser", str(folder)), browser)
-        show(browser, browser.picture())
-        browser.live()
-    else:
-        show_picture(browser, browser.picture(), None)
+    RunBrowser(folder, editor).show()
 
 
-class RunBrowser(ipw.VBox):
+class RunBrowser(LiveBox):
     """All runs below a folder: filtered, sorted, grouped, stopped, resumed, drawn and compared."""
 
     def __init__(self, runs_dir: str | Path, editor=None):
-        self.root, self._editor, self._timer = Path(runs_dir), editor, None
-        self._lock = threading.RLock()  # a click and the timer may both draw
-        self.search = ipw.Text(placeholder="words that a row must have", description="Filter")
-        self.group = ipw.Checkbox(False, description="group seeds", indent=False)
-        self.count, self.message = ipw.Label(), ipw.HTML()
+        self.root, self._editor = Path(runs_dir), editor
+        self.problems: list[str] = []
+        self.charts: list[Chart] = []
+        self.search = w.Text(placeholder="words that a row must have", description="Filter")
+        self.group = w.Checkbox(False, description="group seeds", indent=False)
+        self.count, self.message = w.Label(), w.HTML()
         self.table = RunTable(self.draw)
-        names = ["Stop", "Resume", *(["Open in editor"] if editor is not None else [])]
-        self.buttons = {name: ipw.Button(description=name) for name in names}
-        self.view = ipw.ToggleButtons(
-            options=VIEWS, tooltips=[f"Show {v.lower()}" for v in VIEWS], layout={"width": "100%"}
-        )
-        self.view.style.button_width = "90px"
-        self.x = ipw.Dropdown(options=["images", "time"], description="x axis")
-        self.samples = Sampler(self._say_also)
-        self.only = ipw.Checkbox(True, description="only what differs", indent=False)
-        self.curves = ipw.HTML()
-        self.parameters, self.results, self.watched = _html(), _html(), ipw.VBox()
-        pages = [
-            ipw.VBox([self.x, self.curves]),
-            self.samples,
-            ipw.VBox([self.only, self.parameters]),
-            self.results,
-            self.watched,
-        ]
-        self.pages = ipw.Stack(pages, selected_index=0, layout={"width": "99%"})
-        head = ipw.HBox([self.search, self.group, self.count], layout=WRAP)
-        tools = ipw.HBox([*self.buttons.values(), self.message], layout=WRAP)
-        style = ipw.HTML(STYLE + PAGE_STYLE, layout={"display": "none"})
-        rows = [style_sheet(), style, head, self.table, tools, self.view, self.pages]
-        super().__init__(rows, layout={"max_width": "100%", "overflow": "hidden"})
-        self.add_class("tract")
-        self._react()
-        self.read()
-
-    def _react(self) -> None:
-        """Connect what is moved or pressed to what it changes."""
+        acts = {"Stop": self._stop, "Resume": self._resume}
+        acts |= {"Open in editor": self._edit} if editor is not None else {}
+        self.buttons = {name: w.Button(description=name) for name in acts}
+        self.x = w.Dropdown(options=["images", "time"], description="x axis")
+        self.samples = Sampler(lambda *lines: self.say(*self.problems, *lines))
+        self.only = w.Checkbox(True, description="only what differs", indent=False)
+        self.curves, self.watched = w.HTML(), w.VBox()
+        self.parameters, self.results = w.HTML(), w.HTML()
+        for page in (self.parameters, self.results):
+            page.add_class("jp-RenderedHTMLCommon")
+            page.add_class("tract-page")
+        pages = [w.VBox([self.x, self.curves]), self.samples]
+        pages += [w.VBox([self.only, self.parameters]), self.results, self.watched]
+        self.pages = w.Tab(pages, titles=PAGES, selected_index=0)
+        head = w.HBox([self.search, self.group, self.count], layout=WRAP)
+        tools = w.HBox([*self.buttons.values(), self.message], layout=WRAP)
+        super().__init__(self.root, [head, self.table, tools, self.pages])
         for widget in (self.search, self.group):
             widget.observe(lambda _: self.fill(), "value")
-        for widget in (self.view, self.x, self.only):
-            widget.observe(self._redraw, "value")
-        acts = {"Stop": self._stop, "Resume": self._resume, "Open in editor": self._open}
+        for widget, trait in (
+            (self.pages, "selected_index"),
+            (self.x, "value"),
+            (self.only, "value"),
+        ):
+            widget.observe(lambda _: self.draw(), trait)
         for name, button in self.buttons.items():
             button.on_click(lambda _, act=acts[name]: act(self._selected()))
-
-    def live(self) -> None:
-        """Look at the folder again and again, until this browser is closed."""
-        self._timer = poll(self._tick, SECONDS)
+        self.read()
 
     def close(self) -> None:
         self.samples.end()
-        if self._timer is not None:
-            self._timer.set()
         super().close()
 
-    def _tick(self) -> bool:
+    def tick(self) -> None:
+        """Read what is new, and draw it where it is looked at."""
         before, start = self._stamp, time.monotonic()
         self.read()
-        if self._stamp != before and VIEWS[self.view.index] == "Curves":
+        page = PAGES[self.pages.selected_index or 0]
+        if self._stamp != before and page == "Curves":
             self.draw()
-        if self.view.value == "Watch":
-            for panel in self.watched.children:
-                panel.refresh()
-        time.sleep(9 * (time.monotonic() - start))
-        return True
+        for panel in self.watched.children if page == "Watch" else ():
+            panel.refresh()
+        self.SECONDS = max(SECONDS, 10 * (time.monotonic() - start))
 
     def read(self) -> None:
         """Look for runs again, and keep those selected that are still there."""
-        with self._lock:
+        with self.lock:
             self.runs = {run.name: run for run in find_runs(self.root)}
             self.overview = overview(list(self.runs.values()))
             self.fill()
-            selected = self.table.selected
-            self._stamp = [(n, self.runs[n].step, self.runs[n].state) for n in selected]
+            self._stamp = [(run.name, run.status) for run in self._selected()]
 
     def fill(self) -> None:
         """Put the rows that have all words into the table."""
-        with self._lock:
+        with self.lock:
             words, table = self.search.value.lower().split(), self.overview
             texts = table["run"] + " " + table["label"] + " " + table["state"]
             shown = table.loc[[all(word in line.lower() for word in words) for line in texts]]
@@ -167,42 +138,36 @@ class RunBrowser(ipw.VBox):
     def _stop(self, runs: Sequence[FoundRun]) -> None:
         for run in runs:
             request_stop(run.folder)
-        self._say("Stopping after this step.")
+        self.say("Stopping after this step.")
 
     def _resume(self, runs: Sequence[FoundRun]) -> None:
         try:
             launch([run.folder for run in runs if _resumable(run)])
             self.read()
         except (OSError, RuntimeError) as error:
-            self._say(str(error))
+            self.say(str(error))
 
-    def _open(self, runs: Sequence[FoundRun]) -> None:
-        self._editor.open(runs[0].settings)
-        self._say("Opened in the editor above.")
-
-    def _redraw(self, change) -> None:
-        self.draw()
+    def _edit(self, runs: Sequence[FoundRun]) -> None:
+        self._editor.edit(runs[0].settings)
+        self.say("Opened in the editor above.")
 
     def draw(self) -> None:
-        """Draw what the open view shows of the selected runs; say what cannot be shown, and why."""
-        with self._lock:
+        """Draw the open page for the selected runs; say what cannot be shown, and why."""
+        with self.lock:
             self.samples.end()
             runs = self._selected()
             self.problems = [f"{run.name}: {run.reason}" for run in runs if run.state == DAMAGED]
             if len(runs) > LIMIT:
                 self.problems.append(f"the first {LIMIT} of {len(runs)} selected are shown")
             whole = [run for run in runs[:LIMIT] if run.state != DAMAGED]
-            self.pages.selected_index = self.view.index
-            getattr(self, f"_draw_{self.view.value.lower()}")(whole)
-            hint = [] if runs else ["Select rows: with Shift or Ctrl several."]
+            page = PAGES[self.pages.selected_index or 0]
+            getattr(self, f"_draw_{page.lower()}")(whole)
             self._enable()
-            self._say(*hint, *self.problems)
+            hint = [] if runs else ["Select rows: with Shift or Ctrl several."]
+            self.say(*hint, *self.problems)
 
-    def _say(self, *lines: str) -> None:
+    def say(self, *lines: str) -> None:
         self.message.value = "<br>".join(map(html.escape, lines))
-
-    def _say_also(self, *lines: str) -> None:
-        self._say(*self.problems, *lines)
 
     def _read_each(
         self, runs: Sequence[FoundRun], read: Callable[[FoundRun], object]
@@ -217,20 +182,17 @@ class RunBrowser(ipw.VBox):
         return found
 
     def _draw_curves(self, runs: Sequence[FoundRun]) -> None:
-        by_time = self.x.value == "time"
-        column, form = ("seconds", duration) if by_time else ("images_seen", "{:,.0f}".format)
+        column, label, form = "images_seen", "images", "{:,.0f}".format
+        if self.x.value == "time":
+            column, label, form = "seconds", "time", duration
         found = self._read_each(runs, lambda run: (self.table.color(run.name), history(run.folder)))
-        charts = []
+        found = {name: (color, table) for name, (color, table) in found.items() if len(table)}
+        end = max((table[column].iloc[-1] for _, table in found.values()), default=0)
+        self.charts = []
         for title, name in (("weighted loss", "loss"), ("squared error of x0", "mse")):
-            series = {
-                label: Series(color, list(table[column]), list(table[name]))
-                for label, (color, table) in found.items()
-                if len(table)
-            }
-            charts.append(line_chart(title, "time" if by_time else "images seen", series, form))
-        swatch = '<span style="color: {}">■</span> {} &nbsp;'
-        keys = [swatch.format(color, html.escape(label)) for label, (color, _) in found.items()]
-        self.curves.value = f'{"".join(keys)}<div class="tract-row">{"".join(charts)}</div>'
+            lines = {n: Line(color, t[column], t[name]) for n, (color, t) in found.items()}
+            self.charts += [Chart(title, label, end, form, lines)] if lines else []
+        self.curves.value = f'<div class="tract-row">{"".join(map(svg, self.charts))}</div>'
 
     def _draw_samples(self, runs: Sequence[FoundRun]) -> None:
         self.samples.show(runs)
@@ -249,31 +211,16 @@ class RunBrowser(ipw.VBox):
     def _draw_watch(self, runs: Sequence[FoundRun]) -> None:
         for panel in self.watched.children:
             close(panel)
-        panels = [Panel(lambda f=run.folder: [f], lambda f=run.folder: launch([f])) for run in runs]
-        self.watched.children = panels[:2]
+        self.watched.children = [panel_of(run.folder) for run in runs[:2]]
 
     def picture(self) -> bytes:
         """The table and the curves as a PNG."""
         lines = self.table.lines()
         lines = lines if len(lines) <= 13 else [*lines[:12], f"... {len(lines) - 12} more"]
-        figure, axes = new_figure(1, 1, (9, 0.17 * len(lines) + 0.1))
-        axes[0, 0].axis("off")
-        style = {"family": "monospace", "fontsize": 7, "va": "top"}
-        axes[0, 0].text(0, 1, "\n".join(lines), transform=axes[0, 0].transAxes, **style)
-        runs = [run for run in self._selected() if run.state != DAMAGED]
-        histories = self._read_each(runs, lambda run: history(run.folder))
-        curves = png(loss_curves(histories), dpi=120) if histories else b""
-        return stacked([png(figure, dpi=120), curves])
+        parts = [text_figure(lines), *([figure(self.charts)] if self.charts else [])]
+        return stacked([png(part, dpi=120) for part in parts])
 
 
 def _resumable(run: FoundRun) -> bool:
     ended = run.state not in (FINISHED, DAMAGED) and not run.status.active
     return ended and (run.folder / JOB).is_file()
-
-
-def _html() -> ipw.HTML:
-    """HTML in which tables look as everywhere in JupyterLab."""
-    page = ipw.HTML(layout={"width": "99%"})
-    page.add_class("jp-RenderedHTMLCommon")
-    page.add_class("tract-page")
-    return page

@@ -4,24 +4,19 @@ import html
 from collections.abc import Sequence
 from functools import lru_cache
 
-import ipywidgets as ipw
+import ipywidgets as w
 from torch import Tensor
 
 from tract.base.compute import device
 from tract.denoiser import Denoise, clamped
-from tract.experiments.catalogue import (
-    MODEL,
-    find_runs,
-    labels_of,
-    samples_of,
-    students_of,
-)
+from tract.experiments.catalogue import MODEL, find_runs, labels_of, samples_of, students_of
 from tract.experiments.experiment import TEACHER, Experiment
 from tract.experiments.status import FINISHED
+from tract.lab.live import WRAP
 from tract.lab.perfect_student import PerfectStudent, shared_rounds
 from tract.lab.plots import captioned_rows, paths, png
 from tract.lab.schedule import schedule_picture
-from tract.lab.show import show
+from tract.lab.show import image, show, style_sheet, text
 from tract.levels import Level, broadcast
 from tract.methods import METHODS
 from tract.metrics.distances import rmse
@@ -39,10 +34,10 @@ def explore_schedule(teacher: Denoise, levels: Level, eps: Tensor, data: Tensor)
     teacher: of points, and cheap to ask. eps (B, 2): noise to walk from. data (N, 2): drawn behind.
     """
     explorer = ScheduleExplorer(teacher, levels, eps, data)
-    show(explorer, explorer.map.value)
+    show(explorer, explorer.map)
 
 
-class ScheduleExplorer(ipw.VBox):
+class ScheduleExplorer(w.VBox):
     """Phases, their groups, and a perfect student's walk beside its teacher's and the exact one."""
 
     def __init__(self, teacher: Denoise, levels: Level, eps: Tensor, data: Tensor):
@@ -50,20 +45,17 @@ class ScheduleExplorer(ipw.VBox):
         self.exact = _walk(teacher, eps, levels, levels.num_steps, solver=heun_x0)
         divisors = [n for n in range(1, levels.num_steps) if levels.num_steps % n == 0]
         middle = min(divisors, key=lambda n: abs(n * n - levels.num_steps))
-        self.method = ipw.ToggleButtons(options=list(METHODS), value="TRACT")
+        self.method = w.ToggleButtons(options=list(METHODS), value="TRACT")
         self.between = _slider("Between", ["none", *divisors[:0:-1]], middle)
         self.end = _slider("Steps", divisors[:4], 1)
         self.rounds = _slider("Rounds", [0, *divisors, levels.num_steps], 2 * middle)
-        self.said = ipw.HTML(layout={"height": "32px"})
-        self.map = ipw.Image(layout={"width": "900px", "height": "325px"})
-        self.groups = ipw.Image(layout={"width": "900px", "height": "410px"})
-        self.groups.layout.object_fit = "contain"
-        self.groups.layout.object_position = "left top"
+        self.said, self.pictures = w.HTML(layout={"min_height": "32px"}), w.HTML()
         self._map, self._groups = lru_cache(self._draw_map), lru_cache(self._draw_groups)
         for widget in (self.method, self.between, self.end, self.rounds):
             widget.observe(lambda _: self.draw(), "value")
-        sliders = ipw.HBox([self.between, self.end, self.rounds])
-        super().__init__([self.method, sliders, self.said, self.map, self.groups])
+        sliders = w.HBox([self.between, self.end, self.rounds], layout=WRAP)
+        super().__init__([style_sheet(), self.method, sliders, self.said, self.pictures])
+        self.add_class("tract")
         self.draw()
 
     @property
@@ -78,12 +70,14 @@ class ScheduleExplorer(ipw.VBox):
         try:
             phases = parse_schedule(self.step_schedule)
         except ValueError as error:
-            self.said.value = f'<span style="color: #c00">{html.escape(str(error))}</span>'
+            self.said.value = text(str(error), "bad")
             return
         rounds = shared_rounds(self.rounds.value, len(phases))
         self.said.value = _told(phases, rounds)
-        self.map.value = self._map(tuple(phases), tuple(rounds))
-        self.groups.value = self._groups(tuple(phases[-3:]), METHODS[self.method.value].self_taught)
+        self.map = self._map(tuple(phases), tuple(rounds))
+        groups = self._groups(tuple(phases[-3:]), METHODS[self.method.value].self_taught)
+        walks = image(self.map, "Walks of teacher, student and the exact flow")
+        self.pictures.value = walks + image(groups, f"Groups of {self.step_schedule}")
 
     def _draw_map(self, phases: tuple[Phase, ...], rounds: tuple[int, ...]) -> bytes:
         walk = PerfectStudent(self.teacher, self.levels, phases, rounds).walk(self.eps)
@@ -111,35 +105,32 @@ def explore_noise(experiment: Experiment, most_steps: int = 4) -> None:
     FileNotFoundError without a finished teacher.
     """
     explorer = NoiseExplorer(experiment, most_steps)
-    show(explorer, explorer.picture.value)
+    show(explorer, explorer.png)
 
 
-class NoiseExplorer(ipw.VBox):
+class NoiseExplorer(w.VBox):
     """One noise: the teacher's walk from it to data, and what few steps make of it."""
 
     def __init__(self, experiment: Experiment, most_steps: int = 4):
         self.problems: list[str] = []
         self.noisy, self.guessed = _teachers_walk(experiment)
         self.landed = self._landings(experiment, most_steps)
-        self.noise = ipw.IntSlider(0, 0, NOISES - 1, description="Noise")
-        self.picture = ipw.Image(layout={"width": "860px", "height": "600px"})
-        self.picture.layout.object_fit = "contain"
-        said = ipw.HTML("<br>".join(map(html.escape, self.problems)))
-        super().__init__([self.noise, self.picture, said])
+        self.noise = w.IntSlider(0, 0, NOISES - 1, description="Noise")
+        self.picture = w.HTML()
+        said = w.HTML("<br>".join(map(html.escape, self.problems)))
+        super().__init__([style_sheet(), self.noise, self.picture, said])
+        self.add_class("tract")
         self.noise.observe(lambda _: self.draw(), "value")
         self.draw()
 
     def draw(self) -> None:
         """Draw the noise that the slider is at."""
         rows = {"teacher's walk": self.noisy, "its x0 there": self.guessed, **self.landed}
-        self.picture.value = png(
-            captioned_rows(
-                {
-                    label: {caption: x[self.noise.value] for caption, x in images.items()}
-                    for label, images in rows.items()
-                }
-            )
-        )
+        index = self.noise.value
+        chosen = {row: {name: x[index] for name, x in found.items()} for row, found in rows.items()}
+        self.png = png(captioned_rows(chosen))
+        alt = f"Noise {index}: the teacher's walk, and samples in {', '.join(self.landed)}"
+        self.picture.value = image(self.png, alt, "samples")
 
     def _landings(self, experiment: Experiment, most_steps: int) -> dict[str, dict[str, Tensor]]:
         """Samples by model, by number of steps; what cannot be read is kept to be said."""
@@ -181,8 +172,8 @@ def _walk(denoise: Denoise, eps: Tensor, levels: Level, steps: int, **options) -
     return [x for _, x in trajectory(denoise, eps, levels, steps, **options)]
 
 
-def _slider(name: str, options: Sequence[int | str], value: int) -> ipw.SelectionSlider:
-    return ipw.SelectionSlider(
+def _slider(name: str, options: Sequence[int | str], value: int) -> w.SelectionSlider:
+    return w.SelectionSlider(
         options=options, value=value, description=name, layout={"width": "300px"}
     )
 

@@ -11,7 +11,7 @@ from tract.base.yaml_files import read_yaml
 from tract.denoiser import SCALINGS
 from tract.jobs.parameters import line
 from tract.jobs.plan import split
-from tract.lab.live import close
+from tract.lab.live import WRAP, close
 from tract.levels import NOISE_SCHEDULES
 from tract.losses import WEIGHTS
 from tract.methods import METHODS
@@ -29,71 +29,51 @@ CHOICES = {
     "student_prediction": (("", *SCALINGS), "prediction that takes over at equal steps"),
 }
 NUMBERS = {
-    "train_images": (int, "to train on, over all phases"),
-    "batch_size": (int, "images per optimizer step"),
-    "learning_rate": (float, "of Adam"),
-    "self_ema": (float, "mu_S, the decay of the self-teacher"),
-    "ema_residual": (float, "share of a phase's start left in its result, the average"),
-    "seed": (int, "of batches and noise"),
+    "train_images": "to train on, over all phases",
+    "batch_size": "images per optimizer step",
+    "learning_rate": "of Adam",
+    "self_ema": "mu_S, the decay of the self-teacher",
+    "ema_residual": "share of a phase's start left in its result, the average",
+    "seed": "of batches and noise",
 }
+WHOLE = ("train_images", "batch_size", "seed")
 STUDENT = ("student_network", "student_prediction")  # shown where steps stay equal
 
 
 def make_fields() -> dict[str, w.Widget]:
     """A widget for each setting, by name."""
     made = {n: w.Dropdown(options=list(o), tooltip=h) for n, (o, h) in CHOICES.items()}
-    made |= {n: w.Text(continuous_update=False, tooltip=h) for n, (_, h) in NUMBERS.items()}
-    for name, widget in made.items():
-        widget.description, widget.layout.width = name, "240px"
-        widget.style.description_width = "118px"
-    return made
+    made |= {n: w.Text(continuous_update=False, tooltip=h) for n, h in NUMBERS.items()}
+    return {name: labelled(widget, name, "240px") for name, widget in made.items()}
+
+
+def labelled(widget: w.Widget, name: str, width: str) -> w.Widget:
+    """A widget with its name before it, no wider than its place."""
+    widget.description, widget.style.description_width = name, "118px"
+    widget.layout.width, widget.layout.max_width = width, "98%"
+    return widget
 
 
 def number_of(name: str, text: str) -> int | float:
-    """A number as typed, such as 2e4; ValueError for what could be read in two ways, or in none."""
-    kind = NUMBERS[name][0]
-    if "," in text:
-        raise ValueError(f"{name} is {text!r}: write no comma, but 0.001 or 20000")
+    """A number as typed, such as 2e4; ValueError for what is none."""
     try:
-        value = float(text.replace(" ", "").replace("_", ""))
+        value = float(text)
     except ValueError as error:
         raise ValueError(f"{name} is {text!r}: use a number, such as 0.001 or 2e4") from error
-    if kind is float:
-        return value
-    if value != int(value):
-        raise ValueError(f"{name} is {text!r}: use a whole number")
-    return int(value)
+    return int(value) if name in WHOLE and value.is_integer() else value
 
 
 def schedule_of(text: str) -> list:
-    """A schedule as a list, as 1024>32>1 or as 1024,32,1; growing grids as 4<8<16>1."""
-    if re.fullmatch(r"[\d\s<>,]+", text):
-        entries = [
-            [int(grid) for grid in entry.split("<")]
-            for entry in re.split("[>,]", text.strip(" ,>"))
-        ]
-        return [entry if len(entry) > 1 else entry[0] for entry in entries]
-    schedule = read_yaml(text, "step_schedule")
-    if not isinstance(schedule, list):
+    """A schedule written as 1024>32>1, as 1024,32,1 or as a list; growing grids as 4<8<16>1."""
+    grown = re.sub(r"\d+(\s*<\s*\d+)+", lambda found: f"[{found[0].replace('<', ',')}]", text)
+    listed = grown.replace(">", ",")
+    schedule = read_yaml(
+        listed if text.lstrip().startswith("[") else f"[{listed}]", "step_schedule"
+    )
+    entries = schedule if isinstance(schedule, list) else []
+    if not entries or not all(isinstance(entry, int | list) for entry in entries):
         raise ValueError(f"step_schedule is {text!r}: use steps such as 1024>32>1 or [1024, 32, 1]")
-    return schedule
-
-
-def seeds_of(text: str) -> list[int]:
-    """Seeds such as 0, 1, 2; empty for an empty text."""
-    if not re.fullmatch(r"[\d\s,]*", text):
-        raise ValueError(f"seeds are {text!r}: use whole numbers, such as 0, 1, 2")
-    return [int(seed) for seed in re.split(r"[\s,]+", text.strip(" ,")) if seed]
-
-
-def boundary(schedule: Sequence, index: int) -> list[int]:
-    """Steps that the entry at an index can be moved to, with groups that still line up."""
-    before = schedule[index - 1]
-    before = before[0] if isinstance(before, list | tuple) else before
-    after = schedule[index + 1] if index + 1 < len(schedule) else 1
-    last = index + 1 == len(schedule)
-    fitting = [n for n in range(after + (not last), before) if before % n == 0 == n % after]
-    return sorted({*fitting, schedule[index]}, reverse=True)
+    return entries
 
 
 def copyable(text: str) -> str:
@@ -111,15 +91,12 @@ class ScheduleFields(w.VBox):
 
     def __init__(self, say: Callable[[str], None]):
         self._say, self._quiet = say, False
-        self.text = w.Text(description="step_schedule", continuous_update=False)
-        self.text.layout.width, self.text.layout.max_width = "460px", "98%"
-        self.text.style.description_width = "118px"
+        self.text = labelled(w.Text(continuous_update=False), "step_schedule", "460px")
         self.add, self.halve = w.Button(description="Add phase"), w.Button(description="Halving")
         self.add.on_click(self._add_phase)
         self.halve.on_click(self._halve)
         self.entries = w.VBox()
-        row = w.HBox([self.text, self.add, self.halve], layout={"flex_flow": "row wrap"})
-        super().__init__([row, self.entries])
+        super().__init__([w.HBox([self.text, self.add, self.halve], layout=WRAP), self.entries])
 
     @property
     def schedule(self) -> list:
@@ -131,29 +108,24 @@ class ScheduleFields(w.VBox):
         schedule = self.schedule
         phases = parse_schedule(schedule) if len(schedule) > 1 else []
         self.add.disabled = bool(phases) and split(phases) is None
-        count = len(schedule) - 1
-        rows = list(self.entries.children[:count])
-        rows += [self._entry(index) for index in range(len(rows) + 1, count + 1)]
-        for row in self.entries.children[count:]:
+        rows, count = list(self.entries.children), len(schedule) - 1
+        for row in rows[count:]:
             close(row)
+        rows = rows[:count] + [self._entry(index + 1) for index in range(len(rows), count)]
         self._quiet = True
         for index, row in enumerate(rows, 1):
-            row.children[0].options = boundary(schedule, index)
+            row.children[0].options = _fitting(schedule, index)
             row.children[0].value = schedule[index]
         self._quiet = False
         self.entries.children = rows
 
     def _entry(self, index: int) -> w.HBox:
-        slider = w.SelectionSlider(
-            options=[1], description=f"Phase {index} ends at", continuous_update=False
-        )
-        slider.layout.width, slider.layout.max_width = "420px", "98%"
-        slider.style.description_width = "118px"
+        slider = w.SelectionSlider(options=[1], continuous_update=False)
         slider.observe(lambda change: self._move(index, [change.new]), "value")
         remove = w.Button(description="Remove", tooltip=f"Remove phase {index}")
         remove.layout.width = "80px"
         remove.on_click(lambda button: self._move(index, []))
-        return w.HBox([slider, remove], layout={"flex_flow": "row wrap"})
+        return w.HBox([labelled(slider, f"Phase {index} ends at", "420px"), remove], layout=WRAP)
 
     def _move(self, index: int, entry: list[int]) -> None:
         """Put another entry in the place of one, or none."""
@@ -161,19 +133,26 @@ class ScheduleFields(w.VBox):
             schedule = self.schedule
             self.text.value = line([*schedule[:index], *entry, *schedule[index + 1 :]])
 
-    def _add_phase(self, button=None) -> None:
+    def _add_phase(self, button) -> None:
         """Split the phase with the longest groups in two; a grid alone gets one phase to 1 step."""
         with suppress(ValueError):
             schedule = self.schedule
-            index, steps = 0, 1
-            if len(schedule) > 1:
-                index, steps = split(parse_schedule(schedule))
+            index, steps = split(parse_schedule(schedule)) if len(schedule) > 1 else (0, 1)
             self.text.value = line([*schedule[: index + 1], steps, *schedule[index + 1 :]])
 
-    def _halve(self, button=None) -> None:
+    def _halve(self, button) -> None:
         """Take BTD's schedule from the teacher's grid to the last entry."""
         try:
             schedule = self.schedule
             self.text.value = line(halving_schedule(first_grid(schedule), schedule[-1]))
         except (ValueError, TypeError, IndexError) as error:
             self._say(str(error))
+
+
+def _fitting(schedule: Sequence, index: int) -> list[int]:
+    """Steps that the entry at an index can be moved to, with groups that still line up."""
+    before = first_grid(schedule[index - 1 :])
+    after = schedule[index + 1] if index + 1 < len(schedule) else 1
+    last = index + 1 == len(schedule)
+    fitting = [n for n in range(after + (not last), before) if before % n == 0 == n % after]
+    return sorted({*fitting, schedule[index]}, reverse=True)

@@ -1,12 +1,15 @@
-"""Detect a front end with somebody to click, poll in the background, close old widgets."""
+"""Widgets that a timer keeps up to date where somebody is there to click, and else a picture."""
 
 import threading
-from collections.abc import Callable, Hashable
+from collections.abc import Hashable, Sequence
+from typing import ClassVar
 
+import ipywidgets as w
 from IPython import get_ipython
-from ipywidgets import Widget
 
-_shown: dict[Hashable, Widget] = {}  # widgets by what they show
+from tract.lab.show import picture_of, show, style_sheet
+
+WRAP = {"flex_flow": "row wrap", "width": "100%"}  # layout of rows that may not fit
 
 
 def somebody_clicks() -> bool:
@@ -18,31 +21,52 @@ def somebody_clicks() -> bool:
     return kernel is not None and bool(kernel.get_parent().get("content", {}).get("allow_stdin"))
 
 
-def poll(act: Callable[[], bool], seconds: float) -> threading.Event:
-    """Call a function in a thread, again and again until it returns False; the event ends it."""
-    ended = threading.Event()
+class LiveBox(w.VBox):
+    """Widgets that are refreshed by `tick` every few seconds; `ended` when there is no more to do.
 
-    def repeat() -> None:
-        while act() and not ended.wait(seconds):
-            pass
+    key: what they show; a cell that is executed again replaces its widgets. Subclasses have
+    `picture`, as a PNG, and `say`, which is told what cannot be read.
+    """
 
-    threading.Thread(target=repeat, daemon=True).start()
-    return ended
+    SECONDS: ClassVar[float] = 1.0
+    shown: ClassVar[dict[Hashable, "LiveBox"]] = {}
+    ended = False
+
+    def __init__(self, key: Hashable, children: Sequence[w.Widget]):
+        super().__init__([style_sheet(), *children], layout={"max_width": "100%"})
+        self.add_class("tract")
+        self._key, self._closed = (type(self), key), threading.Event()
+        self.lock = threading.RLock()  # a click and the timer may both refresh
+
+    def show(self) -> None:
+        """Display the widgets, or their picture where nobody can click or nothing will change."""
+        live = somebody_clicks() and not self.ended
+        handle = show(self, self.picture(), live=live)
+        if live:
+            if earlier := self.shown.pop(self._key, None):
+                close(earlier)
+            self.shown[self._key] = self
+            threading.Thread(target=self._live, args=[handle], daemon=True).start()
+
+    def _live(self, handle) -> None:
+        while not (self._closed.wait(self.SECONDS) or self.ended):
+            try:
+                self.tick()
+            except (OSError, ValueError, KeyError) as error:  # of a file that somebody damaged
+                self.say(f"cannot be read: {error}")
+        if self.ended and not self._closed.is_set():
+            handle.update(picture_of(self, self.picture()), raw=True)
+
+    def close(self) -> None:
+        self._closed.set()
+        super().close()
 
 
-def replace_earlier(key: Hashable, widget: Widget) -> None:
-    """Close what an earlier execution of a cell showed for this key, and remember the new one."""
-    earlier = _shown.get(key)
-    _shown[key] = widget
-    if earlier is not None:
-        close(earlier)
-
-
-def close(widget: Widget) -> None:
+def close(widget: w.Widget) -> None:
     """Close a widget with its children, layouts and styles, none of which closes the others."""
     for child in getattr(widget, "children", ()):
         close(child)
     for part in (getattr(widget, "layout", None), getattr(widget, "style", None)):
-        if isinstance(part, Widget):
+        if isinstance(part, w.Widget):
             part.close()
     widget.close()

@@ -12,16 +12,14 @@ import ipywidgets as w
 
 from tract.base.compute import device
 from tract.denoiser import Denoiser
-from tract.experiments.job import JOB, Task, launch
-from tract.experiments.status import FINISHED, NEW, RUNNING, read_status, request_stop
-from tract.lab.live import poll, replace_earlier, somebody_clicks
+from tract.experiments.job import JOB, Task, launch, stand_by
+from tract.experiments.status import FINISHED, NEW, read_status, request_stop
+from tract.lab.live import WRAP, LiveBox, close, somebody_clicks
 from tract.lab.plots import stacked
-from tract.lab.show import show, show_picture, style_sheet, text
+from tract.lab.show import text
 from tract.lab.view import RunView
 from tract.networks.weights import load_model
 from tract.settings import Training
-
-POLL_SECONDS = 0.5
 
 
 class NotFinished(RuntimeError):
@@ -92,7 +90,7 @@ def train(tasks: Sequence[Task], editor=None) -> Trainings:
     panel = Panel(trainings.folders, trainings.start)
     if editor is not None:
         editor.on_start(panel.start_clicked)
-    panel.show(live)
+    panel.show()
     return trainings
 
 
@@ -101,134 +99,94 @@ def watch(folder: str | Path) -> None:
     folder = Path(folder)
     if not folder.is_dir():
         raise FileNotFoundError(f"no run directory {folder}: correct the path")
-    Panel(lambda: [folder], lambda: launch([folder])).show(somebody_clicks())
+    panel_of(folder).show()
 
 
-class Panel(w.VBox):
-    """Views of some run directories, of which one is shown, with buttons for all.
+def panel_of(folder: Path) -> "Panel":
+    """The panel of a run directory, from which it can be resumed."""
+    return Panel(lambda: [folder], lambda: launch([folder]))
+
+
+class Panel(LiveBox):
+    """Views of some run directories, one in front, with buttons for all.
 
     folders: they may change as long as nothing is trained. start: launches what is not finished.
     """
 
+    SECONDS = 0.5
+
     def __init__(self, folders: Callable[[], Sequence[Path]], start: Callable[[], None]):
         self._folders, self._start = folders, start
-        self._handle = self._timer = None
-        self._followed = True  # the run under way is shown, until another one is chosen
+        self._front: int | None = None  # the run under way when it was last looked at
         self.start = w.Button(description="Start", button_style="success")
         self.stop = w.Button(description="Stop", tooltip="Save after this step, and end")
         self.start.on_click(self.start_clicked)
         self.stop.on_click(self._stop_clicked)
-        self.choice = w.Dropdown(description="Run", layout={"max_width": "98%"})
-        self.choice.observe(self._choose, "value")
-        self.said, self.problem = w.HTML(), w.HTML()
-        self.view: RunView | None = None
-        buttons = w.HBox(
-            [self.start, self.stop, self.said, self.problem], layout={"flex_flow": "row wrap"}
-        )
-        super().__init__([style_sheet(), buttons, self.choice])
-        self.layout.max_width, self.layout.overflow = "100%", "hidden"
-        self.add_class("tract")
-        self._take(list(folders()))
+        self.problem, self.views = w.HTML(), w.Tab()
+        buttons = w.HBox([self.start, self.stop, self.problem], layout=WRAP)
+        super().__init__(tuple(folders()), [buttons, self.views])
         self.refresh()
 
-    def show(self, live: bool) -> None:
-        """Display the panel while there is something to watch or to start, else its picture."""
-        if not live or self.finished:
-            show_picture(self, self.picture(), None)
-            return
-        replace_earlier(("panel", *map(str, self._shown)), self)
-        self._handle = show(self, self.picture())
-        self._timer = poll(self._tick, POLL_SECONDS)
-
     @property
-    def finished(self) -> bool:
-        return all(read_status(folder).state == FINISHED for folder in self._shown)
-
-    def close(self) -> None:
-        if self._timer is not None:
-            self._timer.set()
-        super().close()
+    def ended(self) -> bool:
+        return all(view.status.state == FINISHED for view in self.views.children)
 
     def picture(self) -> bytes:
         """All runs' pictures below each other."""
-        return stacked([view.picture() for view in self._views()])
+        return stacked([view.picture() for view in self.views.children])
+
+    def say(self, problem: str) -> None:
+        self.problem.value = text(problem, "bad")
+
+    def tick(self) -> None:
+        """Refresh; and have a process ready while there is something to start."""
+        self.refresh()
+        if not self.start.disabled:
+            stand_by()
 
     def refresh(self) -> None:
-        """Show what is new in the run that is shown, and what can be clicked."""
-        statuses = [read_status(folder) for folder in self._shown]
-        active = [i for i, status in enumerate(statuses) if status.active]
-        begun = any(status.state != NEW for status in statuses)
-        if active and self._followed:
-            self._point(min(active, key=lambda i: statuses[i].state != RUNNING))
-        self.view.refresh()
-        done = sum(status.state == FINISHED for status in statuses)
-        resumable = all((f / JOB).is_file() for f in self._shown) or not begun
-        self.stop.disabled = not active or self.stop.description == "Stopping"
-        if not active:
-            self.stop.description = "Stop"
-        self.start.disabled = bool(active) or done == len(statuses) or not resumable
-        ready = "Finished" if done == len(statuses) else "Resume" if begun else "Start"
-        self.start.description = "Running" if active else ready
-        if len(statuses) > 1:
-            self.said.value = f"{done} of {len(statuses)} runs finished"
-
-    def _tick(self) -> bool:
-        """Refresh, from the timer; the last time when all is finished, in a picture that stays."""
-        try:
-            self._follow_editor()
-            self.refresh()
-            if self.finished:
-                show_picture(self, self.picture(), self._handle)
-        except (OSError, ValueError, KeyError) as error:  # of a file that somebody damaged
-            self.problem.value = text(f"cannot be read: {error}", "bad")
-        return not self.finished
-
-    def _follow_editor(self) -> None:
-        with suppress(ValueError):  # of an editor with something impossible
-            folders = list(self._folders())
-            if folders != self._shown and not any(read_status(f).active for f in self._shown):
-                self._take(folders)
+        """Show what is new in all runs, and what can be clicked."""
+        with self.lock:
+            with suppress(ValueError):  # of an editor with something impossible
+                self._take(list(self._folders()))
+            views = self.views.children
+            for view in views:
+                view.refresh()
+            states = [view.status.state for view in views]
+            front = min((i for i in range(len(views)) if views[i].status.active), default=None)
+            if front is not None and front != self._front:  # then another one may be looked at
+                self.views.selected_index = front
+            self._front = front
+            begun = any(state != NEW for state in states)
+            resumable = all((view.folder / JOB).is_file() for view in views) or not begun
+            if front is None:
+                self.stop.description = "Stop"
+            self.stop.disabled = front is None or self.stop.description == "Stopping"
+            self.start.disabled = front is not None or self.ended or not resumable
+            ready = "Finished" if self.ended else "Resume" if begun else "Start"
+            self.start.description = ready if front is None else "Running"
 
     def _take(self, folders: list[Path]) -> None:
-        """Show other folders from here on."""
-        self._shown, self._kept = folders, {}
-        self.choice.layout.display = "" if len(folders) > 1 else "none"
-        self.choice.options = [(folder.name, index) for index, folder in enumerate(folders)]
-        self._point(0)
-
-    def _views(self) -> list[RunView]:
-        return [self._view(folder) for folder in self._shown]
-
-    def _view(self, folder: Path) -> RunView:
-        if folder not in self._kept:
-            self._kept[folder] = RunView(folder)
-        return self._kept[folder]
-
-    def _point(self, index: int) -> None:
-        """Show one of the runs."""
-        self.view = self._view(self._shown[index])
-        if self.view not in self.children:
-            self.children = [*self.children[:3], self.view]
-        self.choice.unobserve(self._choose, "value")
-        self.choice.value = index
-        self.choice.observe(self._choose, "value")
-
-    def _choose(self, change) -> None:
-        self._followed = False
-        self._point(change.new)
+        """Show other folders from here on, unless one of those shown is being trained."""
+        views = self.views.children
+        changed = folders != [view.folder for view in views]
+        if changed and not any(view.status.active for view in views):
+            self.views.children = [RunView(folder) for folder in folders]
+            self.views.titles = [folder.name for folder in folders]
+            self.views.selected_index = 0
+            for view in views:
+                close(view)
 
     def start_clicked(self, button=None) -> None:
         """Launch the job; say why that is not possible."""
-        self._followed, self.start.disabled, self.problem.value = True, True, ""
+        self.start.disabled, self.start.description, self.problem.value = True, "Starting", ""
         try:
-            self._take(list(self._folders()))
             self._start()
         except (ValueError, OSError, RuntimeError) as error:
-            self.problem.value = text(str(error), "bad")
+            self.say(str(error))
         self.refresh()
 
     def _stop_clicked(self, button=None) -> None:
         self.stop.description, self.stop.disabled = "Stopping", True
-        active = [folder for folder in self._shown if read_status(folder).active]
-        if active:
-            request_stop(min(active, key=lambda folder: read_status(folder).state != RUNNING))
+        if self._front is not None:
+            request_stop(self.views.children[self._front].folder)

@@ -1,6 +1,7 @@
 """What a schedule looks like and costs: its picture, its plan, another one's, and a sweep's."""
 
 import html
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import fields, replace
 
@@ -10,7 +11,8 @@ from tract.base.compute import device
 from tract.experiments.experiment import Experiment
 from tract.jobs.cost import estimate
 from tract.jobs.plan import duration, phase_plan
-from tract.lab.fields import seeds_of
+from tract.lab.fields import labelled
+from tract.lab.live import WRAP
 from tract.lab.plots import png
 from tract.lab.schedule import schedule_picture
 from tract.lab.show import image, text
@@ -20,6 +22,15 @@ from tract.settings import Distillation
 
 PANELS = 4  # that are drawn at most: of more phases the first two and the last two
 CPU_FLOP_RATE = 1e11  # that is assumed where nothing was measured, to warn of days
+
+
+def settings_of(parameters: Mapping[str, object], recipe: Distillation) -> Distillation:
+    """Settings with a notebook's parameters, with those of a recipe for others."""
+    known = {field.name for field in fields(Distillation)} & parameters.keys()
+    given = {name: parameters[name] for name in known}
+    if isinstance(given.get("solver"), list):  # notebook 04 has several, in turn
+        given["solver"] = given["solver"][0]
+    return replace(recipe, step_schedule=parameters["step_schedules"][0], **given)
 
 
 class PlanView(w.VBox):
@@ -38,14 +49,13 @@ class PlanView(w.VBox):
         self._flop_rates: dict[int, float] = {}  # by batch size, as far as they were measured
         self.png = b""
         self.picture, self.numbers, self.sweep = w.HTML(), w.HTML(), w.HTML()
-        self.other = w.Dropdown(options=["nothing", *presets], description="Compare with")
-        self.seeds = w.Text(description="Sweep seeds", placeholder="0, 1, 2")
+        self.other = labelled(w.Dropdown(options=["nothing", *presets]), "Compare with", "360px")
+        self.seeds = labelled(w.Text(placeholder="0, 1, 2"), "Sweep seeds", "360px")
         self.measure = w.Button(description="Measure time")
         for widget in (self.other, self.seeds):
-            widget.layout.width, widget.style.description_width = "360px", "100px"
             widget.observe(lambda _: changed(), "value")
         self._changed = changed
-        bar = w.HBox([self.measure, self.other, self.seeds], layout={"flex_flow": "row wrap"})
+        bar = w.HBox([self.measure, self.other, self.seeds], layout=WRAP)
         super().__init__([bar, self.numbers, self.sweep, self.picture])
 
     def measure_time(self, settings: Distillation) -> None:
@@ -89,11 +99,7 @@ class PlanView(w.VBox):
         """Show what the settings come to, and those that they are compared with."""
         both = [settings]
         if self.other.value != "nothing":
-            given = self._presets[self.other.value]
-            known = {f.name for f in fields(Distillation)} & given.keys() - {"solver"}
-            schedule = given["step_schedules"][0]
-            chosen = {name: given[name] for name in known}
-            both.append(replace(self._recipe, step_schedule=schedule, **chosen))
+            both.append(settings_of(self._presets[self.other.value], self._recipe))
         tables = [phase_plan(self._network, s, self._flop_rates.get(s.batch_size)) for s in both]
         self._count_sweep(tables, self._flop_rates.get(settings.batch_size))
         whole = dict.fromkeys(("images", "steps", "evaluations", "GFLOP"), "{:,.0f}".format)
@@ -107,11 +113,13 @@ class PlanView(w.VBox):
 
     def _count_sweep(self, tables: list, rate: float | None) -> None:
         """Say what a sweep over the seeds, of the schedules shown, would take."""
-        try:
-            seeds = seeds_of(self.seeds.value)
-        except ValueError as error:
-            self.sweep.value = text(str(error), "bad")
+        given = self.seeds.value
+        if not re.fullmatch(r"[\d\s,]*", given):
+            self.sweep.value = text(
+                f"seeds are {given!r}: use whole numbers, such as 0, 1, 2", "bad"
+            )
             return
+        seeds = re.findall(r"\d+", given)
         gflop = len(seeds) * sum(table.GFLOP.iloc[-1] for table in tables)
         time = f", {duration(1e9 * gflop / rate)}" if rate else ", time unknown: Measure time"
         runs = f"{len(seeds)} seeds of {len(tables)} schedules, {gflop:,.0f} GFLOP{time}"

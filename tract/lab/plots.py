@@ -53,8 +53,8 @@ def described(figure: mpl.figure.Figure) -> str:
 
 
 def stacked(pictures: Sequence[bytes]) -> bytes:
-    """PNGs below each other, on white; empty ones are omitted."""
-    images = [Image.open(io.BytesIO(picture)) for picture in pictures if picture]
+    """PNGs below each other, on white."""
+    images = [Image.open(io.BytesIO(picture)) for picture in pictures]
     size = max(image.width for image in images), sum(image.height for image in images)
     whole, top = Image.new("RGB", size, "white"), 0
     for image in images:
@@ -78,13 +78,30 @@ def image_rows(rows: Mapping[str, Tensor], scale: float = 0.66, most: int = 10) 
 
 def image_row(ax: Axes, images: Tensor) -> None:
     """Draw images (N, C, H, W) in [-1, 1] side by side."""
-    pixels = to_uint8(images).permute(0, 2, 3, 1).cpu().numpy()  # (N, H, W, C)
-    frame = max(1, pixels.shape[1] // 16)
-    pixels = np.pad(pixels, ((0, 0), (frame, frame), (frame, frame), (0, 0)), constant_values=255)
-    strip = np.concatenate(list(pixels), axis=1)
-    ax.imshow(strip.squeeze(), cmap="gray", vmin=0, vmax=255, interpolation="nearest")
+    ax.imshow(strip(images), cmap="gray", vmin=0, vmax=255, interpolation="nearest")
     ax.set(xticks=[], yticks=[])
     ax.spines[:].set_visible(False)
+
+
+def strip(images: Tensor, height: int = 1) -> np.ndarray:
+    """Images (N, C, H, W) in [-1, 1] side by side as pixels, white between them.
+
+    height: that each is enlarged to, in whole pixels.
+    """
+    pixels = to_uint8(images).permute(0, 2, 3, 1).cpu().numpy()  # (N, H, W, C)
+    frame, scale = max(1, pixels.shape[1] // 16), max(1, height // pixels.shape[1])
+    pixels = np.pad(pixels, ((0, 0), (frame, frame), (frame, frame), (0, 0)), constant_values=255)
+    pixels = np.concatenate(list(pixels), axis=1).squeeze()
+    return pixels.repeat(scale, 0).repeat(scale, 1)
+
+
+def text_figure(lines: Sequence[str], width: float = 9) -> Figure:
+    """Lines of text, as they stand in a table."""
+    figure, axes = new_figure(1, 1, (width, 0.17 * len(lines) + 0.1))
+    axes[0, 0].axis("off")
+    style = {"family": "monospace", "fontsize": 7, "va": "top"}
+    axes[0, 0].text(0, 1, "\n".join(lines), transform=axes[0, 0].transAxes, **style)
+    return figure
 
 
 def captioned_rows(rows: Mapping[str, Mapping[str, Tensor]], scale: float = 0.85) -> Figure:

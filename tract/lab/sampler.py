@@ -8,8 +8,8 @@ import ipywidgets as w
 from torch import Tensor
 
 from tract.experiments.catalogue import FoundRun, labels_of, samples_at
-from tract.lab.plots import image_rows, png
-from tract.lab.show import image
+from tract.lab.live import WRAP
+from tract.lab.show import sample_rows
 from tract.phases import in_steps
 
 COUNT = 12  # samples of a run
@@ -34,10 +34,9 @@ class Sampler(w.VBox):
         self.progress = w.FloatProgress(max=1.0, description="Sampling")
         self.cancel = w.Button(description="Cancel", disabled=True)
         self.images = w.HTML()
-        self._observe = lambda change: self.begin()
-        self.nfe.observe(self._observe, "value")
-        self.cancel.on_click(lambda _: self._cancelled.set())
-        bar = w.HBox([self.nfe, self.progress, self.cancel], layout={"flex_flow": "row wrap"})
+        self.nfe.observe(self._begin, "value")
+        self.cancel.on_click(lambda _: self.end())
+        bar = w.HBox([self.nfe, self.progress, self.cancel], layout=WRAP)
         super().__init__([bar, self.images])
 
     def show(self, runs: Sequence[FoundRun]) -> None:
@@ -45,25 +44,23 @@ class Sampler(w.VBox):
         self._runs = list(runs)
         grids = [run.grid_steps for run in runs] or [1]
         steps = [n for n in range(1, min(grids) + 1) if not any(grid % n for grid in grids)]
-        if tuple(steps) != self.nfe.options:
-            nfe = self.nfe.value
-            self.nfe.unobserve(self._observe, "value")
-            self.nfe.options = steps
-            self.nfe.value = nfe if nfe in steps else 1
-            self.nfe.observe(self._observe, "value")
-        self.begin()
+        nfe = self.nfe.value if self.nfe.value in steps else 1
+        self.nfe.unobserve(self._begin, "value")
+        self.nfe.options, self.nfe.value = steps, nfe
+        self.nfe.observe(self._begin, "value")
+        self._begin()
 
-    def begin(self) -> None:
-        """Sample in a thread; one that still samples ends after its step."""
+    def end(self) -> None:
+        """Cancel what is under way, which ends after its step."""
         self._cancelled.set()
+
+    def _begin(self, change=None) -> None:
+        """Sample in a thread."""
+        self.end()
         self._cancelled, self.cancel.disabled = threading.Event(), False
         given = self._runs, self.nfe.value, self._cancelled
         self.thread = threading.Thread(target=self._sample, args=given, daemon=True)
         self.thread.start()
-
-    def end(self) -> None:
-        """Cancel what is under way."""
-        self._cancelled.set()
 
     def _sample(self, runs: list[FoundRun], nfe: int, cancelled: threading.Event) -> None:
         told = 0.0
@@ -71,26 +68,22 @@ class Sampler(w.VBox):
         def progress(share: float) -> None:
             nonlocal told
             if cancelled.is_set():
-                raise Cancelled
+                raise Cancelled("sampling was cancelled")
             if time.monotonic() - told > TELL_SECONDS:
                 told = time.monotonic()
-                self.progress.value = (done + share) / len(runs)
+                self.progress.value = (len(rows) + share) / len(runs)
 
         rows: dict[str, Tensor] = {}
         labels, problems = labels_of(runs), []
-        for done, run in enumerate(runs):
+        for run in runs:
             try:
                 progress(0.0)
-                x = samples_at(run, nfe, COUNT, progress)
-                rows[f"{labels[run.name]}\n{in_steps(nfe)}"] = x
-            except Cancelled:
-                problems.append("Sampling was cancelled.")
-                break
-            except (OSError, ValueError, RuntimeError) as error:
+                label = labels[run.name].replace("\n", ", ")
+                rows[f"{label}, {in_steps(nfe)}"] = samples_at(run, nfe, COUNT, progress)
+            except (OSError, ValueError, RuntimeError, Cancelled) as error:
                 problems.append(f"{run.name}: {error}")
         if self._cancelled is not cancelled:  # others were chosen meanwhile
             return
-        alt = f"Samples in {in_steps(nfe)}: {'; '.join(rows)}"
-        self.images.value = image(png(image_rows(rows), dpi=110), alt) if rows else ""
+        self.images.value = sample_rows(rows, "From the same noise") if rows else ""
         self.progress.value, self.cancel.disabled = float(not cancelled.is_set()), True
         self._say(*problems)

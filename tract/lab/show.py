@@ -1,4 +1,4 @@
-"""Display widgets with a static picture for readers without a kernel.
+"""Display widgets with a static picture for readers without a kernel; pieces of HTML.
 
 JupyterLab shows the widget while its kernel lives; code hosts and converters show the picture. Of
 notebooks that are executed with nobody there `execute` keeps the picture alone: what a widget
@@ -7,72 +7,50 @@ knows dies with its kernel, and JupyterLab would report it missing instead.
 
 import base64
 import html
+from collections.abc import Mapping
+from importlib.resources import files
 
 from IPython import get_ipython
 from IPython.display import DisplayHandle, display
 from ipywidgets import HTML, Widget
 from matplotlib.figure import Figure
+from torch import Tensor
 
-from tract.lab.plots import png
-
-# Colours of the theme have a contrast of 4.5 and more in both; figures are white, and turned dark.
-STYLE = """<style>
-.tract img { max-width: 100%; height: auto }
-.tract .tract-row { display: flex; flex-wrap: wrap; gap: 4px }
-.tract .tract-row > * { min-width: 0; max-width: 100% }
-.tract .widget-box:not(.tract-table) { overflow: hidden }
-.tract :is(.widget-box, .widget-html, .widget-html-content) { min-width: 0; max-width: 100% }
-.tract .widget-html-content { flex: 1 1 auto }
-.tract .widget-button.mod-success { background: #2e7d32; color: white }
-.tract-bad { color: var(--jp-error-color0, #b71c1c); font-weight: bold }
-.tract-good { color: var(--jp-success-color0, #1b5e20); font-weight: bold }
-body[data-jp-theme-light="false"] .tract img.tract-figure {
-  filter: invert(0.88) hue-rotate(180deg) }
-body[data-jp-theme-light="false"] .tract-bad { color: #ff8a80 }
-body[data-jp-theme-light="false"] .tract-good { color: #81c784 }
-</style>"""
-# Sliders of ipywidgets have a label that assistive technology does not find: it is put on them.
-NAMES = """<img alt="" src="data:," style="display: none" onerror="
-const name = () => document.querySelectorAll('.tract [role=slider]:not([aria-label])').forEach(
-  handle => { const label = handle.closest('.widget-inline-hbox')?.querySelector('label');
-    if (label) handle.setAttribute('aria-label', label.textContent) });
-if (!window.tractNames) {
-  window.tractNames = new MutationObserver(name);
-  window.tractNames.observe(document.body, {childList: true, subtree: true}) }
-name()">"""
+from tract.datasets.images import png_bytes
+from tract.lab.plots import png, strip
 
 
-def show(widget: Widget, picture: Figure | bytes) -> DisplayHandle | None:
+def show(widget: Widget, picture: Figure | bytes, *, live: bool = True) -> DisplayHandle | None:
     """Display a widget, and where it cannot live a picture of it: a figure or the bytes of a PNG.
 
-    The picture is not shown beside a living widget. Plain Python, which has no display, shows
-    nothing.
+    live: False displays the picture alone. Plain Python, which has no display, shows nothing.
     """
     if get_ipython() is None:
         return None
-    bundle = widget._repr_mimebundle_() | _picture(widget, picture)
-    return display(bundle, raw=True, display_id=True)
+    bundle = widget._repr_mimebundle_() if live else {}
+    return display(bundle | picture_of(widget, picture), raw=True, display_id=True)
 
 
-def show_picture(widget: Widget, picture: Figure | bytes, instead: DisplayHandle | None) -> None:
-    """Display the picture of a widget alone, perhaps instead of what was displayed before."""
-    if instead is not None:
-        instead.update(_picture(widget, picture), raw=True)
-    elif get_ipython() is not None:
-        display(_picture(widget, picture), raw=True)
-
-
-def _picture(widget: Widget, picture: Figure | bytes) -> dict:
+def picture_of(widget: Widget, picture: Figure | bytes) -> dict:
+    """The output that shows a widget's picture."""
     content = png(picture) if isinstance(picture, Figure) else picture
     name = f"<{type(widget).__name__}>"
     return {"image/png": base64.b64encode(content).decode(), "text/plain": name}
 
 
-def image(content: bytes, alt: str, *, figure: bool = True) -> str:
-    """A PNG as HTML; a figure takes the theme's brightness, pictures stay as they are."""
-    kind = ' class="tract-figure"' if figure else ""
+def image(content: bytes, alt: str, kind: str = "figure") -> str:
+    """A PNG as HTML; a figure takes the theme's brightness, samples stay as they are."""
     data = base64.b64encode(content).decode()
-    return f'<img{kind} alt="{html.escape(alt)}" src="data:image/png;base64,{data}">'
+    return f'<img class="tract-{kind}" alt="{html.escape(alt)}" src="data:image/png;base64,{data}">'
+
+
+def sample_rows(rows: Mapping[str, Tensor], about: str) -> str:
+    """Rows of images (N, C, H, W) in [-1, 1] as HTML, each below its label."""
+    return f"<div>{html.escape(about)}</div>" + "".join(
+        f"<div>{html.escape(label)}</div>"
+        + image(png_bytes(strip(images, 48)), f"Samples: {label}. {about}", "samples")
+        for label, images in rows.items()
+    )
 
 
 def text(content: str, kind: str = "") -> str:
@@ -82,5 +60,8 @@ def text(content: str, kind: str = "") -> str:
 
 
 def style_sheet() -> HTML:
-    """The widget that brings styles, and names of sliders, along."""
-    return HTML(STYLE + NAMES, layout={"display": "none"})
+    """The widget that brings styles, and a script, along."""
+    style, script = ((files("tract.lab") / name).read_text() for name in ("lab.css", "lab.js"))
+    script = "\n".join(line for line in script.splitlines() if not line.startswith("//"))
+    run = f'<img alt="" src="data:," style="display: none" onerror="{html.escape(script)}">'
+    return HTML(f"<style>{style}</style>{run}", layout={"display": "none"})

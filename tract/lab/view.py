@@ -2,162 +2,160 @@
 
 import html
 import json
-import threading
+import math
 import time
 from pathlib import Path
 
 import ipywidgets as w
-import numpy as np
-import pandas as pd
+from torch import Tensor
 
-from tract.datasets.images import png_bytes
 from tract.experiments.card import read_card
-from tract.experiments.experiment import TEACHER
 from tract.experiments.history import HISTORY
 from tract.experiments.job import JOB
 from tract.experiments.measure import REAL, SAMPLES
-from tract.experiments.preview import PHASE_METRIC, read_preview
+from tract.experiments.names import TEACHER
+from tract.experiments.preview import PHASE_METRIC, PREVIEW, read_preview
 from tract.experiments.results import RESULTS, read_results
 from tract.experiments.status import FAILED, NEW, RUNNING, Status, read_status
 from tract.jobs.plan import duration
-from tract.lab.curves import Curves, image_strip, panels_of, text_strip
-from tract.lab.plots import stacked
-from tract.lab.show import image, text
+from tract.lab.line_chart import Chart, Line, figure, svg
+from tract.lab.plots import image_rows, png, stacked, text_figure
+from tract.lab.show import sample_rows, text
+from tract.lab.style import DATA, SELF_TEACHER, STUDENT, TEACHER_COLOUR
 from tract.metrics.features import metric_name
 from tract.networks.weights import read_tensors
 from tract.phases import in_steps
 from tract.settings import Distillation, Training
 
-MOST_SECONDS = 4.0  # between two drawings, however long one takes
-ALT = ("Weighted loss", "Squared error of x0", "Error by noise level", "Distance to the data")
+PAUSE = 2.0  # seconds between two drawings
+METRIC = "metric.jsonl"
+ACROSS = (TEACHER_COLOUR, DATA, SELF_TEACHER)  # colours of horizontal lines
 
 
 class RunView(w.VBox):
     """A view of one run directory, which may not exist yet; `refresh` reads what is new in it."""
 
     def __init__(self, folder: Path):
-        self.folder = Path(folder)
-        self.status = Status()
-        self._bar = w.FloatProgress(layout={"width": "98%"})
-        self._numbers, self._curves, self._samples = w.HTML(), w.HTML(), w.HTML()
-        self._lock = threading.Lock()  # a click and the timer may both refresh
-        self._lines = {n: _Lines(self.folder / n) for n in (HISTORY, "metric.jsonl", PHASE_METRIC)}
-        self._drawing: Curves | None = None
-        self._drawn, self._cost, self._stamp = -MOST_SECONDS, 0.0, None
-        self._pixels: list[np.ndarray] = []  # of the final picture
-        super().__init__([self._bar, self._numbers, self._curves, self._samples])
+        self.folder, self.status = Path(folder), Status()
+        self._state, self._curves, self._samples = w.HTML(), w.HTML(), w.HTML()
+        self._lines = {n: _Lines(self.folder / n) for n in (HISTORY, METRIC, PHASE_METRIC)}
+        self._charts: list[Chart] = []
+        self._rows: dict[str, Tensor] = {}  # of samples by label
+        self._stamp, self._drawn = (), -math.inf
+        super().__init__([self._state, self._curves, self._samples])
         self.refresh()
 
     def refresh(self) -> None:
-        """Show what is new; pictures as often as drawing allows, and at least every few seconds."""
-        with self._lock:
-            self.status = read_status(self.folder)
-            self._tell()
-            stamp = (
-                self.status.state,
-                self.status.step,
-                _changed(self.folder / "preview.safetensors"),
-            )
-            pause = min(MOST_SECONDS, 25 * self._cost)
-            due = time.monotonic() - self._drawn >= pause or stamp[0] != (self._stamp or stamp)[0]
-            if stamp != self._stamp and due and (self.folder / "card.json").is_file():
-                start = time.monotonic()
-                self._draw()
-                self._stamp, self._drawn = stamp, time.monotonic()
-                self._cost = self._drawn - start
+        """Show the state, and at most every PAUSE seconds what is new in curves and samples."""
+        status = self.status = read_status(self.folder)
+        steps = f'max="{max(status.num_steps, 1)}" value="{status.step}"'
+        bar = f'<progress {steps} aria-label="progress of the run"></progress>'
+        name = f"<b>{html.escape(self.folder.name)}</b>: "
+        kind = "bad" if status.state == FAILED else ""
+        self._state.value = f"{bar}<div>{name}{text(told(status), kind)}</div>"
+        preview = self.folder / PREVIEW
+        changed = preview.stat().st_mtime_ns if preview.is_file() else 0
+        stamp = status.state, status.step, changed
+        first = not self._charts or stamp[:1] != self._stamp[:1]
+        if stamp != self._stamp and (first or time.monotonic() - self._drawn > PAUSE):
+            self._draw()
+            self._stamp, self._drawn = stamp, time.monotonic()
 
     def picture(self) -> bytes:
         """The name, state, curves and samples as one PNG."""
-        with self._lock:
-            head = text_strip(f"{self.folder.name}: {told(self.status)}", 1320)
-            return stacked([png_bytes(part) for part in [head, *self._pixels]])
-
-    def _tell(self) -> None:
-        status = self.status
-        self._bar.max, self._bar.value = max(status.num_steps, 1), status.step
-        kind = "bad" if status.state == FAILED else ""
-        label = f"<b>{html.escape(self.folder.name)}</b>: "
-        self._numbers.value = label + text(told(status), kind)
+        parts = [text_figure([f"{self.folder.name}: {told(self.status)}", self._as_of()])]
+        parts += [figure(self._charts)] if self._charts else []
+        parts += [image_rows(self._rows, most=12)] if self._rows else []
+        return stacked([png(part) for part in parts])
 
     def _draw(self) -> None:
         try:
             card = read_card(self.folder / "card.json")
-        except ValueError:  # damaged: the browser says so
+        except (OSError, ValueError):  # not there yet, or damaged: the browser says so
             return
         if "settings" not in card:  # of a teacher that was not trained here
             return
         preview, about = read_preview(self.folder)
-        records = pd.DataFrame(self._lines[HISTORY].read())
-        at = _as_of(records)
-        if self._drawing is None:
-            self._drawing = _curves(card)
-        if len(records):
-            errors = (preview["places"], preview["errors"]) if preview else None
-            distances, lines = self._distances(card)
-            columns = records[["images_seen", "loss", "mse"]]
-            pixels = self._drawing.draw(columns, errors, distances, lines)
-            last = f"loss {records.loss.iloc[-1]:.3g}, as of {at}"
-            shown = zip(panels_of(pixels), ALT, strict=True)
-            images = "".join(image(png, f"{alt} of {card['method']}, {last}") for png, alt in shown)
-            said = f"<div>As of {html.escape(at)}</div>"
-            self._curves.value = f'{said}<div class="tract-row">{images}</div>'
-            self._pixels = [text_strip(f"as of {at}", 1320), pixels]
+        self._charts = self._charts_of(card, preview)
+        charts = "".join(map(svg, self._charts))
+        self._curves.value = f'{text(self._as_of())}<div class="tract-row">{charts}</div>'
         if preview:
-            self._draw_samples(preview["samples"], about)
+            self._show_samples(preview["samples"], about)
 
-    def _draw_samples(self, samples, about: dict) -> None:
-        rows, teacher = [samples], self.folder.parent / TEACHER / SAMPLES
-        caption = f"student in {in_steps(about['nfe'])}"
-        if about["own"] != about["nfe"]:
-            caption += f" (of its {about['own']})"
-        if teacher.is_file() and self.folder.name != TEACHER:
+    def _as_of(self) -> str:
+        """The step that curves end with."""
+        last = {"step": 0, "phase": ""} | dict(*self._lines[HISTORY].rows[-1:])
+        return f"As of step {last['step']:,}" + (f", phase {last['phase']}" * bool(last["phase"]))
+
+    def _charts_of(self, card: dict, preview: dict[str, Tensor]) -> list[Chart]:
+        distilled, settings = card["method"] != TEACHER, card["settings"]
+        made = Distillation(**settings) if distilled else Training(**settings)
+        grid = made.grid_steps if distilled else card["experiment"]["teacher_steps"]
+        images, phase = (n * made.batch_size for n in (made.num_steps, made.steps_per_phase))
+        rows, shown = self._lines[HISTORY].read(), {}
+        x = [row["images_seen"] for row in rows]
+        for title, name in (("weighted loss", "loss"), ("squared error of x0", "mse")):
+            shown[title] = {card["method"]: Line(STUDENT, x, [row[name] for row in rows])}
+        if distilled:
+            shown["distance to the data"] = self._distances(made)
+        axis = "images", images, "{:,.0f}".format
+        charts = [Chart(t, *axis, lines, range(phase, images, phase)) for t, lines in shown.items()]
+        if preview:
+            line = Line(STUDENT, (grid - preview["places"]).tolist(), preview["errors"].tolist())
+            axis = "level, from noise to data", grid, lambda place: f"{grid - place:,.0f}"
+            charts.insert(2, Chart("error by level", *axis, {card["method"]: line}))
+        return [chart for chart in charts if chart.drawn]
+
+    def _distances(self, settings: Distillation) -> dict[str, Line]:
+        """Distances measured on the way by label, and those of others, across."""
+        batch, last = settings.batch_size, settings.step_schedule[-1]
+        lines = {}
+        for name, dashed in ((METRIC, False), (PHASE_METRIC, True)):
+            if rows := self._lines[name].read():
+                x, y = [row["step"] * batch for row in rows], [row["metric"] for row in rows]
+                label = f"phase's {in_steps(rows[-1]['nfe'])}" if dashed else in_steps(last)
+                lines[label] = Line(STUDENT, x, y, dashed)
+        ends, others = (0, settings.num_steps * batch), _others(self.folder, last)
+        for (label, value), color in zip(others.items(), ACROSS, strict=False):
+            lines[label] = Line(color, ends, (value, value), True)
+        return lines
+
+    def _show_samples(self, samples: Tensor, about: dict) -> None:
+        """Samples of the student, below those of its teacher from the same noise."""
+        self._rows, teacher = {}, self.folder.parent / TEACHER / SAMPLES
+        taught = self.folder.name != TEACHER
+        if taught and teacher.is_file():
             by_steps = {int(n): x for n, x in read_tensors(teacher)[0].items()}
             most = max(by_steps)
-            rows.insert(0, by_steps[most][: len(samples)])
-            caption = f"above the teacher in {in_steps(most)}, below the {caption}"
+            self._rows[f"teacher, {in_steps(most)}"] = by_steps[most][: len(samples)]
+        own = f" (of its {about['own']})" if about["own"] != about["nfe"] else ""
+        who = "student" if taught else "teacher"
+        self._rows[f"{who}, {in_steps(about['nfe'])}{own}"] = samples
         where = f", phase {about['phase']}" if about["phase"] else ""
-        caption = f"From the same noise, {caption}, as of step {about['step']:,}{where}"
-        strip = image_strip(rows)
-        picture = image(png_bytes(strip), f"Samples. {caption}", figure=False)
-        self._samples.value = f"<div>{html.escape(caption)}</div>{picture}"
-        self._pixels[2:] = [text_strip(caption, 1320), strip]
-
-    def _distances(self, card: dict) -> tuple[dict, dict]:
-        """Distances measured on the way by label, and those of others that are drawn across."""
-        if card["method"] == TEACHER:
-            return {}, {}
-        batch, last = card["settings"]["batch_size"], card["settings"]["step_schedule"][-1]
-        finals, phases = (self._lines[n].read() for n in ("metric.jsonl", PHASE_METRIC))
-        found = {in_steps(last): finals}
-        if phases:
-            found[f"phase's {in_steps(phases[-1]['nfe'])}"] = phases
-        series = {
-            label: ([x["step"] * batch for x in rows], [x["metric"] for x in rows])
-            for label, rows in found.items()
-        }
-        return series, _others(self.folder, last) if finals else {}
+        said = f"From the same noise, as of step {about['step']:,}{where}"
+        self._samples.value = sample_rows(self._rows, said)
 
 
 class _Lines:
     """JSON lines of a growing file, of which only what is new is read."""
 
     def __init__(self, path: Path):
-        self._path, self._file, self._offset, self._rows = path, None, 0, []
+        self._path, self._file, self._offset, self.rows = path, None, 0, []
 
     def read(self) -> list[dict]:
         try:
             about = self._path.stat()
         except OSError:
-            return self._rows
+            return self.rows
         if about.st_ino != self._file:  # written anew, as when a run is resumed
-            self._file, self._offset, self._rows = about.st_ino, 0, []
+            self._file, self._offset, self.rows = about.st_ino, 0, []
         with self._path.open("rb") as file:
             file.seek(self._offset)
             content = file.read()
         whole = content[: content.rfind(b"\n") + 1]
         self._offset += len(whole)
-        self._rows += [json.loads(line) for line in whole.splitlines()]
-        return self._rows
+        self.rows += [json.loads(line) for line in whole.splitlines()]
+        return self.rows
 
 
 def _others(folder: Path, steps: int) -> dict[str, float]:
@@ -168,14 +166,11 @@ def _others(folder: Path, steps: int) -> dict[str, float]:
     except (OSError, ValueError):  # begun without a task, or damaged: no lines
         return {}
     table = table[table["metric"] == metric_name("fd", features)]
-    values = table.groupby(["run", "nfe"])["value"].last()
-    found = {}
-    if TEACHER in values:
-        teacher = values[TEACHER]
-        most = max(teacher.index)
-        found = {f"teacher, {in_steps(n)}": teacher[n] for n in (most, steps) if n in teacher}
+    teacher = table[table["run"] == TEACHER].groupby("nfe")["value"].last()
+    steps_shown = [n for n in (teacher.index.max(), steps) if n in teacher]
+    found = {f"teacher, {in_steps(n)}": teacher[n] for n in steps_shown}
     others = table[~table["run"].isin([TEACHER, REAL, folder.name]) & (table["nfe"] == steps)]
-    return found | ({"best other run": others["value"].min()} if len(others) else {})
+    return found | {"best other run": others["value"].min()}
 
 
 def told(status: Status) -> str:
@@ -191,25 +186,3 @@ def told(status: Status) -> str:
         if status.seconds_left is not None:
             parts.append(f"{duration(status.seconds_left)} left")
     return ", ".join(parts) + (f": {status.message}" if status.message else "")
-
-
-def _curves(card: dict) -> Curves:
-    settings = card["settings"]
-    if card["method"] == TEACHER:
-        made, grid = Training(**settings), card["experiment"]["teacher_steps"]
-        return Curves(made.num_steps * made.batch_size, [], grid)
-    made = Distillation(**settings)
-    phase = made.steps_per_phase * made.batch_size
-    ends = [phase * (i + 1) for i in range(made.num_phases - 1)]
-    return Curves(made.num_steps * made.batch_size, ends, made.grid_steps)
-
-
-def _as_of(records: pd.DataFrame) -> str:
-    if not len(records):
-        return "step 0"
-    last = records.iloc[-1]
-    return f"step {last.step:,}" + (f", phase {last.phase}" if last.phase else "")
-
-
-def _changed(path: Path) -> int:
-    return path.stat().st_mtime_ns if path.is_file() else 0
