@@ -36,7 +36,7 @@ def measured(run_dir: Path, watched: bool) -> float:
         shutil.copytree(run_dir / TEACHER, Path(folder) / TEACHER)
         experiment = open_experiment(folder)
         if not watched:
-            return seconds_a_step(experiment.distillation(settings))
+            return seconds_a_step(experiment.run(settings))
         path = Path(folder) / run_name(settings)
         panel = subprocess.Popen([sys.executable, "-c", WATCH, str(path)])
         try:

@@ -66,7 +66,7 @@ def task(tmp_path):
 
 @pytest.mark.parametrize("settings", [SETTINGS, Training(train_images=8, batch_size=4)])
 def test_errors_by_level_are_float32_in_full(task, monkeypatch, settings):
-    state, *_ = task.experiment.student_run(SETTINGS)
+    state, *_ = task.experiment.start(SETTINGS)
     seen = allow_tf32(monkeypatch, Denoiser, "forward")
     level_errors(task.experiment, settings, state)
     assert seen and not any(seen)

@@ -50,7 +50,7 @@ def test_errors_by_level_are_those_of_a_plain_loop(experiment):
         clamp="all",
         student_network="digits_small",
     )
-    state, _, _ = experiment.student_run(settings)
+    state, _, _ = experiment.start(settings)
     state.phase = 1  # of equal steps: the target is what the teacher says
     with torch.no_grad():
         for parameter in state.student.parameters():
@@ -74,7 +74,7 @@ def test_diagnostics_are_float32_in_full(whole, monkeypatch):
     experiment, student = whole
     metric = distance_to_data(experiment, SETTINGS, "pixels")
     seen = allow_tf32(monkeypatch, Denoiser, "forward")
-    state, _, _ = experiment.student_run(SETTINGS)
+    state, _, _ = experiment.start(SETTINGS)
     level_errors(experiment, SETTINGS, state)
     sample_noise(experiment, SETTINGS, student, 1, 2)
     metric(student)
@@ -82,7 +82,7 @@ def test_diagnostics_are_float32_in_full(whole, monkeypatch):
 
 
 def test_a_run_that_stops_at_a_measured_step_has_its_distance(experiment, tmp_path):
-    run = experiment.distillation(SETTINGS)
+    run = experiment.run(SETTINGS)
     run.folder = tmp_path
     watched = Preview(experiment, run, lambda *_: 2.0, metric_every=1).watch(run.records)
     next(watched)
@@ -110,7 +110,7 @@ def test_the_metric_is_the_distance_that_is_measured_at_the_end(whole):
 
 def test_a_teachers_errors_by_level_are_of_the_data(experiment):
     settings = Training(train_images=64, batch_size=4, seed=3)
-    state, _ = experiment.teacher_run("digits_small", settings)
+    state, *_ = experiment.start(settings, "digits_small")
     places, errors = level_errors(experiment, settings, state)
     assert list(places) == [2, 4, 6, 8, 10, 12, 14, 16]
     generator = generator_for("cpu", settings.seed, Stream.SAMPLES, 0)

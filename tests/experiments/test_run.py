@@ -322,7 +322,7 @@ def test_a_diverged_run_leaves_no_model(tmp_path):
 
 def test_a_network_that_could_not_be_saved_is_refused_before_it_is_trained(tmp_path):
     state = start_training(Denoiser(model().net, "edm"), SETTINGS)
-    with pytest.raises(ValueError, match="cannot be saved: make it with presets.build_denoiser"):
+    with pytest.raises(ValueError, match="cannot be saved: make it with build_denoiser"):
         complete(Run(tmp_path / "run", state, never([]), SETTINGS, CARD))
     assert not (tmp_path / "run").exists()
 
@@ -331,7 +331,7 @@ def test_a_newcomer_that_could_not_be_saved_is_refused_before_the_run(tmp_path):
     settings = Distillation(train_images=12, batch_size=4, step_schedule=(4, 2, 2, 1))
     state = start_distillation(model(), settings, Denoiser(model().net, "edm"))
     assert state.new_student is not None
-    with pytest.raises(ValueError, match="cannot be saved: make it with presets.build_denoiser"):
+    with pytest.raises(ValueError, match="cannot be saved: make it with build_denoiser"):
         complete(Run(tmp_path / "run", state, never([]), settings, CARD))
     assert not (tmp_path / "run").exists()
 

@@ -79,12 +79,12 @@ def test_a_run_is_stopped_by_one_process_broken_by_another_and_ended_by_a_single
     experiment(tmp_path / "whole").distill(SETTINGS)
     begun, saving = experiment(tmp_path / "run"), Checkpointing(steps=4)
     with pytest.raises(KeyboardInterrupt):
-        signalled(begun.distillation(SETTINGS, saving, processes=2), 5, signal.SIGTERM)
+        signalled(begun.run(SETTINGS, saving=saving, processes=2), 5, signal.SIGTERM)
     (step,) = re.findall(r"saved at step (\d+); run it again", capfd.readouterr().out)
     assert len(history(begun.folder / NAME)) == int(step) < SETTINGS.num_steps
     assert helpers() == []
     with pytest.raises(RuntimeError, match="process 1 of 2 ended with status -9.*run it again"):
-        signalled(begun.distillation(SETTINGS, saving, processes=2), 13, signal.SIGKILL)
+        signalled(begun.run(SETTINGS, saving=saving, processes=2), 13, signal.SIGKILL)
     assert f"resuming after step {step}" in capfd.readouterr().out
     assert not dist.is_initialized()
     begun.distill(SETTINGS, saving)
@@ -108,7 +108,7 @@ def test_a_process_that_cannot_prepare_ends_the_run_before_it_begins(tmp_path, m
     with ThreadPoolExecutor() as pool:
         ended = pool.submit(forked, following)
         message = "process 1 of 2: no data for digits: fetch them"
-        with pytest.raises(RuntimeError, match=message), together({"run": "digits"}, 2):
+        with pytest.raises(RuntimeError, match=message), together({"run": "digits"}, 2, ""):
             raise AssertionError("began")
         assert ended.result() == 0
 
@@ -133,8 +133,8 @@ def tasks(monkeypatch):
     """Tasks that others would have been given; nobody joins."""
     given = []
 
-    def alone(task, size):
-        given.append(json.loads(json.dumps(task)))
+    def alone(task, size, checkpoint):
+        given.append(json.loads(json.dumps(task | {"checkpoint": checkpoint, "threads": 1})))
         return nullcontext()
 
     monkeypatch.setattr(experiments, "together", alone)
@@ -158,7 +158,7 @@ def test_a_task_is_all_that_another_process_needs_to_train_the_same_teacher(tmp_
 def test_a_task_is_all_that_another_process_needs_to_go_on_from_a_checkpoint(tmp_path, tasks):
     growing = replace(SETTINGS, step_schedule=([4, 16], 1))
     begun = experiment(tmp_path / "run")
-    run = begun.distillation(growing, processes=2)
+    run = begun.run(growing, processes=2)
     with pytest.raises(KeyboardInterrupt):
         for record in run:
             run.stop.requested = record.step == 4
@@ -174,9 +174,10 @@ def test_a_task_is_all_that_another_process_needs_to_go_on_from_a_checkpoint(tmp
 
 
 def test_other_data_in_another_process_are_refused(tmp_path):
-    about = {"folder": str(tmp_path), "data_name": "digits", "compute": {}}
-    with pytest.raises(ValueError, match="the data digits are others here than in process 0"):
-        worker.prepare({"experiment": about, "threads": 1, "data_sha256": "of others"})
+    task = Experiment(tmp_path, "digits").task(Training(train_images=8, batch_size=4), "digits")
+    task["experiment"]["data_sha256"] = "of others"
+    with pytest.raises(ValueError, match="the data digits are not those that .* was begun with"):
+        worker.prepare(task | {"threads": 1})
 
 
 def test_a_number_of_processes_that_cannot_be_is_refused_before_anything_is_computed(

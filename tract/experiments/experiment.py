@@ -1,16 +1,14 @@
 """An experiment: the data, levels, teacher and students of one run directory.
 
 experiment.json    written by the first notebook, read by the others
-NAME/              one directory for each training run, see `runs`
+NAME/              one directory for each training run, see `run`
 """
 
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager
-from dataclasses import asdict, dataclass, replace
-from functools import cached_property
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field, replace
+from functools import cached_property, partial
 from pathlib import Path
 
-import torch
 from torch import Tensor
 
 from tract.base.checks import MOST_SAMPLES, check_flag, check_text, check_whole
@@ -41,7 +39,11 @@ DATA_OPTIONS = ("image_size", "grey", "flip")  # of load_data
 
 @dataclass(frozen=True)
 class Experiment:
-    """Data, levels and evaluation of all runs in one folder; everything is checked when made."""
+    """Data, levels and evaluation of all runs in one folder.
+
+    ValueError for what does not fit together. The data of one that was begun before are read, and
+    compared with data_sha256, when they are first needed.
+    """
 
     folder: Path
     data_name: str
@@ -58,6 +60,7 @@ class Experiment:
     flip: bool = False
     num_classes: int = 0  # of the networks, if they know more classes than the data have
     compute: Compute = EAGER  # how, not what: no part of the card
+    data_sha256: str = field(default="", compare=False)  # what the data were when it began
 
     def __post_init__(self):
         check_text("run_dir", str(self.folder) if isinstance(self.folder, Path) else self.folder)
@@ -68,13 +71,20 @@ class Experiment:
         check_flag("clamp", self.clamp)
         check_whole("seed", self.seed, 0)
         check_whole("num_classes", self.num_classes, 0, 2**17)
-        _ = self.data
+        if not self.data_sha256:  # a new one, of which the data may be anything
+            _ = self.data
 
     @cached_property
     def labelled(self) -> Data:
         """The data with their labels, if they have any, whether these are used or not."""
         options = {name: getattr(self, name) for name in DATA_OPTIONS}
-        data = load_data(self.data_name, self.data_dir, **options)
+        try:
+            data = load_data(self.data_name, self.data_dir, **options)
+        except FileNotFoundError as error:
+            moved = "if the data moved, execute 01_teacher with their new data_dir"
+            raise FileNotFoundError(
+                f"{error}; {moved}" if self.data_sha256 else str(error)
+            ) from error
         if self.conditional and data.labels is None:
             raise ValueError(
                 "conditional is True, but not all images lie in folders of their class: sort them, "
@@ -84,7 +94,14 @@ class Experiment:
 
     @cached_property
     def data(self) -> Data:
-        return self.labelled if self.conditional else self.labelled.unlabelled()
+        """What networks learn from; ValueError if it has changed since the experiment began."""
+        data = self.labelled if self.conditional else self.labelled.unlabelled()
+        if self.data_sha256 and data.sha256 != self.data_sha256:
+            raise ValueError(
+                f"the data {self.data_name} are not those that {self.folder} was begun with: "
+                "restore them, or begin in another run_dir"
+            )
+        return data
 
     @cached_property
     def levels(self) -> Level:
@@ -95,91 +112,92 @@ class Experiment:
         """The noise, and labels, that every model is sampled from."""
         return fixed_noise(self.data, self.num_samples, self.seed)
 
-    def _data_place(self) -> str:
-        """data_dir as seen from any folder."""
-        return str(place(self.data_dir).resolve()) if self.data_dir else ""
+    def _identity(self) -> dict:
+        """All fields as JSON, but those that tell only where and how it is computed."""
+        about = asdict(self) | {"data_sha256": self.data_sha256 or self.data.sha256}
+        return {n: v for n, v in about.items() if n not in ("folder", "data_dir", "compute")}
 
-    def as_json(self) -> dict:
-        """All of it, for another process, perhaps in another folder than a notebook's kernel."""
-        places = {"folder": str(self.folder.resolve()), "data_dir": self._data_place()}
-        return asdict(self) | places
+    def _places(self) -> dict:
+        """Folders as any process finds them."""
+        data_dir = str(place(self.data_dir).resolve()) if self.data_dir else ""
+        return {"folder": str(self.folder.resolve()), "data_dir": data_dir}
 
     def card(self) -> dict:
         """What must stay the same for two runs to be comparable."""
-        card = asdict(self)
-        del card["folder"], card["data_dir"], card["compute"]
-        for name in (*DATA_OPTIONS, "num_classes"):
-            if not card[name]:  # cards from before there were such options stay valid
-                del card[name]
-        return card | {"data_sha256": self.data.sha256}
+        # Cards from before there were these options stay valid.
+        later = (*DATA_OPTIONS, "num_classes")
+        return {n: v for n, v in self._identity().items() if v or n not in later}
 
     def begin(self) -> dict:
         """Claim the folder, and return the card; ValueError if another experiment has it."""
-        about = self.card()  # hashes all data
-        claim(self.folder / "experiment.json", about, note={"data_dir": self._data_place()})
-        return about
+        note = {"data_dir": self._places()["data_dir"]}
+        claim(self.folder / "experiment.json", self.card(), note=note)
+        return self.card()
+
+    def task(self, settings: Training, network: str = "") -> dict:
+        """A run of this experiment as JSON, for `from_task` in another process."""
+        about = self._identity() | self._places() | {"compute": asdict(self.compute)}
+        return {"experiment": about, "settings": asdict(settings), "network": network}
 
     def train_teacher(
         self,
-        network_name: str,
+        network: str,
         settings: Training,
         saving: Checkpointing | None = None,
         processes: int = 1,
     ) -> Denoiser:
-        """Train, resume or read the teacher; ValueError if the network does not fit the data.
+        """Train, resume or read the teacher, a named network."""
+        return complete(self.run(settings, network, saving, processes))
 
-        processes: how many train it together, see `team`.
-        """
-        return complete(self.training(network_name, settings, saving, processes))
+    def distill(
+        self, settings: Distillation, saving: Checkpointing | None = None, processes: int = 1
+    ) -> Denoiser:
+        """Distil the teacher, resume that, or read the finished student."""
+        return complete(self.run(settings, "", saving, processes))
 
-    def training(
+    def run(
         self,
-        network_name: str,
         settings: Training,
+        network: str = "",
         saving: Checkpointing | None = None,
         processes: int = 1,
     ) -> Run:
-        """The teacher's training, to iterate over."""
-        team = self._team(settings, processes, network_name)
-        state, records = self.teacher_run(network_name, settings)
-        card = {"experiment": self.begin(), "network": state.ema.config, "method": TEACHER}
-        folder, note = self.folder / TEACHER, self._how(processes)
+        """The training of the teacher, a named network, or its distillation, to iterate over.
+
+        processes: how many do it together, see `team`. ValueError, before anything is written, for
+        what does not fit together.
+        """
+        size, distils = team_size(processes), isinstance(settings, Distillation)
+        check_share(settings.batch_size, size)
+        state, records, about = self.start(settings, network)
+        card = {"experiment": self.card() if distils else self.begin(), **about}
+        team = partial(together, self.task(settings, network), size)
+        note = {"compute": str(self.compute), "processes": size}
+        folder = self.folder / run_name(settings)
         return Run(folder, state, records, settings, card, saving, team, note)
 
-    def teacher_run(
-        self, network_name: str, settings: Training
-    ) -> tuple[TeacherState, Iterator[Record]]:
-        """The training of a new teacher at its start: its state, and the loop over it."""
-        network = named_network(network_name)
-        if self.conditional:
-            network["options"]["num_classes"] = self.data.num_classes
-        check_fits(network, self.data)
-        state = start_training(build_denoiser(network, settings.seed).to(device()), settings)
-        return state, train_teacher(state, self.data, self.levels, settings, self.compute)
-
-    def _how(self, processes: int) -> dict:
-        """How a run is computed, which changes nothing but rounding."""
-        return {"compute": str(self.compute), "processes": team_size(processes)}
-
-    def _team(
-        self, settings: Training, processes: int, network_name: str = ""
-    ) -> Callable[[str], AbstractContextManager[None]]:
-        """Who trains along in a run, from a checkpoint; ValueError if they cannot share a batch."""
-        size = team_size(processes)
-        check_share(settings.batch_size, size)
-
-        def team(checkpoint: str) -> AbstractContextManager[None]:
-            task = {
-                "experiment": self.as_json(),
-                "data_sha256": self.data.sha256 if size > 1 else "",
-                "settings": asdict(settings),
-                "network": network_name,
-                "checkpoint": checkpoint,
-                "threads": torch.get_num_threads(),
-            }
-            return together(task, size)
-
-        return team
+    def start(
+        self, settings: Training, network: str = ""
+    ) -> tuple[TeacherState | DistillationState, Iterator[Record], dict]:
+        """A run at its start: its state, the loop over it, and what its card says of both."""
+        if not isinstance(settings, Distillation):
+            config = named_network(network)
+            if self.conditional:
+                config["options"]["num_classes"] = self.data.num_classes
+            check_fits(config, self.data)
+            state = start_training(build_denoiser(config, settings.seed).to(device()), settings)
+            records = train_teacher(state, self.data, self.levels, settings, self.compute)
+            return state, records, {"network": config, "method": TEACHER}
+        teacher, card = load_model(self.folder / TEACHER, device())
+        state = start_distillation(teacher, settings, student_for(teacher, settings))
+        records = distill(state, self.data, self.grid(settings), settings, self.compute)
+        about = {
+            "network": (state.new_student or state.ema).config,
+            "method": settings.method,
+            "teacher": card.get("settings") or card.get("source"),
+            "teacher_sha256": fingerprint(state.teacher),
+        }
+        return state, records, about
 
     def import_teacher(self, path_or_name: str) -> Denoiser:
         """Take a published teacher, as `load_teacher` finds it, for the teacher of this experiment.
@@ -218,40 +236,6 @@ class Experiment:
                 f"{teacher.teacher_steps}"
             )
 
-    def distill(
-        self, settings: Distillation, saving: Checkpointing | None = None, processes: int = 1
-    ) -> Denoiser:
-        """Distil the teacher, resume that, or read the finished student.
-
-        processes: how many do it together, see `team`.
-        """
-        return complete(self.distillation(settings, saving, processes))
-
-    def distillation(
-        self, settings: Distillation, saving: Checkpointing | None = None, processes: int = 1
-    ) -> Run:
-        """The teacher's distillation, to iterate over."""
-        team = self._team(settings, processes)
-        state, records, teacher = self.student_run(settings)
-        card = {
-            "experiment": self.card(),
-            "network": (state.new_student or state.ema).config,
-            "method": settings.method,
-            "teacher": teacher.get("settings") or teacher.get("source"),
-            "teacher_sha256": fingerprint(state.teacher),
-        }
-        folder, note = self.folder / run_name(settings), self._how(processes)
-        return Run(folder, state, records, settings, card, saving, team, note)
-
-    def student_run(
-        self, settings: Distillation
-    ) -> tuple[DistillationState, Iterator[Record], dict]:
-        """A distillation at its start: its state, the loop over it, and its teacher's card."""
-        teacher, card = load_model(self.folder / TEACHER, device())
-        state = start_distillation(teacher, settings, student_for(teacher, settings))
-        records = distill(state, self.data, self.grid(settings), settings, self.compute)
-        return state, records, card
-
     def grid(self, settings: Training) -> Level:
         """Levels that a run steps through: as many as its schedule starts with.
 
@@ -276,20 +260,19 @@ def open_experiment(folder: str | Path, compute: Compute = EAGER) -> Experiment:
         )
     card = read_card(path, whole=True)
     try:
-        sha256 = card.pop("data_sha256")
-        data_dir = card.pop("provenance")["data_dir"]
-        experiment = Experiment(Path(folder), data_dir=data_dir, compute=compute, **card)
-    except FileNotFoundError as error:
-        raise FileNotFoundError(
-            f"{error}; if the data of {path} moved, execute 01_teacher with their new data_dir"
-        ) from error
-    except (KeyError, TypeError) as error:  # an entry is missing, or is none of ours
-        raise ValueError(
-            f"{path} describes no experiment ({error}): restore it, or begin in another run_dir"
-        ) from error
-    if experiment.data.sha256 != sha256:
-        raise ValueError(
-            f"the data {experiment.data_name} changed since {path} was written: restore it, or "
-            "begin in another run_dir"
+        data_dir, sha256 = card.pop("provenance")["data_dir"], card.pop("data_sha256")
+        return Experiment(
+            Path(folder), data_dir=data_dir, compute=compute, data_sha256=sha256, **card
         )
-    return experiment
+    except (KeyError, TypeError) as error:  # an entry is missing, or not ours
+        raise ValueError(
+            f"{path} does not describe an experiment ({error}): restore it, or begin in another "
+            "run_dir"
+        ) from error
+
+
+def from_task(task: dict) -> tuple[Experiment, Training]:
+    """Experiment and settings of a run, as `Experiment.task` describes it."""
+    about, settings = task["experiment"], task["settings"]
+    kind = Distillation if "step_schedule" in settings else Training
+    return Experiment(**about | {"compute": Compute(**about["compute"])}), kind(**settings)

@@ -14,51 +14,41 @@ import pandas as pd
 from tract.base.files import write_atomically
 from tract.records import Record
 
-
-class Events:
-    """A context in which numbers are added to the events of a run that begins after a step.
-
-    What an earlier file says of later steps, which are made again, TensorBoard then leaves out.
-    OSError from `add` where they cannot be written.
-    """
-
-    def __init__(self, folder: Path, step: int):
-        from torch.utils.tensorboard import SummaryWriter  # takes long to import
-
-        self._writer = SummaryWriter(folder, purge_step=step + 1)
-
-    def __enter__(self) -> "Events":
-        return self
-
-    def add(self, step: int, **numbers: float) -> None:
-        for name, number in numbers.items():
-            self._writer.add_scalar(name, number, step)
-
-    def __exit__(self, *exception) -> None:
-        with suppress(OSError):  # of a full disk, which the history has reported
-            self._writer.close()
-
-
 HISTORY = "history.jsonl"  # name of the file in a run directory
 FIELDS = {"step": int, "num_steps": int, "images_seen": int, "loss": float, "mse": float}
 FIELDS |= {"phase": str, "seconds": int | float}
 
 
-class History(Events):
-    """A context in which the records of a run are written that goes on after a step.
+class History:
+    """A context in which the records of a run are written, from the one after a step.
 
-    A record is written when its losses have arrived, which on a CPU is at once. Those that
-    had not when a run was killed are of steps that it makes again: `mark` before a state is saved.
-    mark: of the state that the run goes on from.
+    A record is written when its losses have arrived, which on a CPU is at once. Those that had not
+    when a run was killed are of steps that it repeats: call `mark` before a state is saved. mark:
+    of the state to resume from. TensorBoard events are written beside; of later steps in an earlier
+    file, which are repeated, TensorBoard shows nothing.
     """
 
     def __init__(self, folder: Path, step: int, mark: dict | None = None):
+        from torch.utils.tensorboard import SummaryWriter  # takes long to import
+
         self._path = folder / HISTORY
         kept, seconds = recovered(self._path, step, mark)
-        super().__init__(folder, step)
+        self._events = SummaryWriter(folder, purge_step=step + 1)
         self._length, self._digest = len(kept), hashlib.sha256(kept)
         self._begun = time.monotonic() - seconds
         self._waiting: deque[tuple[Record, float]] = deque()
+
+    def __enter__(self) -> "History":
+        return self
+
+    def __exit__(self, *exception) -> None:
+        with suppress(OSError):  # of a full disk, which the history has reported
+            self._events.close()
+
+    def add(self, step: int, **numbers: float) -> None:
+        """Add numbers to the events; OSError if they cannot be written."""
+        for name, number in numbers.items():
+            self._events.add_scalar(name, number, step)
 
     def record(self, record: Record) -> None:
         """Take a record, and write all that have arrived."""

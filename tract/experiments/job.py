@@ -11,7 +11,7 @@ import sys
 import traceback
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 import torch
@@ -21,7 +21,7 @@ from tract.base.compute import use_threads
 from tract.datasets.load import load_data
 from tract.denoiser import Denoiser
 from tract.experiments.card import claim
-from tract.experiments.experiment import TEACHER, Experiment, run_name
+from tract.experiments.experiment import TEACHER, Experiment, from_task, run_name
 from tract.experiments.preview import Preview, distance_to_data
 from tract.experiments.run import Checkpointing, Run, complete
 from tract.experiments.status import (
@@ -36,7 +36,6 @@ from tract.experiments.status import (
     read_status,
     write_status,
 )
-from tract.experiments.worker import experiment_of
 from tract.settings import Distillation, Training
 
 JOB, LOG = "job.json", "job.log"
@@ -75,10 +74,7 @@ class Task:
         if self.metric_every:
             metric = distance_to_data(experiment, settings, self.features)
         how = Checkpointing(self.minutes, metric=metric, metric_every=self.metric_every)
-        if self.network:
-            run = experiment.training(self.network, settings, how, self.processes)
-        else:
-            run = experiment.distillation(settings, how, self.processes)
+        run = experiment.run(settings, self.network, how, self.processes)
         run.records = Preview(experiment, run, metric, self.metric_every).watch(run.records)
         return run
 
@@ -103,7 +99,7 @@ class Task:
         """Leave the task in its run directory, from which a job can be launched."""
         self.folder.mkdir(parents=True, exist_ok=True)
         own = {field.name: getattr(self, field.name) for field in fields(self)}
-        own |= {"experiment": self.experiment.as_json(), "settings": asdict(self.settings)}
+        own |= self.experiment.task(self.settings, self.network)
         own["threads"] = torch.get_num_threads()
         (self.folder / JOB).write_text(json.dumps(own, indent=1) + "\n")
 
@@ -112,9 +108,8 @@ def read_task(folder: Path) -> Task:
     """The task of a run directory, with as many threads as it was given."""
     about = json.loads((folder / JOB).read_text())
     use_threads(about.pop("threads"))
-    kind = Training if about["network"] else Distillation
-    experiment, settings = experiment_of(about.pop("experiment")), kind(**about.pop("settings"))
-    return Task(experiment, settings, **about)
+    experiment, settings = from_task(about)
+    return Task(**about | {"experiment": experiment, "settings": settings})
 
 
 _ready: subprocess.Popen | None = None  # waits for its runs

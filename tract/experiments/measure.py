@@ -48,7 +48,7 @@ from tract.networks.weights import (
     write_tensors,
 )
 from tract.phases import format_schedule, in_steps
-from tract.samplers import SOLVERS, Solver, ddim_x0, step_indices
+from tract.samplers import SOLVERS, step_indices
 from tract.settings import Distillation, Training
 
 SAMPLES = "samples.safetensors"
@@ -102,55 +102,40 @@ def measure(
 
     Returns the table of all runs, in its wide form. The first of the teacher's steps must be
     reference_steps: the others are compared to it. features: those of `features.extractor` in
-    which the Frechet distance to the data is measured. ValueError before any sampling for what
-    cannot be. Of the samples the first KEPT are kept; the distance to the teacher is theirs.
-    Samples of the very same weights that are there already are not made again.
+    which the Frechet distance to the data is measured. Of the samples the first KEPT are kept; the
+    distance to the teacher is theirs. Samples of the very same weights are not made again. Further
+    averages of the run, sampled at its last number of steps, are runs RUN-averageRESIDUAL in the
+    table. ValueError before any sampling for steps or features that do not exist.
     """
     levels, table = experiment.grid(settings), experiment.folder / RESULTS
     check_measuring(levels, steps, features)
     read_results(table)  # refused if it is damaged
     distances = [Distance(experiment, name) for name in features]
-    eps, labels = experiment.noise
-    folder = experiment.folder / run_name(settings)
+    folder, count = experiment.folder / run_name(settings), experiment.num_samples
     path = folder / SAMPLES
-    model = read_sha256(folder / "model.safetensors")
-    about = {"model": model, "compute": str(experiment.compute)}
+    model = folder / "model.safetensors"
+    about = {"model": read_sha256(model), "compute": str(experiment.compute)}
     before, known = read_tensors(path) if path.is_file() else ({}, about)
-    same = {int(n): x.to(eps) for n, x in before.items() if len(x) == len(eps) and known == about}
-    samples = {
-        n: same[n] if n in same else _sampled(experiment, denoiser, eps, levels, n, labels)
-        for n in steps
-    }
-    kept = {n: x[:KEPT] for n, x in samples.items()}
-    if not same.keys() >= kept.keys():
-        before = before if known == about else {}  # else of other weights
-        write_tensors(path, before | {str(n): x for n, x in kept.items()}, about)
-    reference = saved_samples(experiment, TEACHER)[experiment.reference_steps].to(eps)
-    row = run_row(experiment.folder / run_name(settings), denoiser)
-    rows = []
-    for n, x in samples.items():
+    before = before if known == about else {}  # else of other weights
+    missing = [n for n in steps if len(before.get(str(n), ())) != count]
+    made = {n: _sampled(experiment, denoiser, levels, n) for n in missing}
+    if made:
+        write_tensors(path, before | {str(n): x[:KEPT] for n, x in made.items()}, about)
+    reference = saved_samples(experiment, TEACHER)[experiment.reference_steps].to(device())
+    row, rows = run_row(folder, denoiser), []
+    for n in steps:
+        x = made[n] if n in made else before[str(n)].to(device())
         rows += _rows_of_samples(experiment, row | {"nfe": n}, x, reference, distances)
-    card = read_tensors(path.with_name("model.safetensors"))[1]
+    for residual in getattr(settings, "more_residuals", ()):
+        average = load_model(folder / average_file(residual), device())[0]
+        at = row | {"nfe": steps[-1], "run": f"{folder.name}-average{residual:g}"}
+        x = _sampled(experiment, average, levels, steps[-1])
+        rows += _rows_of_samples(experiment, at, x, reference, distances)
+    card = read_tensors(model)[1]
     if "peak_memory_mb" in card:  # of its training, on a GPU
         at = row | {"nfe": steps[0], "samples": 0}
         rows.append(at | number("peak_memory_mb", card["peak_memory_mb"]))
     return wide(append_results(table, rows))
-
-
-def measure_averages(
-    experiment: Experiment, settings: Distillation, features: Sequence[str] = ("pixels",)
-) -> None:
-    """Add rows of a run's further averages, which are runs RUN-averageRESIDUAL in the table."""
-    levels, (eps, labels) = experiment.grid(settings), experiment.noise
-    folder, nfe = experiment.folder / run_name(settings), settings.step_schedule[-1]
-    reference = saved_samples(experiment, TEACHER)[experiment.reference_steps].to(eps)
-    distances, rows = [Distance(experiment, name) for name in features], []
-    for residual in settings.more_residuals:
-        denoiser = load_model(folder / average_file(residual), device())[0]
-        x = _sampled(experiment, denoiser, eps, levels, nfe, labels)
-        at = run_row(folder, denoiser) | {"nfe": nfe, "run": f"{folder.name}-average{residual:g}"}
-        rows += _rows_of_samples(experiment, at, x, reference, distances)
-    append_results(experiment.folder / RESULTS, rows)
 
 
 def _rows_of_samples(
@@ -203,18 +188,15 @@ def measure_phases(experiment: Experiment, settings: Distillation, count: int = 
     it steps in these settings, from the same noise: what the next phase takes for the truth drifts
     away from it.
     """
-    levels, eps, labels = experiment.grid(settings), *experiment.noise
-    eps, labels = eps[:count], None if labels is None else labels[:count]
-    step = settings.solver
-    rollout = _rollout(experiment, levels, eps, labels, step)
-    folder, rows = experiment.folder / run_name(settings), []
+    levels, folder = experiment.grid(settings), experiment.folder / run_name(settings)
+    rollout, rows = _rollout(experiment, levels, count, settings.solver), []
     for phase, nfe in enumerate(settings.step_schedule[1:], 1):
         name = f"phase-{phase}" if phase < settings.num_phases else "model"
         student = load_model(folder / f"{name}.safetensors", device())[0]
-        x = _sampled(experiment, student, eps, levels, nfe, labels)
+        x = _sampled(experiment, student, levels, nfe, count)
         schedule = format_schedule(settings.step_schedule[: phase + 1])
         at = {"schedule": schedule, "nfe": nfe, "samples": len(x)}
-        about = {"steps": levels.num_steps, "solver": step}
+        about = {"steps": levels.num_steps, "solver": settings.solver}
         found = number(PER_PHASE, rmse(x, rollout), **about)
         rows.append(run_row(folder, student) | at | found)
     append_results(experiment.folder / RESULTS, rows)
@@ -260,31 +242,30 @@ def comparison(experiment: Experiment, table: pd.DataFrame, count: int) -> dict[
 def _sampled(
     experiment: Experiment,
     denoiser: Denoiser,
-    eps: Tensor,
     levels: Level,
     num_steps: int,
-    labels: Tensor | None,
-    solver: Solver = ddim_x0,
+    count: int | None = None,
+    solver: str = "ddim",
 ) -> Tensor:
-    """Samples of an experiment's denoiser, clamped and computed as the experiment says."""
+    """Samples (count, ...), by default all, from the noise and in the way of an experiment."""
+    eps, labels = experiment.noise
     options = {"clamp": experiment.clamp, "compute": experiment.compute, "batch": SAMPLED[device()]}
-    options |= {"labels": labels, "solver": solver}
-    return sample_batches(denoiser, eps, levels, num_steps, **options)
+    options |= {"labels": None if labels is None else labels[:count], "solver": SOLVERS[solver]}
+    return sample_batches(denoiser, eps[:count], levels, num_steps, **options)
 
 
-def _rollout(
-    experiment: Experiment, levels: Level, eps: Tensor, labels: Tensor | None, step: str
-) -> Tensor:
-    """The teacher's samples with all steps of a grid, made once. step: a name in SOLVERS."""
+def _rollout(experiment: Experiment, levels: Level, count: int, solver: str) -> Tensor:
+    """The teacher's samples (count, ...) with all steps of a grid, made once."""
     folder = experiment.folder / TEACHER
-    path = folder / f"rollout-{step}-{levels.num_steps}-{len(eps)}.safetensors"
+    count = min(count, experiment.num_samples)
+    path = folder / f"rollout-{solver}-{levels.num_steps}-{count}.safetensors"
     made_by = {"model": read_sha256(folder / "model.safetensors")}
     with only_writer(path.parent, path.name, wait=True):
         if not path.is_file():
-            teacher, steps = load_model(folder, device())[0], levels.num_steps
-            x = _sampled(experiment, teacher, eps, levels, steps, labels, SOLVERS[step])
+            teacher = load_model(folder, device())[0]
+            x = _sampled(experiment, teacher, levels, levels.num_steps, count, solver)
             write_tensors(path, {"samples": x}, made_by)
         tensors, card = read_tensors(path)
     if card != made_by or "samples" not in tensors:
         raise ValueError(f"{path} is of another teacher: remove it, and it is made again")
-    return tensors["samples"].to(eps)
+    return tensors["samples"].to(device())

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 
-from tract.base.checks import check_whole, is_number
+from tract.base.checks import check_positive, check_whole
 from tract.base.compute import peak_memory, use_threads
 from tract.base.files import TEMPORARY, check_new, new_folder, only_writer
 from tract.base.interrupts import Stop, interrupt_between_steps
@@ -23,11 +23,7 @@ from tract.experiments.card import claim, recorded_threads
 from tract.experiments.checkpoints import card_in, checkpoints, remove, resume, write_checkpoint
 from tract.experiments.history import History, append, trim
 from tract.experiments.status import Reporter
-from tract.networks.weights import (
-    fingerprint,
-    load_model,
-    save_model,
-)
+from tract.networks.weights import fingerprint, load_model, save_model
 from tract.optimize import StudentOutOfMemory, check_finite
 from tract.records import Record
 from tract.settings import Training
@@ -36,7 +32,7 @@ from tract.train import TeacherState
 
 @contextmanager
 def named_failures(folder: Path, settings: Training) -> Iterator[None]:
-    """Say what to do when memory, disk or numbers run out; checkpoints before are intact."""
+    """Say what to do when memory, disk or numbers run out; earlier checkpoints are intact."""
     intact = f"run {folder.name} can go on from its last checkpoint"
     try:
         yield
@@ -54,8 +50,8 @@ def named_failures(folder: Path, settings: Training) -> Iterator[None]:
         reason = error.strerror or error
         if not folder.is_dir():
             raise FileNotFoundError(
-                f"the folder {folder} of the run vanished while it went on: restore it, and "
-                "run it again from its last checkpoint"
+                f"the folder {folder} of the run vanished: restore it, and run it again from its "
+                "last checkpoint"
             ) from error
         raise OSError(error.errno, f"{reason}; {intact} once there is space") from error
 
@@ -76,8 +72,7 @@ class Checkpointing:
     metric_every: int = 0  # between measurements; 0 for none
 
     def __post_init__(self):
-        if not (is_number(self.minutes) and self.minutes > 0):
-            raise ValueError(f"minutes is {self.minutes!r}: use a number above 0")
+        check_positive("minutes", self.minutes)
         check_whole("keep", self.keep, 1)
         check_whole("steps", self.steps, 0)
         check_whole("metric_every", self.metric_every, 0)
@@ -114,7 +109,7 @@ class Run:
     def __post_init__(self):
         last = getattr(self.state, "new_student", None) or self.state.ema
         if not hasattr(last, "config"):  # found out before the run, not after it
-            raise ValueError("this denoiser cannot be saved: make it with presets.build_denoiser")
+            raise ValueError("this denoiser cannot be saved: make it with build_denoiser")
         self.folder, self.saving = Path(self.folder), self.saving or Checkpointing()
         self.card = json.loads(json.dumps({"settings": asdict(self.settings), **self.card}))
 
@@ -133,15 +128,13 @@ class Run:
         with only_writer(folder):
             for path in folder.glob(f".*{TEMPORARY}"):  # of a process killed while it wrote
                 path.unlink()
-            begun, mark = bool(checkpoints(folder)), None
+            begun = bool(checkpoints(folder))
             found = card_in(folder) if begun else None
-            if begun:  # with more or fewer threads sums would round otherwise
+            if begun:  # with another number of threads sums would round differently
                 use_threads(recorded_threads(folder / "card.json"))
             claim(folder / "card.json", self.card, binding=begun, note=self.note, found=found)
-            name = ""
             peak_memory(reset=True)
-            if begun:
-                name, mark = resume(folder, state, self.settings)
+            name, mark = resume(folder, state, self.settings) if begun else ("", None)
             at = self.settings.batch_size, state.step, self.settings.num_steps
             with Reporter(folder, *at) as reporter, self.team(name):
                 yield from self._steps(mark, reporter)
@@ -153,7 +146,8 @@ class Run:
 
     def result(self) -> Denoiser:
         """The average of a finished run, which needs its checkpoints no more."""
-        denoiser = load_model(self.folder, _device(self.state.ema))[0]
+        device = next(self.state.ema.parameters()).device
+        denoiser = load_model(self.folder, device)[0]
         remove(checkpoints(self.folder))
         return denoiser
 
@@ -208,10 +202,10 @@ def complete(run: Run) -> Denoiser:
     bar = None
     try:
         for record in run:
-            if bar is None:  # after the first step it is known where the run goes on
+            if bar is None:  # after the first step, which tells where the run resumed
                 total = run.settings.num_steps
                 bar = progress(run.folder.name, total, initial=record.step)
-            elif bar.update():  # redrawn, as seldom as that: to read a loss may be to wait
+            elif bar.update():  # redrawn, which is rare: to read a loss may be to wait
                 bar.set_postfix_str(f"{record.phase} loss {record.loss:.3g}", refresh=False)
     finally:
         if bar is not None:
@@ -266,7 +260,3 @@ def branch(folder: str | Path, new: str | Path) -> None:
         for card in copy.rglob("card.json"):
             if not (card.parent / "model.safetensors").is_file():
                 card.rename(card.with_name("branched_from.json"))
-
-
-def _device(module: torch.nn.Module) -> torch.device:
-    return next(module.parameters()).device

@@ -39,15 +39,17 @@ def team_size(processes: int) -> int:
 
 
 @contextmanager
-def together(task: dict, size: int) -> Iterator[None]:
+def together(task: dict, size: int, checkpoint: str) -> Iterator[None]:
     """While this is open, size - 1 others do the same task, given as JSON, along with the caller.
 
-    RuntimeError, which names the process, if one of them fails or ends.
+    checkpoint: name of the file to begin from; "" for the start. RuntimeError, which names the
+    process, if one of the others fails or ends.
     """
     if size == 1:
         yield
         return
     with _others(size) as (store, number, started):
+        task = task | {"checkpoint": checkpoint, "threads": torch.get_num_threads()}
         store.set(f"{number}/task", json.dumps(task))
         for rank in range(1, size):
             while not store.check([f"{number}/ready/{rank}"]):

@@ -1,6 +1,6 @@
-"""Entry point of a further process of a training, started by `team`.
+"""A further process of a training, started by `team`.
 
-`python -m tract.experiments.worker STORE SIZE RANK` is such a process, started by `team`.
+It is `python -m tract.experiments.worker STORE SIZE RANK`.
 """
 
 import sys
@@ -9,13 +9,12 @@ from functools import partial
 
 import torch.distributed as dist
 
-from tract.base.compute import Compute, use_threads
+from tract.base.compute import use_threads
 from tract.base.parallel import launched, store_of_launch
-from tract.experiments.experiment import Experiment, run_name
+from tract.experiments.experiment import from_task, run_name
 from tract.experiments.run import train_along
 from tract.experiments.team import follow
 from tract.networks.weights import load_state
-from tract.settings import Distillation, Training
 
 
 def prepare(task: dict) -> Callable[[], None]:
@@ -24,25 +23,11 @@ def prepare(task: dict) -> Callable[[], None]:
     ValueError or FileNotFoundError if files that all need are not here as they are there.
     """
     use_threads(task["threads"])
-    experiment = experiment_of(task["experiment"])
-    if experiment.data.sha256 != task["data_sha256"]:
-        raise ValueError(
-            f"the data {experiment.data_name} are others here than in process 0: use the same files"
-        )
-    if task["network"]:
-        settings = Training(**task["settings"])
-        state, records = experiment.teacher_run(task["network"], settings)
-    else:
-        settings = Distillation(**task["settings"])
-        state, records, _ = experiment.student_run(settings)
+    experiment, settings = from_task(task)
+    state, records, _ = experiment.start(settings, task["network"])
     if task["checkpoint"]:
         load_state(experiment.folder / run_name(settings) / task["checkpoint"], state)
     return partial(train_along, state, records)
-
-
-def experiment_of(about: dict) -> Experiment:
-    """The experiment that `Experiment.as_json` describes."""
-    return Experiment(**about | {"compute": Compute(**about["compute"])})
 
 
 def follow_launch() -> bool:
