@@ -9,7 +9,7 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from tract.base.compute import EAGER, Compute
+from tract.base.compute import Compute
 from tract.jobs import cost
 from tract.jobs.cost import estimate, image_flops, network_flops, passes
 from tract.networks.build import count_parameters
@@ -98,6 +98,7 @@ RUNS = {
         distillation(method="BTD", solver="heun", step_schedule=halving_schedule(4)),
         [(4, 3), (2, 3)],
     ),
+    "CT": (distillation(method="CT"), [(0, 4)] * 2),
     "Heun": (distillation(solver="heun", step_schedule=[18, 6, 1]), [(2, 4), (1, 4)]),
     "growing grids": (distillation(step_schedule=[[4, 8, 16], 2, 1]), [(1, 4)] * 2),
     "a newcomer": (
@@ -139,8 +140,8 @@ def trials(monkeypatch):
     """Trials that take 0.1 s and 10 bytes an image, beside 1000 bytes, instead of steps."""
     tried = []
 
-    def timed(config, settings, noise_schedule, phase, compute, batch, steps):
-        tried.append((phase, batch))
+    def timed(start, settings, batch, steps):
+        tried.append((start.keywords["phase"], batch))
         return 0.1 * batch, 1000, 10 * batch
 
     monkeypatch.setattr(cost, "_timed", timed)
@@ -179,10 +180,9 @@ def test_of_slow_steps_the_second_is_timed_and_no_other_made(monkeypatch):
     monkeypatch.setattr(cost, "SLOW_SECONDS", 0.01)
     _, records = cost.begin(NETWORK, distillation(), "cosine", 0)
     made = []
-    monkeypatch.setattr(cost, "begin", lambda *_: (_, records))
     monkeypatch.setattr(cost, "memory", lambda state, records: made.append(next(records)) or (1, 2))
     monkeypatch.setattr(cost.time, "perf_counter", itertools.count().__next__)
-    seconds, *memory = cost._timed(NETWORK, distillation(), "cosine", 0, EAGER, 2, 5)
+    seconds, *memory = cost._timed(lambda settings: (None, records), distillation(), 2, 5)
     assert (seconds, *memory) == (1, 1, 2)
     assert next(records).step == 3  # two were made
 
@@ -195,7 +195,7 @@ def test_time_to_compile_is_no_time_of_a_step(monkeypatch):
         return graph.forward
 
     monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=backend))
-    monkeypatch.setattr(cost, "_timed", lambda *given: tried.append(given[5]) or timed(*given))
+    monkeypatch.setattr(cost, "_timed", lambda *given: tried.append(given[2]) or timed(*given))
     settings = distillation(train_images=640, batch_size=8, step_schedule=[16, 1])
     found = estimate(NETWORK, settings, compute=Compute(compile=True))
     assert found.seconds / found.steps < 0.5

@@ -22,27 +22,17 @@ from tract.settings import Distillation
 ROUNDS = 5
 ROUND_SECONDS = 0.5  # a round makes as many steps as fit, at least one
 WIDTH = {"cpu": 1024, "cuda": 8192}  # of the matrices whose product is the ceiling
-ROW = ["network", "device", "batch", "options"]  # of a row in the table
-MEASURED = ("images_per_second", "overhead_ratio", "utilisation", "peak_memory_mb")
-MEASURED += ("ceiling_tflops",)
-# A batch that is usual with these networks on a CPU; elsewhere 256.
+ROW = ["network", "device", "batch", "options"]  # what tells two rows of the table apart
+MEASURED = ["images_per_second", "overhead_ratio", "utilisation", "peak_memory_mb"]
+MEASURED += ["ceiling_tflops"]
+# Batch sizes that are usual with these networks on a CPU; elsewhere 256.
 CPU_BATCH = {"digits": 128, "digits_small": 128, "fashion_mnist": 32}
 # Compared by default: float32 in full against each way to be faster, and all of them.
-OPTIONS = {
-    "cpu": ["fp32", "fp32+channels_last", "fp32+compile"],
-    "cuda": [
-        "fp32",
-        "tf32",
-        "fp32+compile",
-        "bf16",
-        "bf16+channels_last",
-        "bf16+compile",
-        "bf16+channels_last+compile",
-        "bf16+channels_last+compile+autotune",
-        "bf16+channels_last+compile+recompute",
-    ],
-}
-# Of 64 images these keep 29.5 GB for the backward pass, in float32.
+_ALL = "bf16+channels_last+compile"
+OPTIONS = {"cpu": ["fp32", "fp32+channels_last", "fp32+compile"]}
+OPTIONS["cuda"] = ["fp32", "tf32", "fp32+compile", "bf16", "bf16+channels_last", "bf16+compile"]
+OPTIONS["cuda"] += [_ALL, f"{_ALL}+autotune", f"{_ALL}+recompute"]
+# Networks whose activations in float32 need more memory than a GPU has for a whole batch.
 MICRO_BATCH = {"imagenet64": 64, "edm_imagenet64_adm": 64}
 
 
@@ -56,16 +46,14 @@ def bench(network_name: str, batch: int, computes: Iterable[Compute]) -> Iterato
     """A row for each way to compute a TRACT step of a named network, on this device.
 
     batch: images per step; 0 for a usual number. images_per_second: of training. overhead_ratio:
-    of a step's time to that of its bare network calls. utilisation: share of the ceiling that the
-    FLOP of these calls reach. peak_memory_mb: as CUDA tells it; elsewhere weights, gradients,
-    moments and what is kept for the backward pass, added up. note: "out of memory" in a row
-    without numbers.
+    time of a step over that of its bare network calls. utilisation: share of the ceiling that the
+    FLOP of these calls reach. peak_memory_mb: CUDA's own; elsewhere weights, gradients, moments and
+    activations, added up. note: "out of memory" in a row without numbers.
     """
     config = named_network(network_name)
     batch = batch or (CPU_BATCH.get(network_name, 256) if device() == "cpu" else 256)
-    settings = Distillation(
-        train_images=2 * 10**6 * batch, batch_size=batch, step_schedule=[1024, 32, 1]
-    )
+    images = 2 * 10**6 * batch
+    settings = Distillation(train_images=images, batch_size=batch, step_schedule=[1024, 32, 1])
     for compute in computes:
         row = {
             "network": network_name,
@@ -88,17 +76,12 @@ def _measured(config: dict, settings: Distillation, compute: Compute) -> dict[st
     """The numbers of a row, by their names in MEASURED."""
     batch = settings.batch_size
     state, records = begin(config, settings, "cosine", 0, compute)
-    held, more = memory(state, records)
+    memory_mb = sum(memory(state, records)) / 1e6
     step, bare = _in_turns(partial(next, records), _bare_calls(state, config, batch, compute))
-    seconds, ceiling = statistics.median(step), product_flops(compute)
-    flop = image_flops(config, settings)[0] * batch
-    numbers = (
-        batch / seconds,
-        statistics.median(a / b for a, b in zip(step, bare, strict=True)),
-        flop / seconds / ceiling,
-        (held + more) / 1e6,
-        ceiling / 1e12,
-    )
+    speed, ceiling = batch / statistics.median(step), product_flops(compute)
+    overhead = statistics.median(a / b for a, b in zip(step, bare, strict=True))
+    utilisation = image_flops(config, settings)[0] * speed / ceiling
+    numbers = speed, overhead, utilisation, memory_mb, ceiling / 1e12
     return dict(zip(MEASURED, numbers, strict=True))
 
 
@@ -135,7 +118,7 @@ def product_flops(compute: Compute) -> float:
 
 
 def _in_turns(one: Callable, other: Callable) -> tuple[list[float], list[float]]:
-    """Seconds of a call of either, in each of ROUNDS, after one to get ready."""
+    """Seconds of a call of either in each of ROUNDS, after a warm-up."""
     for call in (one, other):
         call()
     slowest = max(_seconds(call, 1) for call in (one, other))
@@ -145,9 +128,9 @@ def _in_turns(one: Callable, other: Callable) -> tuple[list[float], list[float]]
 
 
 def _seconds(call: Callable, calls: int) -> float:
-    """Seconds that a call takes, the mean of some, with all that a GPU does for it."""
+    """Mean seconds of some calls, with all that a GPU does for them."""
     alone = device() == "cpu" and torch.get_num_threads() == 1
-    # Of one thread the time on its processor, which other programs do not lengthen.
+    # Of a single thread its processor time, which other programs do not lengthen.
     clock = time.process_time if alone else time.perf_counter
     start = clock()
     for _ in range(calls):
@@ -158,9 +141,8 @@ def _seconds(call: Callable, calls: int) -> float:
 
 
 def write_throughput(path: str | Path, rows: Iterable[dict]) -> None:
-    """Put rows into the table at path, replacing those of the same network, device, batch and way.
+    """Put rows into the table at path, replacing those that agree in ROW.
 
     ValueError if there is a table with other columns.
     """
-    rounded = pd.DataFrame(list(rows)).round(4).to_dict("records")
-    replace_rows(path, rounded, ROW)
+    replace_rows(path, pd.DataFrame(list(rows)).round(4).to_dict("records"), ROW)

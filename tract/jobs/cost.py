@@ -1,14 +1,16 @@
 """Estimate a run's FLOP, time and memory before starting it.
 
-An addition and a multiplication are one FLOP each: so counted, the paper's network for CIFAR-10
-takes the 35.8 GFLOP for an image that are published for it.
+Additions and multiplications count one FLOP each: the paper's network for CIFAR-10 then takes the
+published 35.8 GFLOP for an image.
 """
 
 import functools
 import json
 import statistics
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -23,7 +25,7 @@ from tract.phases import equal_steps
 from tract.settings import Distillation, Training
 
 STEPS = 5  # that are timed
-STEP_SECONDS = 1.5  # a step that is tried takes no longer, if a smaller batch can help it
+STEP_SECONDS = 1.5  # if a step takes longer, a smaller batch is tried
 SLOW_SECONDS = 4.0  # after which no further step is timed
 
 
@@ -61,17 +63,17 @@ class Estimate:
 
 
 def passes(settings: Training) -> list[Passes]:
-    """Passes for each image in each phase of a run, of which a teacher's training has one."""
+    """Passes for each image in each phase of a run; a teacher's training has one phase."""
     learning = Passes(0, 3)  # forward, and backward for weights and for activations
     if not isinstance(settings, Distillation):
         return [learning]
-    result = []
+    result, method = [], METHODS[settings.method]
     for phase in settings.phases:
         heun = settings.solver == "heun" and not result  # of the first teacher alone
-        first = Passes(2 if heun else 1, 0)
-        second = METHODS[settings.method].second_hop(first, Passes(0, 1))
-        hops = [first, *([] if phase.segment == 1 else [second])]
-        result.append(Passes(*map(sum, zip(*hops, learning, strict=True))))
+        step = Passes(2 if heun else 1, 0)
+        first = step if method.first_hop is None else Passes(0, 0)
+        second = method.second_hop(step, Passes(0, 1)) if phase.segment > 1 else Passes(0, 0)
+        result.append(Passes(*map(sum, zip(first, second, learning, strict=True))))
     return result
 
 
@@ -96,9 +98,8 @@ def _counted(description: str) -> int:
 def image_flops(config: dict, settings: Training) -> list[int]:
     """FLOP for each image in each phase of a run that trains, or distils, the described network."""
     teacher = student = network_flops(config)
-    swap_phase = None
-    if isinstance(settings, Distillation):
-        swap_phase = equal_steps(settings.phases)
+    distilled = isinstance(settings, Distillation)
+    swap_phase = equal_steps(settings.phases) if distilled else None
     result = []
     for index, (taught, learned) in enumerate(passes(settings)):
         if index == swap_phase:
@@ -116,13 +117,12 @@ def estimate(
     """The cost of training, or distilling, the described network; takes seconds to find out.
 
     noise_schedule: a name in NOISE_SCHEDULES. Of each kind of phase a few steps are made, with
-    random weights on random images, as fast as the machine is now: all of a step's work is in
-    them, but not saving and measuring. Where a step is slow a smaller batch is tried.
-    Memory is CUDA's own peak on a GPU; elsewhere weights, gradients, Adam's moments and what is
-    kept for the backward pass, added up.
+    random weights on random images: all of a step's work, but not saving and measuring. Where a
+    step is slow a smaller batch is tried. Memory is CUDA's own peak on a GPU; elsewhere weights,
+    gradients, Adam's moments and activations, added up.
     """
     flops = image_flops(config, settings)
-    kinds = {
+    trials = {
         flop: _try(config, settings, noise_schedule, flops.index(flop), compute)
         for flop in set(flops)
     }
@@ -132,14 +132,14 @@ def estimate(
         settings.num_steps * settings.batch_size,
         settings.num_steps,
         sum(flops) * settings.steps_per_phase * settings.batch_size,
-        sum(kinds[flop].seconds for flop in flops) * settings.steps_per_phase,
-        max(kind.memory for kind in kinds.values()),
-        min(kind.batch for kind in kinds.values()),
+        sum(trials[flop].seconds for flop in flops) * settings.steps_per_phase,
+        max(trial.memory for trial in trials.values()),
+        min(trial.batch for trial in trials.values()),
     )
 
 
 class _Trial(NamedTuple):
-    """What trying a step showed, at the batch that is wanted."""
+    """What trying a step showed, scaled to the batch size of the run."""
 
     seconds: float
     memory: int
@@ -151,40 +151,26 @@ def _try(
 ) -> _Trial:
     """Make a few steps of a phase, of as many images as are done in STEP_SECONDS.
 
-    Of all images where networks are compiled, which is done for one size of batch.
+    Of all images where networks are compiled, which is done for one batch size.
     """
+    start = partial(begin, config, noise_schedule=noise_schedule, phase=phase, compute=compute)
     batch, steps = (settings.batch_size, STEPS) if compute.compile else (1, 1)
-    seconds, held, more = _timed(config, settings, noise_schedule, phase, compute, batch, steps)
+    seconds, held, more = _timed(start, settings, batch, steps)
     while batch < settings.batch_size and seconds <= STEP_SECONDS / 2:
         batch = min(settings.batch_size, int(batch * STEP_SECONDS / seconds))
-        seconds, held, more = _timed(config, settings, noise_schedule, phase, compute, batch, STEPS)
+        seconds, held, more = _timed(start, settings, batch, STEPS)
     factor = settings.batch_size / batch
     return _Trial(seconds * factor, held + round(more * factor), batch)
 
 
-def _timed(
-    config: dict,
-    settings: Training,
-    noise_schedule: str,
-    phase: int,
-    compute: Compute,
-    batch: int,
-    steps: int,
-) -> tuple[float, int, int]:
+def _timed(start: Callable, settings: Training, batch: int, steps: int) -> tuple[float, int, int]:
     """Median seconds of some steps, and bytes as `memory` tells them."""
-    # As many phases as before, none of which ends.
-    images = 10**6 * batch * len(passes(settings))
-    state, records = begin(
-        config,
-        replace(settings, train_images=images, batch_size=batch),
-        noise_schedule,
-        phase,
-        compute,
-    )
+    images = 10**6 * batch * settings.num_phases  # so that no phase ends
+    state, records = start(settings=replace(settings, train_images=images, batch_size=batch))
     held, more = memory(state, records)  # the first step, in which much is done only once
     times = []
     while len(times) < steps and sum(times) < SLOW_SECONDS:
-        start = time.perf_counter()
+        begun = time.perf_counter()
         _ = next(records).loss  # waits for the GPU
-        times.append(time.perf_counter() - start)
+        times.append(time.perf_counter() - begun)
     return statistics.median(times), held, more

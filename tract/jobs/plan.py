@@ -19,26 +19,19 @@ def phase_plan(
     result), evaluations (forward passes of all networks), GFLOP (backward passes as well), time
     (in words; blank without flop_rate, in FLOP per second).
     """
-    images = settings.steps_per_phase * settings.batch_size
-    mu_i = decay_from_residual(settings.ema_residual, settings.steps_per_phase)
-    rows = []
-    for phase, networks, flop in zip(
-        settings.phases,
-        passes(settings),
-        image_flops(config, settings),
-        strict=True,
-    ):
-        rows.append(
-            {
-                "phase": str(phase),
-                "images": images,
-                "steps": settings.steps_per_phase,
-                "mu_I": mu_i,
-                "evaluations": images * (sum(networks) - 2),  # a backward pass counts as two
-                "GFLOP": images * flop / 1e9,
-            }
-        )
-    table = pd.DataFrame(rows)
+    steps = settings.steps_per_phase
+    images = steps * settings.batch_size
+    passes_made = [sum(made) - 2 for made in passes(settings)]  # a backward pass counts as two
+    table = pd.DataFrame(
+        {
+            "phase": [str(phase) for phase in settings.phases],
+            "images": images,
+            "steps": steps,
+            "mu_I": decay_from_residual(settings.ema_residual, steps),
+            "evaluations": [images * made for made in passes_made],
+            "GFLOP": [images * flop / 1e9 for flop in image_flops(config, settings)],
+        }
+    )
     summed = table[["images", "steps", "evaluations", "GFLOP"]].sum()
     table.loc[len(table)] = {"phase": "all", **summed}
     table["time"] = [

@@ -10,6 +10,7 @@ from tract.data import Data
 from tract.distill import DistillationState, distill, start_distillation
 from tract.levels import levels_of
 from tract.networks.build import build_denoiser, student_for
+from tract.optimize import sample_shape
 from tract.records import Record
 from tract.settings import Distillation, Training
 from tract.train import TeacherState, start_training, train_teacher
@@ -20,25 +21,21 @@ GRID_STEPS = 1024  # of a teacher in training, whose cost does not depend on it
 def begin(
     config: dict, settings: Training, noise_schedule: str, phase: int, compute: Compute = EAGER
 ) -> tuple[TeacherState | DistillationState, Iterator[Record]]:
-    """A run of random weights on random images at the begin of a phase; what is compiled is new."""
+    """A run of random weights on random images at the start of a phase, compiled anew."""
     if compute.compile:
         torch.compiler.reset()
     data, denoiser = random_data(config, settings.batch_size), build_denoiser(config).to(device())
     if not isinstance(settings, Distillation):
-        state = start_training(denoiser, settings)
-        return state, train_teacher(
-            state, data, levels_of(noise_schedule, GRID_STEPS), settings, compute
-        )
+        state, levels = start_training(denoiser, settings), levels_of(noise_schedule, GRID_STEPS)
+        return state, train_teacher(state, data, levels, settings, compute)
     state = start_distillation(denoiser, settings, student_for(denoiser, settings))
-    begun = {"phase": phase, "step": phase * settings.steps_per_phase}
-    state.restore_counters(state.counters() | begun)
-    return state, distill(
-        state, data, levels_of(noise_schedule, settings.grid_steps), settings, compute
-    )
+    state.restore_counters({"phase": phase, "step": phase * settings.steps_per_phase})
+    levels = levels_of(noise_schedule, settings.grid_steps)
+    return state, distill(state, data, levels, settings, compute)
 
 
 def memory(state: TeacherState | DistillationState, records: Iterator[Record]) -> tuple[int, int]:
-    """Bytes held between steps, and how many more within one; makes a step, or two."""
+    """Bytes held between steps, and how many more within one; makes one step, or two."""
     if device() == "cuda":
         next(records)
         torch.cuda.reset_peak_memory_stats()
@@ -64,11 +61,8 @@ def memory(state: TeacherState | DistillationState, records: Iterator[Record]) -
 
 def random_data(config: dict, count: int) -> Data:
     """Images, or points, and labels such as the described network takes."""
-    options, classes = config["options"], config["options"].get("num_classes", 0)
-    if config["net"] == "mlp":
-        samples = torch.randn(count, options["point_dim"])
-    else:
-        size = options["image_size"]
-        samples = torch.randint(256, (count, options["image_channels"], size, size)).byte()
+    shape, classes = sample_shape(config)
+    images = torch.randint(256, (count, *shape)).byte()
+    samples = images if len(shape) > 1 else torch.randn(count, *shape)
     labels = classes - 1 - torch.arange(count) % classes if classes else None
     return Data("random", samples, labels).to(device())
