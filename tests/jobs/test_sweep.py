@@ -184,7 +184,7 @@ def test_the_results_of_another_sweep_are_not_replaced(notebook, tmp_path):
     out, grid = tmp_path / "out", {"seed": [0]}
     assert states(sweep(notebook, out, {"pause": 0.5}, grid, workers=1)) == {"seed=0": "done"}
     before = (out / "seed=0.ipynb").read_bytes()
-    with pytest.raises(ValueError, match="other values of pause: give this one a folder"):
+    with pytest.raises(ValueError, match="other values of pause: choose another"):
         sweep(notebook, out, {"pause": 0.0}, grid, workers=1)
     with pytest.raises(ValueError, match="other values of pause"):
         sweep(notebook, out, {}, grid, workers=1)

@@ -5,12 +5,12 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from queue import SimpleQueue
+from threading import local
 from typing import NamedTuple
 
 
 class Pool(NamedTuple):
-    """Somewhere to call functions of a task and of environment variables for its kernel."""
+    """Where functions of a task, and of environment variables for its kernel, are called."""
 
     submit: Callable[..., Future]  # function, task
     everywhere: Callable[..., Sequence]  # calls a function wherever tasks run, returns the values
@@ -18,21 +18,15 @@ class Pool(NamedTuple):
 
 @contextmanager
 def threads(environments: Sequence[dict[str, str]]) -> Iterator[Pool]:
-    """A thread for each environment; what they execute is in processes of its own."""
-    free: SimpleQueue = SimpleQueue()
-    for environment in environments:
-        free.put(environment)
+    """A thread for each environment; what they execute runs in processes of its own."""
+    mine, free = local(), list(environments)
 
-    def call(function: Callable, task):
-        environment = free.get()
-        try:
-            return function(task, environment)
-        finally:
-            free.put(environment)
+    def begin() -> None:
+        mine.environment = free.pop()
 
-    with ThreadPoolExecutor(len(environments)) as pool:
+    with ThreadPoolExecutor(len(free), initializer=begin) as pool:
         yield Pool(
-            lambda function, task: pool.submit(call, function, task),
+            lambda function, task: pool.submit(lambda: function(task, mine.environment)),
             lambda function, *arguments: [function(*arguments)],
         )
 
@@ -51,7 +45,7 @@ def workers_at(address: str, gpus: bool) -> Iterator[Pool]:
     except (OSError, ValueError) as error:  # nobody answers, or it is not an address
         problem = str(error)
     if problem:
-        gc.collect()  # half a client: collected while another starts, it would block that
+        gc.collect()  # of half a client, which collected later would block the next one's start
         raise OSError(f"no dask scheduler at {address} ({problem}): correct the address")
     with client, client.get_executor(pure=False, resources={"GPU": 1} if gpus else {}) as pool:
         yield Pool(
@@ -63,7 +57,7 @@ def workers_at(address: str, gpus: bool) -> Iterator[Pool]:
 
 
 def environments(workers: int | None, gpus: bool) -> list[dict[str, str]]:
-    """What each of several executions on this machine is given: its GPU, and a share of cores."""
+    """Environments of several executions on this machine: a GPU, and a share of the cores."""
     import torch
     from dask.system import CPU_COUNT
 
@@ -76,7 +70,7 @@ def environments(workers: int | None, gpus: bool) -> list[dict[str, str]]:
     elif len(places) < (workers or 1):
         raise ValueError(
             f"{workers or 1} executions with a GPU each at once, and {len(places)} GPUs here: give "
-            "fewer workers or the address of a scheduler, or leave out gpus"
+            "fewer workers or the address of a scheduler, or omit gpus"
         )
     places = places[:workers]
     cores = str(max(1, CPU_COUNT // len(places)))

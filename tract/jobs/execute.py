@@ -29,9 +29,9 @@ PROGRESS_BAR = re.compile(r"^.*\d%\|.*\n?", re.MULTILINE)  # a line of one, of t
 class LocalKernel(AsyncKernelManager):
     """A kernel of this Python, reached through files that only its owner can open, not by ports.
 
-    Kernels of the name python3 that other environments have installed are not asked. Ctrl-C and
-    SIGTERM interrupt the cell, which can then save, where nbclient would kill it. A subclass says
-    folder (for its files), environment (for its process) and output.
+    Kernels named python3 of other environments are ignored. Ctrl-C and SIGTERM interrupt the cell,
+    which can then save; nbclient would kill it. A subclass has folder (for its files), environment
+    (of its process) and output.
     """
 
     folder: Path
@@ -68,8 +68,7 @@ class LocalKernel(AsyncKernelManager):
                 self.handlers[signum] = before
 
     def leave_signals(self) -> None:
-        """Handle signals as before: the loop, which is used again, would pass them to a kernel
-        that starts later."""
+        """Handle signals as before: the loop is used again, by kernels that start later."""
         for signum, before in self.handlers.items():
             self.loop.remove_signal_handler(signum)
             signal.signal(signum, before)
@@ -97,9 +96,9 @@ def execute(
 ) -> None:
     """Execute a notebook in its own folder and write the result; what it prints is shown live.
 
-    shown: False keeps what it prints to the result alone. environment: variables of the kernel's
-    process, besides those of this one. Any thread may call it. The kernel dies with this process,
-    about a second later even where that is killed.
+    shown: False to write what it prints to the result alone. environment: variables of the kernel's
+    process, besides those of this one. Any thread may call it. The kernel dies about a second after
+    this process, even if that is killed.
 
     ValueError for a parameter the notebook does not declare or of another kind than its default,
     FileNotFoundError for a missing notebook; both before a kernel is started. RuntimeError if the
@@ -125,7 +124,7 @@ def execute(
 def _execute(
     notebook: Path, output: Path, parameters: dict, shown: bool, environment: Mapping[str, str]
 ) -> None:
-    # A socket's name has 107 bytes at most, which a long TMPDIR would use up.
+    # A socket's name has at most 107 bytes, which a long TMPDIR would use up.
     parent = "/tmp" if os.name == "posix" and len(tempfile.gettempdir()) > 80 else None
     with tempfile.TemporaryDirectory("", "kernel-", parent, True) as folder:
         kernel = {"folder": Path(folder), "environment": environment, "output": output}
@@ -147,7 +146,7 @@ def _execute(
         except RuntimeError as error:  # of the kernel, not of a cell
             errors = Path(folder) / "stderr"
             lines = errors.read_text(errors="replace").splitlines() if errors.is_file() else []
-            last = "\n".join(lines[-20:]) or "nothing, as where memory has run out"
+            last = "\n".join(lines[-20:]) or "nothing, as when memory has run out"
             raise RuntimeError(f"{error} executing {notebook}; it said last: {last}") from error
         finally:
             if started := LocalKernel.running.pop(output, None):
@@ -155,10 +154,10 @@ def _execute(
 
 
 def strip_for_commit(notebook: str | Path) -> None:
-    """Leave in a notebook's outputs what is the same, and can be read, without its kernel.
+    """Keep of a notebook's outputs what can be read without its kernel, and is repeatable.
 
-    Of a progress bar nothing, of a widget the picture that `show.show` gave it.
-    Papermill's clock times and the widgets' state go: both change at every execution.
+    Progress bars, papermill's times and the widgets' state go; of a widget the picture that
+    `show.show` gave it stays.
     """
     content = nbformat.read(notebook, as_version=4)
     coalesce = CoalesceStreamsPreprocessor()

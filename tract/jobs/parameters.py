@@ -1,4 +1,4 @@
-"""Parameters of notebooks: what a notebook declares, what a YAML file or a command gives."""
+"""Parameters of notebooks: declared by a notebook, given by a YAML file or a command."""
 
 import ast
 import difflib
@@ -20,36 +20,20 @@ from tract.base.yaml_files import read_parameters, read_yaml
 from tract.phases import format_schedule
 from tract.settings import Distillation, check_residual
 
-# Parameters that had other names before.
-RENAMED = {
-    "images": "train_images",
-    "batch": "batch_size",
-    "weight": "loss_weight",
-    "process": "noise_schedule",
-    "preset": "network",
-    "teacher_step": "solver",
-    "hops": "solvers",
-    "student": "student_network",
-    "metric_steps": "metric_every",
-    "ablations": "comparisons",
-    "questions": "comparisons",
-    "groups": "comparisons",
-}
-
-# The notebooks lie beside the package in a clone; what pip installs puts them into a share.
+# The notebooks lie beside the package in a clone; pip installs them into a shared folder.
 CLONE = Path(__file__).resolve().parents[2]
 NOTEBOOKS = CLONE / "notebooks"
 if not NOTEBOOKS.is_dir():
     NOTEBOOKS = Path(sysconfig.get_path("data")) / "share" / "tract" / "notebooks"
 
-# Parameters, beside those that end in _dir, that are paths if they are not empty.
+# Parameters that are paths unless they are empty, as are all that end in _dir.
 PATHS = ("teacher", "figure", "figures", "results", "published", "classifier", "grid", "models")
 
 
 def declared_parameters(notebook: str | Path) -> dict[str, object]:
-    """Names and default values of a notebook's cell tagged `parameters`.
+    """Names and default values in a notebook's cell tagged `parameters`.
 
-    FileNotFoundError if there is no such file, ValueError if it is not a notebook, or without them.
+    FileNotFoundError without the file, ValueError if it is not a notebook or has no such cell.
     """
     path = Path(notebook)
     if not path.is_file():
@@ -71,7 +55,7 @@ def declared_parameters(notebook: str | Path) -> dict[str, object]:
 
 
 def check_parameters(declared: Mapping[str, object], given: Mapping[str, object]) -> dict:
-    """The given parameters, as numbers of the kind of their defaults: 96e6 is a whole number.
+    """The given parameters, as numbers of the kind of their defaults: 96e6 becomes an integer.
 
     ValueError if one is not declared, or its default is of another kind.
     """
@@ -79,7 +63,6 @@ def check_parameters(declared: Mapping[str, object], given: Mapping[str, object]
     for name, value in given.items():
         if name not in declared:
             close = difflib.get_close_matches(name, declared, n=1)
-            close = [RENAMED[name]] if RENAMED.get(name) in declared else close
             hint = f"did you mean {close[0]!r}?" if close else f"choose from {list(declared)}"
             raise ValueError(f"unknown parameter {shown(name)}: {hint}")
         default = declared[name]
@@ -96,8 +79,8 @@ def check_parameters(declared: Mapping[str, object], given: Mapping[str, object]
 def typed_parameters(notebook: Path, file: Path | None, typed: Sequence[tuple[str, str]]) -> dict:
     """Parameters of a notebook as a YAML file and a command line give them, checked.
 
-    A parameter whose default is a text is taken as it was typed, others are YAML. Paths are seen
-    from the current folder.
+    A parameter whose default is text is taken as it was typed, others are YAML. Paths are relative
+    to the current folder.
     """
     given = read_parameters(file) if file else {}
     declared = declared_parameters(notebook)
@@ -108,7 +91,7 @@ def typed_parameters(notebook: Path, file: Path | None, typed: Sequence[tuple[st
 
 
 def from_here(name: str, value: object) -> object:
-    """The value of a parameter, a path as seen from the current folder in full."""
+    """The value of a parameter; a path relative to the current folder becomes absolute."""
     is_path = name.endswith("_dir") or name in PATHS
     if not is_path or not value or not isinstance(value, str):
         return value
@@ -128,20 +111,20 @@ def refuse_unknown_parameters(cells: Sequence[str]) -> None:
     injected = [i for i, cell in enumerate(cells) if cell.startswith("# Parameters\n")]
     if injected:
         declared: dict[str, object] = {}
-        for cell in cells[: injected[-1]]:  # all that was executed before, perhaps twice
+        for cell in cells[: injected[-1]]:  # executed before, perhaps twice
             declared |= _assignments(cell)
         check_parameters(declared, _assignments(cells[injected[-1]]))
 
 
-# Parameters that change where and how fast something is computed, but no result.
+# Parameters that change where and how fast something is computed, but not its result.
 PLACES = ("run_dir", "figure", "figures", "processes", "threads", "compute", "checkpoint_minutes")
 
 
 def as_committed(parameters: Mapping[str, object], name: str) -> bool:
     """Whether a notebook, by its name without ending, has the parameters that it is committed with.
 
-    parameters: the notebook's names after its parameters. What is in PLACES may differ. False where
-    the committed notebook is not beside the package.
+    parameters: the notebook's names after its parameters. Those in PLACES may differ. False if the
+    committed notebook is not there.
     """
     path = NOTEBOOKS / f"{name}.ipynb"
     if not path.is_file():
@@ -162,7 +145,7 @@ def check_claims(claims: Mapping[str, bool], asserted: bool) -> None:
 
 
 def _assignments(source: str) -> dict[str, object]:
-    """Names assigned to literals at the top level of some source, and their values."""
+    """Names that source assigns to literals at its top level, and their values."""
     values = {}
     try:
         nodes = ast.parse(source).body
@@ -170,7 +153,7 @@ def _assignments(source: str) -> dict[str, object]:
         return values
     for node in nodes:
         if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name):
-            with suppress(ValueError):  # no literal
+            with suppress(ValueError):  # not a literal
                 values[node.targets[0].id] = ast.literal_eval(node.value)
     return values
 
@@ -202,13 +185,13 @@ def from_parameters(kind: type, parameters: Mapping[str, object], **more):
     return replace(made, ema_residual=residual)
 
 
-# Written even if they are the defaults: what notebooks of distillations have parameters for.
+# Written even if they have their defaults: the notebooks' parameters of a distillation.
 ALWAYS = ("method", "train_images", "batch_size", "learning_rate", "loss_weight", "solver")
 ALWAYS += ("self_ema", "ema_residual", "seed")
 
 
 def parameters_of(settings: Distillation) -> dict[str, object]:
-    """Parameters of a notebook that distils with these settings; rare ones if they are changed."""
+    """Parameters of a notebook that distils with these settings; rare ones if they differ."""
     parameters = {"step_schedules": [_plain(settings.step_schedule)]}
     for field in fields(settings):
         value = getattr(settings, field.name)
@@ -223,7 +206,7 @@ def yaml_of(parameters: dict[str, object]) -> str:
 
 
 def presets_in(folder: Path) -> dict[str, dict]:
-    """The parameters in a folder's YAML files, one entry for each schedule, named by both."""
+    """The parameters in a folder's YAML files, an entry for each schedule, named by both."""
     presets = {}
     for path in sorted(folder.glob("*.yaml")):
         parameters = read_parameters(path)

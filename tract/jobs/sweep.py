@@ -1,6 +1,6 @@
 """Execute one notebook over a grid of parameters, locally or on a dask cluster.
 
-Every execution marks its result once it came to its end: a rerun does what is not yet marked.
+Every execution that ends marks its result: a rerun executes what is not marked.
 """
 
 import hashlib
@@ -11,7 +11,7 @@ import re
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from concurrent.futures import CancelledError, Future
+from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,12 +24,12 @@ from tract.jobs.cluster import Pool, environments, threads, workers_at
 from tract.jobs.execute import execute, interrupt_kernels
 from tract.jobs.parameters import check_parameters, declared_parameters
 
-MARK = "tract_sweep"  # metadata of a notebook that came to its end: what was executed
+MARK = "tract_sweep"  # in the metadata of a finished notebook: what was executed
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of one point of the grid."""
+    """The result of one point of the grid."""
 
     name: str
     state: str  # done, skipped, failed or stopped
@@ -64,26 +64,26 @@ def sweep(
     """Execute a notebook at all points of a grid; outcomes in the order of the grid.
 
     grid: values by parameter, of which all combinations are executed, each to a notebook in
-    out_dir named for them. What is there from the same parameters and source is skipped. workers:
+    out_dir named for them. Finished ones of the same parameters and source are skipped. workers:
     executions at a time here, by default one for each core, or with gpus for each GPU. scheduler:
     address of a dask cluster to use instead, whose workers see the same files; with gpus each
     execution waits for a worker's resource GPU, and one whose worker died is repeated. A failure
     stops no other execution. Ctrl-C interrupts what is running, which can save.
 
-    ValueError or FileNotFoundError, before anything is executed, for what cannot be.
+    ValueError or FileNotFoundError for invalid arguments before anything is executed.
     """
     tasks = sweep_tasks(notebook, out_dir, parameters, grid)
     if workers is not None:
         check_whole("workers", workers, 1, MOST_PROCESSES)
     if scheduler and workers:
         raise ValueError(
-            f"workers is {workers}, and a scheduler's cluster has its own: leave out one"
+            f"workers is {workers}, and a scheduler's cluster has its own: omit one of them"
         )
     place = workers_at(scheduler, gpus) if scheduler else threads(environments(workers, gpus))
     with only_writer(Path(out_dir)):
         missing = [task for task in tasks if not is_finished(task)]
         for task in missing:
-            _check_place(task)
+            _check_not_another(task)
         outcomes = {task.name: Outcome(task.name, "skipped") for task in tasks}
         if missing:
             with place as pool:
@@ -109,14 +109,13 @@ def sweep_tasks(
             raise ValueError(f"{name} is a parameter and has a grid as well: give one of them")
     tasks = []
     for values in itertools.product(*grid.values()):
-        point = check_parameters(declared, dict(zip(grid, values, strict=True)))
-        given = {**parameters, **point}
+        given = {**parameters, **dict(zip(grid, values, strict=True))}
         given = check_parameters(declared, given)
-        output = out_dir / f"{point_name(point)}.ipynb"
+        output = out_dir / f"{point_name({name: given[name] for name in grid})}.ipynb"
         tasks.append(Task(notebook, output, given, _fingerprint(notebook, declared | given)))
     name, count = Counter(task.name for task in tasks).most_common(1)[0]
     if count > 1:
-        raise ValueError(f"{count} points of the grid are called {name}: leave out all but one")
+        raise ValueError(f"{count} points of the grid are called {name}: omit all but one")
     return tasks
 
 
@@ -140,7 +139,7 @@ def _fingerprint(notebook: Path, parameters: Mapping[str, object]) -> str:
 
 
 def is_finished(task: Task) -> bool:
-    """Whether its result is there: executed to the end, from this source and these parameters."""
+    """Whether its output is there, executed to the end from this source and these parameters."""
     return _mark(task.output).get("fingerprint") == task.fingerprint
 
 
@@ -148,12 +147,12 @@ def _mark(output: Path) -> dict:
     """Fingerprint and parameters of a finished execution; empty if there is none."""
     try:
         return dict(nbformat.read(output, as_version=4).metadata.get(MARK, {}))
-    except (OSError, ValueError, AttributeError, KeyError, TypeError):  # none, or half of one
+    except (OSError, ValueError, AttributeError, KeyError, TypeError):  # missing, or half of it
         return {}
 
 
-def _check_place(task: Task) -> None:
-    """ValueError if another sweep's result, of other parameters, has the place of this one."""
+def _check_not_another(task: Task) -> None:
+    """ValueError if the output is of another sweep, with other parameters."""
     before = _mark(task.output).get("parameters")
     if before is None:
         return
@@ -162,14 +161,14 @@ def _check_place(task: Task) -> None:
     other = [name for name in then | now if then.get(name) != now.get(name)]
     if other:
         raise ValueError(
-            f"{task.output} is of another sweep, with other values of {', '.join(other)}: "
-            "give this one a folder of its own"
+            f"{task.output} already holds results with other values of {', '.join(other)}: choose "
+            "another output folder"
         )
 
 
 def _execute(task: Task, environment: Mapping[str, str]) -> Outcome:
-    """Execute on a worker. Whatever happens is an outcome: an interrupt would end the worker."""
-    if is_finished(task):  # by a worker that died before it could say so
+    """Execute on a worker. Any error becomes an outcome: an interrupt would end the worker."""
+    if is_finished(task):  # by a worker that died before it could report
         return Outcome(task.name, "done")
     start = time.monotonic()
     state, problem = "done", ""
@@ -212,12 +211,12 @@ def _outcome(task: Task, future: Future) -> Outcome:
     """What a worker reported, or why none could."""
     try:
         return future.result()
-    except (Exception, CancelledError) as error:  # of dask, which lost its workers
+    except Exception as error:  # of dask, which lost its workers
         return Outcome(task.name, "failed", error=str(error))
 
 
 def _interrupt(pool: Pool, futures: Mapping[Future, Task]) -> None:
-    """Start nothing more, and interrupt kernels until all have ended."""
+    """Start no further kernel, and interrupt those that run until all have ended."""
     for future in futures:
         future.cancel()
     outputs = [task.output for task in futures.values()]
