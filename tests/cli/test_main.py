@@ -338,7 +338,7 @@ def test_run_executes_several_notebooks_in_place(executed, capsys):
     [
         (None, "p.yaml"),
         ("- a\n- b\n", "p.yaml is not a list of `name: value`"),
-        ("a: [1", "p.yaml is no YAML"),
+        ("a: [1", "p.yaml is not YAML"),
     ],
 )
 def test_a_file_without_parameters_is_refused_in_one_line(

@@ -84,7 +84,7 @@ def test_a_schedule_is_read_in_every_form_that_is_printed(text, schedule):
     ("name", "value", "reason"),
     [
         ("schedule", "[64, 7, 1]", "7 does not divide 64"),
-        ("schedule", "[64, 8", "is no YAML"),
+        ("schedule", "[64, 8", "is not YAML"),
         ("schedule", "64", "give two entries or more"),
         ("schedule", "sixty-four", "use steps such as 1024>32>1"),
         ("schedule", "[64, 8z, 1]", "8z"),

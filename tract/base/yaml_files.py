@@ -6,7 +6,7 @@ from typing import ClassVar
 
 import yaml
 
-from tract.base.checks import shown
+from tract.base.checks import reading, shown
 
 
 class _Loader(yaml.SafeLoader):
@@ -47,22 +47,17 @@ _Loader.add_constructor("tag:yaml.org,2002:int", lambda loader, node: int(node.v
 
 
 def read_yaml(text: str, where: str | Path) -> object:
-    """What YAML says; ValueError, with where it stands, for what is none. Nothing is executed."""
-    try:
+    """What YAML says, of which nothing is executed; ValueError, with where it stands."""
+    with reading(where, "is not YAML", "correct it"):
         return yaml.load(text, _Loader)
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
-        reason = " ".join(str(error).split())
-        raise ValueError(f"{where} is no YAML, correct it: {reason:.300}") from error
 
 
 def read_parameters(file: Path) -> dict:
     """Parameters by name from a YAML file; FileNotFoundError or ValueError with the remedy."""
     if not file.is_file():
         raise FileNotFoundError(f"no file of parameters {file}: correct the path")
-    try:
+    with reading(file, "is not text", "give parameters as YAML"):
         text = file.read_text()
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{file} is not text ({error}): give parameters as YAML") from error
     parameters = read_yaml(text, file)
     if not isinstance(parameters, dict):
         raise ValueError(f"{file} is not a list of `name: value` lines: write it so")

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pandas as pd
 
+from tract.base.checks import reading
 from tract.base.files import only_writer, write_atomically
 
 RESULTS = "results.csv"  # name of the table in a run directory
@@ -40,10 +41,8 @@ def read_results(path: str | Path) -> pd.DataFrame:
     path = Path(path)
     if not path.is_file():
         return pd.DataFrame(columns=COLUMNS)
-    try:
+    with reading(path, remedy="restore or remove it"):
         table = pd.read_csv(path, keep_default_na=False, dtype={"teacher": str, "commit": str})
-    except ValueError as error:  # of text, of CSV, or empty
-        raise ValueError(f"{path} is damaged ({error}): restore or remove it") from error
     missing = [name for name in COLUMNS if name not in table]
     if missing:
         raise ValueError(f"{path} has no column {', '.join(missing)}: restore or remove it")

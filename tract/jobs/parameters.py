@@ -14,7 +14,7 @@ from warnings import catch_warnings
 import nbformat
 import yaml
 
-from tract.base.checks import shown
+from tract.base.checks import reading, shown
 from tract.base.files import place
 from tract.base.yaml_files import read_parameters, read_yaml
 from tract.phases import format_schedule
@@ -38,7 +38,7 @@ def declared_parameters(notebook: str | Path) -> dict[str, object]:
     path = Path(notebook)
     if not path.is_file():
         raise FileNotFoundError(f"no notebook {path}: correct the path; tract's are in {NOTEBOOKS}")
-    try:
+    with reading(path, "is not a notebook", "restore it"):
         content = json.loads(path.read_bytes())
         with catch_warnings(action="ignore"):
             nbformat.validate(content)
@@ -46,9 +46,6 @@ def declared_parameters(notebook: str | Path) -> dict[str, object]:
             raise ValueError(f"format {content['nbformat']}, not 4")
         tagged = [c for c in content["cells"] if "parameters" in c["metadata"].get("tags", [])]
         declared = [_assignments("".join(cell["source"])) for cell in tagged]
-    except Exception as error:  # a file from outside can be wrong in any way
-        reason = (str(error) or repr(error)).strip().splitlines()[0]
-        raise ValueError(f"{path} is not a notebook ({reason:.200}): restore it") from error
     if not declared:
         raise ValueError(f"{path} has no cell tagged 'parameters': add it")
     return declared[0]
