@@ -10,7 +10,7 @@ def ema_updater(target: nn.Module, source: nn.Module) -> Callable[[float], None]
     """A function of decay that moves all of target's parameters towards source's; copies buffers.
 
     They become decay * target + (1 - decay) * source: decay in [0, 1] weighs the old value. Names
-    are looked up here, once. ValueError if the two do not have the same.
+    are looked up once, here. ValueError if they differ.
     """
     averages, values = dict(target.named_parameters()), dict(source.named_parameters())
     if averages.keys() != values.keys():
@@ -39,8 +39,8 @@ def bias_corrected(decay: float, update: int) -> float:
 
 
 def decay_from_residual(residual: float, updates: int) -> float:
-    """Decay that leaves the share `residual` of the start after so many updates.
+    """Decay that leaves the share `residual` of the start after this many updates.
 
-    In these terms the inference average does not depend on the length of a phase.
+    In terms of the residual the inference average does not depend on the length of a phase.
     """
     return residual ** (1 / updates)

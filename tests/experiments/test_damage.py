@@ -279,7 +279,7 @@ def test_a_run_falls_back_past_a_damaged_checkpoint(
     capsys.readouterr()
     tiny_run(folder)
     output = capsys.readouterr().out
-    assert f"run: passed over {newest}: {folder / newest}" in output, what
+    assert f"run: skipped {newest}: {folder / newest}" in output, what
     assert f"resuming after step {STEP - 1} from checkpoint-{STEP - 1:09}.safetensors" in output
     assert_same_run(folder, whole)
 

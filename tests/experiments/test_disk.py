@@ -98,7 +98,7 @@ def test_a_history_that_no_longer_fits_loses_nothing(small_disk, whole):
     begun(folder, 3, saving=EVERY)
     blocker = fill(small_disk, left=0)
     with pytest.raises(
-        OSError, match="No space left.*go on from its last checkpoint once there is"
+        OSError, match="No space left.*resume from its last checkpoint once there is"
     ):
         tiny_run(folder)
     assert_intact(folder)
@@ -149,7 +149,7 @@ def test_a_file_that_may_not_grow_is_a_full_disk_too(tmp_path, whole):
     assert forked(limited) == 7
     assert "cannot write" in said.read_text()
     assert "free space" in said.read_text()
-    assert "can go on from its last checkpoint" in said.read_text()
+    assert "can resume from its last checkpoint" in said.read_text()
     assert_intact(folder)
     assert steps_saved(folder) == [2, 3]
     tiny_run(folder)

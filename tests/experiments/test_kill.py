@@ -134,7 +134,7 @@ def test_sigterm_saves_within_ten_seconds_and_the_run_goes_on(tmp_path):
     assert process.returncode != 0, errors
     step = len(histories.history(folder))
     assert 0 < step < long.num_steps
-    assert f"run: saved at step {step}; run it again to go on" in output
+    assert f"run: saved at step {step}; run it again to resume" in output
     tiny_run(tmp_path / "whole", long)
     tiny_run(folder, long)
     assert_same_run(folder, tmp_path / "whole")

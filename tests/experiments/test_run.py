@@ -135,7 +135,7 @@ def test_an_interrupted_run_goes_on_to_the_same_end(tmp_path, whole, capsys, ste
     folder = tmp_path / "run"
     with pytest.raises(KeyboardInterrupt):
         run(folder, watch=interrupted_at(step, signum))
-    assert f"saved at step {step}; run it again to go on" in capsys.readouterr().out
+    assert f"saved at step {step}; run it again to resume" in capsys.readouterr().out
     assert [done for done, _ in losses(folder)] == list(range(1, step + 1))
     run(folder)
     assert f"resuming after step {step}" in capsys.readouterr().out

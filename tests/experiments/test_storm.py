@@ -94,7 +94,7 @@ def test_damage_is_said_or_does_no_harm(runs, tmp_path, capsys, seed):
     assert torch.equal(ours, weights(load_model(runs / "whole")[0])), damage.__name__
     expected = history(runs / "whole").drop(columns="seconds")
     if (name == "part" and path.name == "history.jsonl") or path.name == "card.json":
-        assert lines.equals(expected) or "the run goes on" in said
+        assert lines.equals(expected) or "the run continues" in said
     elif path.name != "history.jsonl":
         assert lines.equals(expected)
     if (folder / SAMPLES).is_file():

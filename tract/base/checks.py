@@ -48,7 +48,7 @@ def check_text(name: str, value: object) -> None:
 
 
 def is_number(value: object) -> bool:
-    """Whether the value is a real number; True and False are none."""
+    """Whether the value is a real number; True and False are not."""
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 

@@ -12,8 +12,6 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
-from filelock import FileLock, Timeout
-
 TEMPORARY = ".tmp"  # how names of unfinished files end; a killed process leaves one behind
 SPACE = "free space, correct permissions or use another folder, and run it again"
 CACHE = "set XDG_CACHE_HOME to another folder, or give one to tract fid as --cache"
@@ -115,6 +113,8 @@ def only_writer(
     The system frees it even when its holder is killed. wait: for another process to be done, else
     RuntimeError. instead: remedy where the folder cannot be written to.
     """
+    from filelock import FileLock, Timeout  # which the command's --help needs not wait for
+
     with explained(f"write to {folder}", instead):
         folder.mkdir(parents=True, exist_ok=True)
         lock = FileLock(folder / (f".{name}.lock" if name else ".lock"))

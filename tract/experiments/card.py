@@ -19,11 +19,10 @@ def claim(
     note: dict | None = None,
     found: dict | None = None,
 ) -> None:
-    """Write the card of something new; refuse with their names values that an old one has not.
+    """Write the card of something new; ValueError names what differs from an old one's.
 
-    An old card that is not binding is replaced. note: kept beside the card, and not compared.
-    found: the card in a file of the run, which counts if the run's own is lost. ValueError leaves
-    everything as it is.
+    binding: False to replace an old card. note: kept beside the card, and not compared. found: the
+    card in another file of the run, compared if the run's own is lost.
     """
     before = found and {name: found.get(name) for name in card}
     before = read_card(path, whole=True) if binding and path.is_file() else before
@@ -34,7 +33,7 @@ def claim(
             raise ValueError(
                 f"{path.parent} was begun with other values of {', '.join(changed)}: give another "
                 "run_dir or seed, restore these values, remove that folder, or `tract branch` "
-                "run_dir to go on from it under a new name"
+                "run_dir to continue it under a new name"
             )
         kept = all(provenance_before.get(name) == value for name, value in (note or {}).items())
         if kept and path.is_file():
@@ -45,6 +44,6 @@ def claim(
 
 
 def recorded_threads(path: Path) -> int:
-    """CPU threads of what an old card describes, or those of now where it does not say."""
+    """CPU threads that a card was written with; the current number if it does not say."""
     about = read_card(path, whole=True) if path.is_file() else {}
     return (about.get("provenance") or {}).get("threads") or torch.get_num_threads()

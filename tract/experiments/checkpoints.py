@@ -1,4 +1,4 @@
-"""Checkpoints of a run: written, resumed from the newest that is whole, removed."""
+"""Checkpoints of a run: write, remove, and resume from the newest intact one."""
 
 from collections.abc import Iterable
 from contextlib import suppress
@@ -11,7 +11,7 @@ from tract.settings import Training
 def write_checkpoint(folder: Path, state, card: dict, keep: int) -> None:
     """Write a checkpoint, then remove all but the last few up to it.
 
-    Those beyond it were passed over when the run was resumed.
+    Later ones, damaged when the run was resumed, are removed.
     """
     path = checkpoint(folder, state.step)
     save_state(path, state, card)
@@ -21,13 +21,13 @@ def write_checkpoint(folder: Path, state, card: dict, keep: int) -> None:
 
 
 def remove(paths: Iterable[Path]) -> None:
-    """Remove files that may be gone already."""
+    """Remove files; another process may have removed some."""
     for path in paths:
-        path.unlink(missing_ok=True)  # another process may have
+        path.unlink(missing_ok=True)
 
 
 def card_in(folder: Path) -> dict | None:
-    """The card in a file of a run whose own is lost, of which the newest that is whole counts."""
+    """The card in the newest intact file of a run whose own card is lost; None otherwise."""
     if run_cards(folder):
         return None
     for path in [folder / "model.safetensors", *checkpoints(folder)]:
@@ -37,7 +37,7 @@ def card_in(folder: Path) -> dict | None:
 
 
 def resume(folder: Path, state, settings: Training) -> tuple[str, dict | None]:
-    """Bring the state to the newest checkpoint that is whole; say which, and why not a newer.
+    """Bring the state to the newest intact checkpoint; print which, and why not a newer one.
 
     Returns its name, and its mark of the history.
     """
@@ -48,7 +48,7 @@ def resume(folder: Path, state, settings: Training) -> tuple[str, dict | None]:
             check_place(path, state, settings)
         except ValueError as error:
             vars(state).update(fresh)  # a first teacher that a later phase had replaced
-            print(f"{folder.name}: passed over {path.name}: {error}")
+            print(f"{folder.name}: skipped {path.name}: {error}")
             reasons.append(str(error))
             continue
         print(f"{folder.name}: resuming after step {state.step} from {path.name}")
@@ -60,7 +60,7 @@ def resume(folder: Path, state, settings: Training) -> tuple[str, dict | None]:
 
 
 def check_place(path: Path, state, settings: Training) -> None:
-    """ValueError unless a loaded state is where its file and these settings say it can be."""
+    """ValueError unless a loaded state is at the step of its file's name, and of these settings."""
     if path != checkpoint(path.parent, state.step):
         raise ValueError(f"{path} holds step {state.step}, which is not its name: remove it")
     settings.check_place(path, state.step, state.counters().get("phase", 0))

@@ -52,7 +52,7 @@ def export_run(run_dir: str | Path, target: str | Path, *, half: bool = False) -
 
     target: a file NAME.safetensors, which `load_teacher` reads, for any model; NAME.pt for one of
     the authors' networks, see `write_apple`; or a folder for `save_pipeline`, for a student. half:
-    the first in half precision. FileExistsError if it is there, ValueError for what cannot be.
+    the first in half precision. FileExistsError if target exists, ValueError for an invalid one.
     """
     run_dir, target = Path(run_dir), Path(target)
     is_file = target.suffix in (".safetensors", ".pt")
@@ -64,7 +64,7 @@ def export_run(run_dir: str | Path, target: str | Path, *, half: bool = False) -
         schedule = None if is_file else card["settings"]["step_schedule"]
     except (KeyError, TypeError) as error:
         needed = "run of an experiment" if is_file else "distillation of an experiment"
-        raise ValueError(f"{run_dir} is no {needed}: give another") from error
+        raise ValueError(f"{run_dir} is not a {needed}: give another") from error
     table = read_results(run_dir.parent / RESULTS)
     rows = table[table["run"] == run_dir.name][["metric", "value", "nfe", "samples"]]
     if len(rows) or "measured" not in card:  # a file that was exported has its own
@@ -93,8 +93,8 @@ def save_pipeline(
 
     levels, num_steps, clamp: of our sampler. With clamp, more than one step and the pipeline's
     use_clipped_model_output=True, which the README states, the two agree from the same x_T; the
-    pipeline's x_T has standard deviation 1, ours sigma_T. card: what the README is to tell.
-    ValueError for what such a pipeline cannot do, FileExistsError if the folder is there.
+    pipeline's x_T has standard deviation 1, ours sigma_T. card: the README's contents. ValueError
+    for what such a pipeline cannot do, FileExistsError if the folder exists.
     """
     folder = Path(folder)
     scheduler = _scheduler(denoiser, levels, clamp)

@@ -94,7 +94,7 @@ def append(path: Path, line: dict) -> bytes:
 
 
 def _record(line: bytes) -> dict | None:
-    """A line of the history, or None if it is none."""
+    """A line of the history, or None if it is damaged."""
     try:
         record = json.loads(line)
         whole = all(isinstance(record[name], kind) for name, kind in FIELDS.items())
@@ -106,8 +106,8 @@ def _record(line: bytes) -> dict | None:
 def recovered(path: Path, step: int, mark: dict | None) -> tuple[bytes, float]:
     """Cut a history to the lines up to a step, and return these and their last seconds.
 
-    One that lacks some, or is not as it was when a state was saved, is kept aside, and that is
-    said; lines that are well formed stay.
+    One that lacks lines, or was changed since a state was saved, is kept aside with a message;
+    lines that are well formed stay.
     """
     content = path.read_bytes() if path.is_file() else b""
     kept = content[: mark["length"]] if mark else b""
@@ -126,7 +126,7 @@ def recovered(path: Path, step: int, mark: dict | None) -> tuple[bytes, float]:
             where = f"; kept as {aside.name}"
         lost = sorted(set(range(1, step + 1)) - good.keys())
         which = f"lacks {len(lost):,} steps from {lost[0]} to {lost[-1]}" if lost else "was changed"
-        print(f"{path.parent.name}: {path.name} {which}{where}, the run goes on")
+        print(f"{path.parent.name}: {path.name} {which}{where}, the run continues")
     if kept != content or not intact:
         write_atomically(path, kept)
     return kept, max((seconds for seconds, _ in good.values()), default=0.0)
@@ -141,7 +141,7 @@ def trim(path: Path, step: int) -> list[dict]:
             if record["step"] <= step and record["metric"] <= math.inf:
                 kept.append(record)
         except (ValueError, TypeError, KeyError, RecursionError):
-            print(f"{path.parent.name}: {path.name} has a damaged line, which is left out")
+            print(f"{path.parent.name}: {path.name} has a damaged line, which is skipped")
     if path.is_file():
         write_atomically(path, "".join(json.dumps(r) + "\n" for r in kept).encode())
     return kept

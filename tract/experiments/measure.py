@@ -152,8 +152,8 @@ def _rows_of_samples(
 def measure_real(experiment: Experiment, features: Sequence[str]) -> None:
     """Add what real images score: the floor, since a distance grows as its samples get fewer.
 
-    As many as are sampled of models, or all where they are fewer, drawn at random from the test
-    split; from the data themselves where there is none.
+    As many as are sampled of models, or all if they are fewer, drawn at random from the test split,
+    or without one from the data themselves.
     """
     known = set(read_results(experiment.folder / RESULTS).query("run == @REAL")["metric"])
     features = [name for name in features if metric_name("fd", name) not in known]
@@ -203,7 +203,7 @@ def measure_phases(experiment: Experiment, settings: Distillation, count: int = 
 
 
 def saved_samples(experiment: Experiment, name: str) -> dict[int, Tensor]:
-    """Samples of a measured run by number of steps; FileNotFoundError if there are none."""
+    """Samples of a measured run by number of steps; FileNotFoundError without any."""
     path = experiment.folder / name / SAMPLES
     if not path.is_file():
         raise FileNotFoundError(f"no {path}: execute the notebook that measures {name} first")
@@ -227,7 +227,7 @@ def read_samples(folder: Path) -> dict[int, Tensor]:
 def comparison(experiment: Experiment, table: pd.DataFrame, count: int) -> dict[str, Tensor]:
     """Rows of images by label: data, then each row of a wide table, all from the same noise.
 
-    Rows whose samples are not here are left out: of a run that was deleted, or measured elsewhere.
+    Rows without samples here are skipped: of a run that was deleted, or measured elsewhere.
     """
     rows = {"data": to_unit(experiment.data.samples[:count]).cpu()}
     for row in table.itertuples():

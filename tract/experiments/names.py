@@ -5,8 +5,8 @@ from dataclasses import MISSING, fields
 from tract.settings import Distillation, Training
 
 TEACHER = "teacher"  # name of the teacher's run
-# Names of runs, and with them rows of results, keep their meaning when a default changes: what they
-# leave out is what it was.
+# Names of runs, and so rows of results, keep their meaning when a default changes: what they omit
+# is the default at the time when names began.
 UNNAMED = {"clamp": "all"}
 
 

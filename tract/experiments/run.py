@@ -33,7 +33,7 @@ from tract.train import TeacherState
 @contextmanager
 def named_failures(folder: Path, settings: Training) -> Iterator[None]:
     """Say what to do when memory, disk or numbers run out; earlier checkpoints are intact."""
-    intact = f"run {folder.name} can go on from its last checkpoint"
+    intact = f"run {folder.name} can resume from its last checkpoint"
     try:
         yield
     except FloatingPointError as error:
@@ -85,15 +85,14 @@ class Checkpointing:
 
 @dataclass
 class Run:
-    """A training run in its folder: who iterates over it makes its steps.
+    """A training run in its folder: iterating over it makes its steps.
 
-    records: the generator over this state. A finished run has no more of them, an unfinished one is
+    records: the generator over this state. A finished run yields none, an unfinished one is
     resumed, and one with other settings is refused with their names. Ctrl-C, the notebook's stop
     button, SIGTERM and stop.requested = True end it after a step, saved, with KeyboardInterrupt.
-    team: the others that train along from the checkpoint of a name, or from the start if "". note:
-    kept beside the card of an unfinished run, and not compared.
-    RuntimeError if another process is writing the run or memory runs out, OSError if it cannot be
-    saved.
+    team: lets others train along from the checkpoint of a name, or from the start if "". note: kept
+    beside the card of an unfinished run, and not compared. RuntimeError if another process is
+    writing the run or memory runs out, OSError if it cannot be saved.
     """
 
     folder: Path
@@ -155,7 +154,7 @@ class Run:
         """Pass the records on: each is written first, the state saved when it is time."""
         folder, state, settings, saving = self.folder, self.state, self.settings, self.saving
         measured = [line["metric"] for line in trim(folder / "metric.jsonl", state.step)]
-        best = min((value for value in measured if value < math.inf), default=math.inf)  # no nan
+        best = min((value for value in measured if value < math.inf), default=math.inf)  # skips nan
         _check_same(state)
         ending = False
         saved = time.monotonic()
@@ -181,9 +180,9 @@ class Run:
                     or (saving.steps and record.step % saving.steps == 0)
                 ):
                     mark = history.mark()
-                    # On a GPU the loss is read a step later; a state without it is not kept.
+                    # On a GPU the loss is read a step later; no state is kept before that.
                     check_finite(record.losses, record.step, settings)
-                    # What a phase led to comes first: killed in between, a run makes it again.
+                    # The phase's result comes first: a run killed in between makes it again.
                     if phase_ends and record.step < settings.num_steps:
                         result = folder / f"phase-{state.phase + 1}.safetensors"
                         save_model(result, state.ema, {**self.card, "phase": record.phase})
@@ -193,7 +192,7 @@ class Run:
                 if ending:
                     break
         if ending:
-            print(f"{folder.name}: saved at step {state.step}; run it again to go on")
+            print(f"{folder.name}: saved at step {state.step}; run it again to resume")
             raise KeyboardInterrupt
 
 
@@ -234,7 +233,7 @@ def _measure(
     value = float(metric(state.ema))
     found = {"step": state.step, "metric": value}
     append(folder / "metric.jsonl", found)
-    if value < best:  # and no nan
+    if value < best:  # which nan is not
         save_model(folder / "best.safetensors", state.ema, card | found)
     return value
 
@@ -242,7 +241,7 @@ def _measure(
 def branch(folder: str | Path, new: str | Path) -> None:
     """Copy a run directory, or a folder of them, so that unfinished runs take other settings.
 
-    What is finished stays so. FileNotFoundError without a source, FileExistsError with a target,
+    Finished runs stay so. FileNotFoundError without a source, FileExistsError with a target,
     OSError if it cannot be written; nothing is left of it then.
     """
     folder, new = Path(folder), Path(new)

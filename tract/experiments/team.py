@@ -21,7 +21,7 @@ PATIENCE = 5  # seconds in which a process that broke its connections has ended
 
 
 def team_size(processes: int) -> int:
-    """How many processes will train: those given, or launched. ValueError for what cannot be."""
+    """How many processes will train: those given, or launched; ValueError if they cannot."""
     check_whole("processes", processes, 1, MOST_PROCESSES)
     if launched() > 1:
         if processes not in (1, launched()):

@@ -20,7 +20,7 @@ from tract.networks.weights import load_state
 def prepare(task: dict) -> Callable[[], None]:
     """The run that an experiment's task describes, where the first process has it.
 
-    ValueError or FileNotFoundError if files that all need are not here as they are there.
+    ValueError or FileNotFoundError if files that all need differ or are missing here.
     """
     use_threads(task["threads"])
     experiment, settings = from_task(task)

@@ -33,7 +33,7 @@ def threads(environments: Sequence[dict[str, str]]) -> Iterator[Pool]:
 
 @contextmanager
 def workers_at(address: str, gpus: bool) -> Iterator[Pool]:
-    """The workers of the dask cluster at an address; OSError if there is none.
+    """The workers of the dask cluster at an address; OSError if none answers.
 
     gpus: each call takes one of a worker's resource GPU.
     """

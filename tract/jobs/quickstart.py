@@ -12,21 +12,14 @@ from tract.jobs.parameters import CLONE, NOTEBOOKS
 def quickstart(run_dir: Path | None = None) -> pd.DataFrame:
     """Execute the three notebooks into run_dir, which they share, and return their table.
 
-    run_dir: by default runs/quickstart in the clone, or, where there is none, in the current
-    folder. Leaves run_dir/results.csv and run_dir/quickstart.png. What was finished before is not
-    repeated.
+    run_dir: by default runs/quickstart in the clone, or without a clone in the current folder.
+    Leaves results.csv and quickstart.png there. Finished runs are not repeated.
     """
     if run_dir is None:
         run_dir = (CLONE if NOTEBOOKS.parent == CLONE else Path.cwd()) / "runs" / "quickstart"
-    for name, more in [
-        ("01_teacher", {}),
-        ("02_btd", {}),
-        ("03_tract", {"figure": str(run_dir / "quickstart")}),
-    ]:
+    figure = {"figure": str(run_dir / "quickstart")}
+    for name, more in [("01_teacher", {}), ("02_btd", {}), ("03_tract", figure)]:
         print(f"\n== {name} ==", flush=True)
-        execute(
-            NOTEBOOKS / f"{name}.ipynb",
-            run_dir / f"{name}.ipynb",
-            {"run_dir": str(run_dir), **more},
-        )
+        notebook = f"{name}.ipynb"
+        execute(NOTEBOOKS / notebook, run_dir / notebook, {"run_dir": str(run_dir), **more})
     return wide(read_results(run_dir / RESULTS)).drop(columns="run")

@@ -144,7 +144,7 @@ def is_finished(task: Task) -> bool:
 
 
 def _mark(output: Path) -> dict:
-    """Fingerprint and parameters of a finished execution; empty if there is none."""
+    """Fingerprint and parameters of a finished execution; {} without one."""
     try:
         return dict(nbformat.read(output, as_version=4).metadata.get(MARK, {}))
     except (OSError, ValueError, AttributeError, KeyError, TypeError):  # missing, or half of it
@@ -220,7 +220,7 @@ def _interrupt(pool: Pool, futures: Mapping[Future, Task]) -> None:
     for future in futures:
         future.cancel()
     outputs = [task.output for task in futures.values()]
-    print("\nsweep: interrupting what is running; once more to stop at once", flush=True)
+    print("\nsweep: interrupting what is running; again to stop at once", flush=True)
     try:
         while any(pool.everywhere(interrupt_kernels, outputs)) or not all(
             future.done() for future in futures
