@@ -334,7 +334,7 @@ ROWS = [
     ("an empty experiment", experiment_with("experiment.json", b""),
      "experiment.json is damaged", "restore"),
     ("a list", experiment_with("experiment.json", b"[]"), "damaged (no object): restore"),
-    ("without entries", experiment_with("experiment.json", b"{}"), "does not describe an experiment",
+    ("without entries", experiment_with("experiment.json", b"{}"), "does not describe an experi",
      "restore it"),
     ("with others", experiment_with("experiment.json", json.dumps(
         {"data_sha256": "", "provenance": {"data_dir": ""}, "data_name": "digits", "depth": 3}

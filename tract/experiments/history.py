@@ -111,11 +111,12 @@ def recovered(path: Path, step: int, mark: dict | None) -> tuple[bytes, float]:
     """
     content = path.read_bytes() if path.is_file() else b""
     kept = content[: mark["length"]] if mark else b""
-    good = {}
+    good, last = {}, 0
     for line in content.splitlines(keepends=True):
         record = _record(line) if line.endswith(b"\n") else None
-        if record and max(good, default=0) < record["step"] <= step:
-            good[record["step"]] = record["seconds"], line
+        if record and last < record["step"] <= step:
+            last = record["step"]
+            good[last] = record["seconds"], line
     intact = hashlib.sha256(kept).hexdigest() == mark["sha256"] if mark else len(good) == step
     if not intact or not mark:
         kept = b"".join(line for _, line in good.values())
