@@ -1,4 +1,4 @@
-"""Turn SIGINT and SIGTERM into a request that a training loop honours between two steps."""
+"""SIGINT and SIGTERM as a request that a training loop honours between two steps."""
 
 import signal
 from collections.abc import Iterator
@@ -13,10 +13,7 @@ class Stop:
 
 @contextmanager
 def interrupt_between_steps() -> Iterator[Stop]:
-    """Turn SIGINT and SIGTERM into a request that the loop honours once a step is complete.
-
-    An interrupt inside a step would leave the optimizer ahead of the averages.
-    """
+    """Turn SIGINT and SIGTERM into a request: inside a step they would leave averages behind."""
     stop = Stop()
 
     def request(signum, frame):

@@ -1,15 +1,14 @@
-"""One run on several processes: each computes its share of a batch, gradients are averaged.
+"""One run on several processes: each computes its rows of a batch, gradients are summed.
 
-All draw the same batch from (seed, step) and compute with their own rows of it; losses and
-gradients are averaged. N processes so see the data and the noise of one, and differ from it by the
-rounding of a mean. Only dropout in a teacher's training draws other masks in other processes.
-Where no processes have joined, everything here is what a single one does.
+All draw the same batch from (seed, step), so that N processes see the data and noise of one and
+differ from it by rounding; only dropout draws other masks in each. Where no processes have joined,
+everything here is what a single one does.
 """
 
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from datetime import timedelta
 from typing import Any
 
@@ -19,8 +18,8 @@ from torch import Tensor
 from torch.distributed.rendezvous import rendezvous
 
 TIMEOUT = timedelta(minutes=30)  # to wait for others, who save and measure between steps
-STEP_TIMEOUT = 600  # seconds for a step to end on a GPU, less than TIMEOUT, which is NCCL's too
-POLL = 0.1  # seconds between looks at the others
+STEP_TIMEOUT = 600  # seconds for a step to end on a GPU: less than TIMEOUT, which is NCCL's too
+POLL = 0.1  # seconds between checks of the others
 
 _watch: list[Callable[[], None]] = []  # raises RuntimeError where another process has ended
 
@@ -36,18 +35,18 @@ def world_size() -> int:
 
 
 def launched() -> int:
-    """How many processes torchrun or `accelerate launch` started, of which this is one; or 1."""
+    """How many processes torchrun or `accelerate launch` started with this one; 1 without it."""
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
 def store_of_launch() -> tuple[dist.Store, int, int]:
-    """What launched processes see in common, the number of this one, and how many they are."""
+    """The store that launched processes share, the rank of this one, and their number."""
     store, rank, size = next(rendezvous("env://"))
     return dist.PrefixStore("tract", store), rank, size
 
 
 def use_own_gpu(rank: int) -> None:
-    """Make "cuda" the GPU of this process's number on its machine, before anything is put there."""
+    """Make "cuda" the GPU of this process; call it before anything is put there."""
     if torch.cuda.is_available():
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", rank)))
 
@@ -56,9 +55,9 @@ def use_own_gpu(rank: int) -> None:
 def joined(
     store: dist.Store, rank: int, size: int, watch: Callable[[], None] = lambda: None
 ) -> Iterator[None]:
-    """Work together with the others of this store: over NCCL on GPUs, over gloo on CPUs.
+    """Join the others of this store: over NCCL on GPUs, over gloo on CPUs.
 
-    watch: called while a GPU is waited for, to raise RuntimeError if another process has ended.
+    watch: called while waiting for a GPU, to raise RuntimeError if another process has ended.
     """
     use_own_gpu(rank)
     # NCCL's own watchdog would end this process without a word to its user.
@@ -69,7 +68,7 @@ def joined(
     leave = dist.destroy_process_group
     try:
         yield
-    except Exception:  # to destroy it would be to wait for what a dead process has not sent
+    except Exception:  # destroying the group would wait for what a dead process has not sent
         leave = dist.distributed_c10d._abort_process_group
         raise
     finally:
@@ -78,10 +77,7 @@ def joined(
 
 
 def wait_until(arrived: Callable[[], bool]) -> None:
-    """Wait for a GPU, and look meanwhile whether the other processes are alive.
-
-    RuntimeError if one is not, or nothing arrives in STEP_TIMEOUT seconds.
-    """
+    """Wait for a GPU; RuntimeError if another process ends, or nothing arrives in STEP_TIMEOUT."""
     begun = looked = time.monotonic()
     while not arrived():
         now = time.monotonic()
@@ -99,16 +95,13 @@ def wait_until(arrived: Callable[[], bool]) -> None:
 
 @contextmanager
 def joined_launch() -> Iterator[None]:
-    """Work together with the processes that were launched, if there are others."""
-    if launched() == 1:
-        yield
-        return
-    with joined(*store_of_launch()):
+    """Join the processes that were launched with this one, if any."""
+    with joined(*store_of_launch()) if launched() > 1 else nullcontext():
         yield
 
 
 def check_share(batch: int, processes: int) -> None:
-    """ValueError unless every process has as many rows of a batch as the others."""
+    """ValueError unless all processes can have the same number of rows of a batch."""
     if batch % processes:
         raise ValueError(
             f"batch_size is {batch}, which {processes} processes cannot share: use a multiple of "
@@ -117,7 +110,7 @@ def check_share(batch: int, processes: int) -> None:
 
 
 def shard(*tensors: Tensor | None) -> tuple[Tensor | None, ...]:
-    """This process's rows of tensors (B, ...) that all have drawn; None stays None."""
+    """This process's rows of tensors (B, ...) that all hold; None stays None."""
     if world_size() == 1:
         return tensors
     return tuple(None if t is None else t.chunk(world_size())[rank()] for t in tensors)
@@ -129,13 +122,13 @@ def sum_over_ranks(tensors: Sequence[Tensor]) -> None:
         return
     message = torch.cat([tensor.flatten() for tensor in tensors])
     dist.all_reduce(message)
-    parts = message.split([tensor.numel() for tensor in tensors])
-    shaped = [part.view(tensor.shape) for tensor, part in zip(tensors, parts, strict=True)]
-    torch._foreach_copy_(tensors, shaped)
+    sums = message.split([tensor.numel() for tensor in tensors])
+    sums = [part.view_as(tensor) for tensor, part in zip(tensors, sums, strict=True)]
+    torch._foreach_copy_(tensors, sums)
 
 
 def any_rank(flag: bool) -> bool:
-    """Whether the flag is set in any process; all get the same answer, and no GPU is waited for."""
+    """Whether the flag is set in any process, in all of them; without waiting for a GPU."""
     if world_size() == 1:
         return flag
     votes = torch.tensor(int(flag))
@@ -167,16 +160,16 @@ def broadcast_object(value: object) -> object:
 
 
 def rank0_first(make: Callable[[], Any]) -> Any:
-    """What make returns, called in the first process before the others: they find what it wrote."""
+    """What make returns, called in the first process before the others, which find its files."""
     made = make() if rank() == 0 else None
     broadcast_object(None)  # which the others wait for
     return made if rank() == 0 else make()
 
 
 def scatter_work(items: Sequence, make: Callable[[Any], Any]) -> Iterator[Any]:
-    """What make returns for each item, in their order, made by all processes in turn.
+    """What make returns for each item, in order, made by all processes in turn.
 
-    All get as many values as there are items; those of others than the first process are None.
+    Only the first process gets the values; the others get None for each item.
     """
     size = world_size()
     for start in range(0, len(items), size):
