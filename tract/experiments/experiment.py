@@ -111,6 +111,8 @@ class Experiment:
         for name in (*DATA_OPTIONS, "num_classes"):
             if not card[name]:  # cards from before there were such options stay valid
                 del card[name]
+        if self.num_classes:
+            card["classes"] = self.data.classes_present
         return card | {"data_sha256": self.data.sha256}
 
     def begin(self) -> dict:
@@ -277,6 +279,7 @@ def open_experiment(folder: str | Path, compute: Compute = EAGER) -> Experiment:
     card = read_card(path, whole=True)
     try:
         sha256 = card.pop("data_sha256")
+        card.pop("classes", None)  # of the data
         data_dir = card.pop("provenance")["data_dir"]
         experiment = Experiment(Path(folder), data_dir=data_dir, compute=compute, **card)
     except FileNotFoundError as error:
