@@ -40,6 +40,11 @@ class Data:
     def num_classes(self) -> int:
         return 0 if self.labels is None else max(self.classes, int(self.labels.max()) + 1)
 
+    @property
+    def classes_present(self) -> list[int]:
+        """The labels that occur, sorted; empty without labels."""
+        return [] if self.labels is None else self.labels.unique().tolist()
+
     @cached_property
     def sha256(self) -> str:
         """Hash of samples and labels, to tell one data set from another."""

@@ -268,7 +268,7 @@ def test_images_are_any_folder_at_any_size(photographs):
 @pytest.mark.parametrize(
     ("name", "options", "message"),
     [
-        ("images", {}, "image_size is 0: data 'images' are reduced to one size, give it"),
+        ("images", {}, "data 'images' are reduced to one size: give it as image_size"),
         ("images", {"image_size": 129}, "3 of the 3 .*a.JPEG .130x128 pixels: use a size of 128"),
         ("images", {"image_size": -1}, "image_size is -1: use 0 or more"),
         ("images", {"image_size": 8, "grey": "no"}, "grey is 'no': use True or False"),

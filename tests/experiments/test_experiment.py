@@ -345,5 +345,7 @@ def test_a_network_may_know_more_classes_than_the_data_have(tmp_path):
     labels = begun.noise[1]
     assert labels.unique().tolist() == list(range(10))  # those that are there are sampled
     begun.begin()
+    assert begun.card()["classes"] == list(range(10))  # so that no other is sampled
     assert open_experiment(tmp_path).num_classes == 11
-    assert "num_classes" not in Experiment(tmp_path, "digits").card()  # old cards stay valid
+    card = Experiment(tmp_path, "digits").card()  # old cards stay valid
+    assert card.keys().isdisjoint({"num_classes", "classes"})

@@ -82,5 +82,5 @@ def test_the_noise_of_a_sample_depends_on_its_index_and_the_seed_alone():
 
 
 def test_labels_in_turn_go_on_where_the_batch_before_ended():
-    assert cycling_labels(3, 2, 7).tolist() == [2, 0, 1, 2, 0]
-    assert cycling_labels(0, 2, 7) is None
+    assert cycling_labels(range(3), 2, 7).tolist() == [2, 0, 1, 2, 0]
+    assert cycling_labels(range(0), 2, 7) is None

@@ -54,6 +54,10 @@ def test_images_at_the_size_of_a_model_are_a_reference(folders, capsys):
     command = ["fid", str(small), "images", "--data-dir", str(large), "--image-size", "8"]
     assert main([*command, "--features", "pixels", "--json"]) == 0
     assert '"value": 0.0' in capsys.readouterr().out
+    assert main(command[:-2]) == 1
+    assert "data 'images' are reduced to one size: give it as image_size" in (
+        capsys.readouterr().err
+    )
 
 
 def test_a_runs_own_training_pixels_are_a_reference(tmp_path, capsys):

@@ -210,7 +210,10 @@ def test_a_model_of_points_is_refused(tmp_path):
         open_source(path)
 
 
-def test_a_model_with_classes_is_given_labels_in_turn(tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    ("about", "labels"), [({}, [1, 2, 0, 1]), ({"classes": [2, 0]}, [2, 0, 2, 0])]
+)
+def test_a_model_is_given_labels_of_its_datas_classes_in_turn(tmp_path, monkeypatch, about, labels):
     network = NETWORK | {"options": NETWORK["options"] | {"num_classes": 3}}
     seen = []
     monkeypatch.setattr(
@@ -219,9 +222,10 @@ def test_a_model_with_classes_is_given_labels_in_turn(tmp_path, monkeypatch):
         lambda *_, labels, **__: seen.append(labels) or torch.zeros(1, 1, 8, 8),
     )
     path = tmp_path / "m.safetensors"
-    save_model(path, build_denoiser(network), {"experiment": EXPERIMENT, "settings": {}})
+    card = {"experiment": EXPERIMENT | about, "settings": {}}
+    save_model(path, build_denoiser(network), card)
     open_source(path)(1, 0).read(4, 8)
-    assert seen[0].tolist() == [1, 2, 0, 1]
+    assert seen[0].tolist() == labels
 
 
 def test_samples_are_chosen_by_their_number_of_steps(tmp_path, images):

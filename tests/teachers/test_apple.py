@@ -221,7 +221,7 @@ def test_code_in_a_file_is_named_and_not_executed(tmp_path, monkeypatch, legacy)
     monkeypatch.chdir(tmp_path)
     _, tensors = tensors_of(flax_net.TINY)
     torch.save({**tensors, "x": Evil()}, "a.pt", _use_new_zipfile_serialization=not legacy)
-    with pytest.raises(ValueError, match=r"a\.pt holds more.*it names \w+\.system.*nothing of it"):
+    with pytest.raises(ValueError, match=r"a\.pt holds more.*nothing of it.*it names \w+\.system"):
         read_apple("a.pt")
     assert not (tmp_path / "executed").exists()
 

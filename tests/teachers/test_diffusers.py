@@ -277,9 +277,9 @@ def cut(name):
 
 
 REFUSED = {
-    "no weights": (remove(WEIGHTS), "has no .*safetensors and no .*bin: give a folder"),
-    "no network": (remove(CONFIGS), "has no unet/config.json: give"),
-    "no scheduler": (remove(SCHEDULER), "has no scheduler/scheduler_config.json: give"),
+    "no weights": (remove(WEIGHTS), "has no .*safetensors or .*bin: give a folder"),
+    "no network": (remove(CONFIGS), "unet has no config.json: give"),
+    "no scheduler": (remove(SCHEDULER), "scheduler has no scheduler_config.json: give"),
     "cut weights": (cut(WEIGHTS), r"\.safetensors is damaged .*: fetch it again"),
     "cut network": (cut(CONFIGS), r"config\.json is damaged"),
     "missing": (
@@ -305,22 +305,28 @@ REFUSED = {
     "text": (change(CONFIGS, _class_name="UNet2DConditionModel"), "UNet2DConditionModel'.*use"),
     "VE": (change(CONFIGS, time_embedding_type="fourier"), "time_embedding_type 'fourier'"),
     "classes": (change(CONFIGS, class_embed_type="timestep"), "class_embed_type 'timestep'"),
-    "size": (change(CONFIGS, sample_size=None), "sample_size None: write the images' size"),
-    "variances": (change(CONFIGS, out_channels=6), "makes 6 channels of 3: .*learned variances"),
+    "size": (change(CONFIGS, sample_size=None), "sample_size is None: use a whole number"),
+    "variances": (change(CONFIGS, out_channels=6), "has out_channels 6: use one of 3"),
     "layers": (change(CONFIGS, layers_per_block=10**9), "network to build .*1000000000 among"),
     "blocks": (change(CONFIGS, layers_per_block=10**4), "network to build .*blocks, more than"),
     "no layers": (change(CONFIGS, layers_per_block="two"), "describes no network to build"),
     "nan": (reweigh(lambda t: {n: w * math.nan for n, w in t.items()}), "not finite"),
-    "schedules": (change(SCHEDULER, beta_schedule=["linear"]), r"beta_schedule \['linear'\]: use"),
-    "predictions": (change(SCHEDULER, prediction_type={}), "prediction_type {}: use one of"),
+    "schedules": (
+        change(SCHEDULER, beta_schedule=["linear"]),
+        r"beta_schedule is \['linear'\]: choose",
+    ),
+    "predictions": (change(SCHEDULER, prediction_type={}), "prediction_type is {}: choose one of"),
     "scaled": (
         change(SCHEDULER, beta_schedule="scaled_linear"),
-        r"beta_schedule 'scaled_linear': use one of \['linear', 'squaredcos_cap_v2'\]",
+        r"beta_schedule is 'scaled_linear': choose one of \['linear', 'squaredcos_cap_v2'\]",
     ),
     "beta_end": (change(SCHEDULER, beta_end=0.012), "has beta_end 0.012: use"),
     "betas": (change(SCHEDULER, trained_betas=[0.1]), r"has trained_betas \[0.1\]"),
     "zero SNR": (change(SCHEDULER, rescale_betas_zero_snr=True), "has rescale_betas_zero_snr True"),
-    "prediction": (change(SCHEDULER, prediction_type="flow"), "prediction_type 'flow': use one of"),
+    "prediction": (
+        change(SCHEDULER, prediction_type="flow"),
+        "prediction_type is 'flow': choose one of",
+    ),
     "steps": (change(SCHEDULER, num_train_timesteps=1), "num_steps is 1: use 2"),
     "too many steps": (change(SCHEDULER, num_train_timesteps=10**5 + 1), "use 100000 or less"),
 }

@@ -131,7 +131,7 @@ def test_a_format_is_recognised_by_its_content_and_distilled_at_once(
         (b"version https://git-lfs.github.com/spec/v1\n", "begins with b'version h'"),
         (b"\x80\x04.", "is damaged"),
         (b"PK\x03\x04" + bytes(50), "is damaged"),
-        (b"\x84" + bytes(50), "not a flax checkpoint"),
+        (b"\x84" + bytes(50), "not a whole flax"),
         (bytes(8) + b"{", "is damaged"),
     ],
 )

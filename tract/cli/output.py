@@ -107,7 +107,10 @@ def one_line(error: BaseException) -> str:
     """What an error says, in one line; with its kind if it is none of ours."""
     if isinstance(error, MemoryError):
         return "out of memory: use a smaller batch, fewer samples or smaller images"
-    text = " ".join(line.strip() for line in str(error).splitlines())[:2000]
+    text = str(error)
+    if isinstance(error, OSError) and error.strerror and not error.filename:
+        text = error.strerror  # without its number
+    text = " ".join(line.strip() for line in text.splitlines())[:2000]
     ours = isinstance(error, ValueError | ArithmeticError | OSError | RuntimeError) and text
     return text if ours else f"{type(error).__name__}: {text}"
 

@@ -146,7 +146,7 @@ def _images(
 ) -> Data:
     """Any images, with labels from dataset.json or if all lie in folders of their class."""
     if not image_size:
-        raise ValueError("image_size is 0: data 'images' are reduced to one size, give it")
+        raise ValueError("data 'images' are reduced to one size: give it as image_size")
     images = Images(_given("images", data_dir))
     labels, _ = labels_of(images)
     return _converted("images", images, labels, image_size, grey=grey, flip=flip)

@@ -126,7 +126,8 @@ class Experiment:
         """What must stay the same for two runs to be comparable."""
         # Cards from before there were these options stay valid.
         later = (*DATA_OPTIONS, "num_classes")
-        return {n: v for n, v in self._identity().items() if v or n not in later}
+        card = {n: v for n, v in self._identity().items() if v or n not in later}
+        return card | ({"classes": self.data.classes_present} if self.num_classes else {})
 
     def begin(self) -> dict:
         """Claim the folder, and return the card; ValueError if another experiment has it."""
@@ -260,6 +261,7 @@ def open_experiment(folder: str | Path, compute: Compute = EAGER) -> Experiment:
         )
     card = read_card(path, whole=True)
     try:
+        card.pop("classes", None)  # of the data
         data_dir, sha256 = card.pop("provenance")["data_dir"], card.pop("data_sha256")
         return Experiment(
             Path(folder), data_dir=data_dir, compute=compute, data_sha256=sha256, **card

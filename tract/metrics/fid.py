@@ -48,7 +48,7 @@ def compare(
     """
     _check(metrics, samples, seeds, batch)
     opening |= {"device": device}
-    if is_named(reference, opening.get("image_size", 0)):
+    if is_named(reference):
         reference = named_data(str(reference), **opening)
     data = reference if isinstance(reference, Data) and features == "classifier" else None
     options = {"weights": weights, "mode": mode, "data": data, "device": device}

@@ -1,6 +1,6 @@
 """Sample a denoiser in batches from noise that is the same for every model."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -29,16 +29,17 @@ def noise(shape: tuple[int, ...], start: int, stop: int, seed: int) -> Tensor:
     return torch.cat(blocks)[start - first * BLOCK : stop - first * BLOCK]
 
 
-def cycling_labels(num_classes: int, start: int, stop: int) -> Tensor | None:
+def cycling_labels(classes: Sequence[int], start: int, stop: int) -> Tensor | None:
     """Labels (stop - start,) of those samples, each class as often as the others, or None."""
-    return torch.arange(start, stop) % num_classes if num_classes else None
+    if not classes:
+        return None
+    return torch.tensor(classes)[torch.arange(start, stop) % len(classes)]
 
 
 def fixed_noise(data: Data, count: int, seed: int) -> tuple[Tensor, Tensor | None]:
     """Noise (count, ...) shaped like the data, and labels in turn, the same for every model."""
     device = data.samples.device
-    present = None if data.labels is None else data.labels.unique().cpu()
-    labels = None if present is None else present[cycling_labels(len(present), 0, count)]
+    labels = cycling_labels(data.classes_present, 0, count)
     return (
         noise(data.shape, 0, count, seed).to(device),
         None if labels is None else labels.to(device),

@@ -28,7 +28,6 @@ from tract.samplers import SOLVERS, step_indices
 from tract.seeds import Stream, generator_for
 from tract.teachers.load import Teacher, load_teacher
 
-NAMED = [name for name in LOADERS if name != "images"]  # those are given by their path
 Shape = tuple[int, int, int]  # (C, H, W)
 
 
@@ -77,14 +76,15 @@ def open_source(
     """
     if isinstance(source, Data):
         return _data(source)
-    if is_named(source, image_size):
+    if is_named(source):
         return _data(named_data(str(source), data_dir, image_size, grey))
     check_choice("solver", solver, SOLVERS)
     stepping = {"compute": compute, "solver": solver, "own_grid": own_grid}
     path = place(source)
     if not path.exists():
         raise FileNotFoundError(
-            f"no source {path}: give a folder, zip, .npz, .safetensors, a model or one of {NAMED}"
+            f"no source {path}: give a folder, zip, .npz, .safetensors, a model or one of "
+            f"{list(LOADERS)}"
         )
     if path.suffix == ".npz" and {"mu", "sigma"} <= set(array_names(path)):
         return _statistics(path)
@@ -106,13 +106,9 @@ def _is_pipeline(folder: Path) -> bool:
     return any((folder / name).is_file() for name in ("model_index.json", "config.json"))
 
 
-def is_named(source: str | Path | Data, image_size: int = 0) -> bool:
-    """Whether it is the name of a data set; a folder of that name comes first.
-
-    "images" is one if they have a size.
-    """
-    names = LOADERS if image_size else NAMED
-    return not isinstance(source, Data) and str(source) in names and not Path(source).exists()
+def is_named(source: str | Path | Data) -> bool:
+    """Whether it is the name of a data set; a folder of that name comes first."""
+    return not isinstance(source, Data) and str(source) in LOADERS and not Path(source).exists()
 
 
 def named_data(
@@ -242,7 +238,8 @@ def open_run(path: Path, device: str, role: str = "", **options: object) -> Open
     denoiser, card = load_model(path, device, role)
     about = about_model(card, path)
     teacher = Teacher(denoiser, about.noise_schedule, about.grid_steps, "a run")
-    return _model(path, teacher, device, clamp=about.clamp, **options)
+    options |= {"clamp": about.clamp, "classes": about.classes}
+    return _model(path, teacher, device, **options)
 
 
 def _model(
@@ -251,12 +248,17 @@ def _model(
     device: str,
     *,
     clamp: bool,
+    classes: Sequence[int] = (),
     compute: Compute = EAGER,
     solver: str = "ddim",
     own_grid: bool = False,
     progress: Callable[[float], None] = lambda share: None,
 ) -> Opened:
-    """Samples of a model, from noise that depends on seed and index alone."""
+    """Samples of a model, from noise that depends on seed and index alone.
+
+    classes: those drawn, if not all that it knows.
+    """
+    classes = classes or range(teacher.num_classes)
     network = teacher.denoiser.config["options"]
     if "image_size" not in network:
         raise ValueError(f"{path} makes no images, but points: give a model of images")
@@ -283,7 +285,7 @@ def _model(
 
         def read(start: int, stop: int) -> Tensor:
             eps = noise(shape, start, stop, seed).to(device)
-            labels = cycling_labels(teacher.num_classes, start, stop)
+            labels = cycling_labels(classes, start, stop)
             labels = None if labels is None else labels.to(device)
             drawn = {"labels": labels, "batch": len(eps)}
             x = sample_batches(teacher.denoiser, eps, levels, num_steps, **drawn, **options)

@@ -18,6 +18,7 @@ class About:
     teacher_steps: int
     clamp: bool
     step_schedule: tuple[Entry, ...]  # empty for a teacher
+    classes: tuple[int, ...] = ()  # that it was trained on, if it knows more
 
     @property
     def grid_steps(self) -> int:
@@ -36,11 +37,14 @@ def about_model(card: dict, path: str | Path) -> About:
             experiment["teacher_steps"],
             experiment.get("clamp", True),
             tuple(settings.get("step_schedule", ())),
+            tuple(experiment.get("classes", ())),
         )
         check_text("method", about.method)
         check_choice("noise_schedule", about.noise_schedule, NOISE_SCHEDULES)
         check_whole("teacher_steps", about.teacher_steps, 1, MOST_STEPS)
         check_flag("clamp", about.clamp)
+        for label in about.classes:
+            check_whole("classes", label, 0)
         if "step_schedule" in settings:
             parse_schedule(about.step_schedule)
     return about

@@ -2,115 +2,42 @@
 
 from tract.base.checks import check_choice
 
-_PAPER = {"channel_mult": [1, 1, 1], "num_blocks": 3, "attention": [16, 8], "emb_channels": 1024}
-_CIFAR10 = {"image_size": 32, "image_channels": 3, **_PAPER}
-_EDM_CIFAR10 = {
-    "net": "song",
-    "prediction": "edm",
-    "image_size": 32,
-    "image_channels": 3,
-    "channels": 128,
-    "channel_mult": [2, 2, 2],
-    "num_blocks": 4,
-    "attention": [16],
-    "augment_dim": 9,
-    "dropout": 0.13,
-}
-
-_GREY32 = {
-    "prediction": "edm",
-    "sigma_data": 0.66,
-    "image_size": 32,
-    "image_channels": 1,
-    "channel_mult": [1, 2, 4, 4],
-    "num_blocks": 1,
-    "attention": [8, 4],
-    "groups": 8,
-}
+_RGB32 = {"image_size": 32, "image_channels": 3}
+_SMALL = {"prediction": "edm", "image_channels": 1, "num_blocks": 1, "groups": 8}
+_DIGITS = _SMALL | {"sigma_data": 0.75, "image_size": 8, "channel_mult": [1, 1], "attention": [4]}
+_GREY32 = _SMALL | {"sigma_data": 0.66, "image_size": 32}
+_GREY32 |= {"channel_mult": [1, 2, 4, 4], "attention": [8, 4]}
+_CIFAR10 = _RGB32 | {"prediction": "x0", "emb_channels": 1024}
+_CIFAR10 |= {"channel_mult": [1, 1, 1], "num_blocks": 3, "attention": [16, 8]}
+_EDM_CIFAR10 = _RGB32 | {"net": "song", "prediction": "edm", "augment_dim": 9, "dropout": 0.13}
+_EDM_CIFAR10 |= {"channels": 128, "channel_mult": [2, 2, 2], "num_blocks": 4, "attention": [16]}
+_IMAGENET64 = {"image_size": 64, "image_channels": 3, "num_classes": 1000, "dropout": 0.1}
+_IMAGENET64 |= {"channels": 192, "channel_mult": [1, 2, 3, 4]}
+_IMAGENET64 |= {"num_blocks": 3, "attention": [32, 16, 8]}
 
 # Each: the kind of network if it is not UNet, what it predicts, the standard deviation of its data
 # if it is not 0.5, and the network's options.
 NETWORKS = {
-    # Trains on the 8x8 digits in one to two minutes on one core.
-    "digits": {
-        "prediction": "edm",
-        "sigma_data": 0.75,
-        "image_size": 8,
-        "image_channels": 1,
-        "channels": 32,
-        "emb_channels": 128,
-        "channel_mult": [1, 1],
-        "num_blocks": 1,
-        "attention": [4],
-        "groups": 8,
-    },
-    # A smaller student for it.
-    "digits_small": {
-        "prediction": "edm",
-        "sigma_data": 0.75,
-        "image_size": 8,
-        "image_channels": 1,
-        "channels": 16,
-        "emb_channels": 64,
-        "channel_mult": [1, 1],
-        "num_blocks": 1,
-        "attention": [4],
-        "groups": 8,
-    },
-    # For grey 32x32 images, on one GPU: 5,364,449 parameters.
-    "fashion_mnist": {**_GREY32, "channels": 32, "emb_channels": 128},
-    # A smaller student for it, of a quarter of the parameters.
-    "fashion_mnist_small": {**_GREY32, "channels": 16, "emb_channels": 64},
+    # Trains on the 8x8 digits in one to two minutes on one core; and a smaller student for it.
+    "digits": _DIGITS | {"channels": 32, "emb_channels": 128},
+    "digits_small": _DIGITS | {"channels": 16, "emb_channels": 64},
+    # For grey 32x32 images, on one GPU; and a smaller student for it.
+    "fashion_mnist": _GREY32 | {"channels": 32, "emb_channels": 128},
+    "fashion_mnist_small": _GREY32 | {"channels": 16, "emb_channels": 64},
     # For the same images without padding, on one core: patches fill its vectors as channels, and
     # attention, slow there, is in the middle alone. Chosen by tests/cpu_networks.py.
-    "fashion_mnist_cpu": {
-        "prediction": "edm",
-        "sigma_data": 0.7,
-        "image_size": 28,
-        "image_channels": 1,
-        "patch": 2,
-        "channels": 32,
-        "emb_channels": 128,
-        "channel_mult": [1, 2],
-        "num_blocks": 1,
-        "groups": 8,
-    },
-    # The paper's network for CIFAR-10: 60,004,099 parameters.
-    "cifar10": {"prediction": "x0", **_CIFAR10, "channels": 256, "dropout": 0.2},
-    # Its smaller student: 19,419,011 parameters.
-    "cifar10_small": {"prediction": "x0", **_CIFAR10, "channels": 128},
-    # The paper's network for ImageNet-64, class-conditional: 295,905,222 parameters.
-    "imagenet64": {
-        "prediction": "x0_eps",
-        "image_size": 64,
-        "image_channels": 3,
-        "channels": 192,
-        "emb_channels": 768,
-        "channel_mult": [1, 2, 3, 4],
-        "num_blocks": 3,
-        "attention": [32, 16, 8],
-        "head_channels": 64,
-        "num_classes": 1000,
-        "out_channels": 6,
-        "dropout": 0.1,
-    },
-    # EDM's networks for CIFAR-10: 55,733,891 parameters (with 10 classes 55,735,299), and
-    # 56,397,827.
-    "edm_cifar10_ddpmpp": {**_EDM_CIFAR10, "variant": "ddpm++"},
-    "edm_cifar10_ncsnpp": {**_EDM_CIFAR10, "variant": "ncsn++"},
-    # EDM's network for ImageNet-64, class-conditional: 295,899,267 parameters.
-    "edm_imagenet64_adm": {
-        "net": "adm",
-        "prediction": "edm",
-        "image_size": 64,
-        "image_channels": 3,
-        "channels": 192,
-        "channel_mult": [1, 2, 3, 4],
-        "num_blocks": 3,
-        "attention": [32, 16, 8],
-        "num_classes": 1000,
-        "dropout": 0.1,
-    },
+    "fashion_mnist_cpu": _SMALL
+    | {"sigma_data": 0.7, "image_size": 28, "patch": 2, "channel_mult": [1, 2]}
+    | {"channels": 32, "emb_channels": 128},
+    # The paper's networks: for CIFAR-10, its smaller student, and for ImageNet-64.
+    "cifar10": _CIFAR10 | {"channels": 256, "dropout": 0.2},
+    "cifar10_small": _CIFAR10 | {"channels": 128},
+    "imagenet64": _IMAGENET64
+    | {"prediction": "x0_eps", "out_channels": 6, "emb_channels": 768, "head_channels": 64},
+    # EDM's networks. With 10 classes the first has 55,735,299 parameters.
+    "edm_cifar10_ddpmpp": _EDM_CIFAR10 | {"variant": "ddpm++"},
+    "edm_cifar10_ncsnpp": _EDM_CIFAR10 | {"variant": "ncsn++"},
+    "edm_imagenet64_adm": _IMAGENET64 | {"net": "adm", "prediction": "edm"},
 }
 
 # Parameters, and FLOP for an image, of each: counted by a test, so that a list needs no torch.

@@ -1,19 +1,19 @@
 """Read tensors from flax msgpack and torch .pt files without executing anything."""
 
 import math
-import re
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from tract.base.checks import shown
-from tract.teachers.pickles import check_program
+from tract.base.checks import reading, shown
+from tract.teachers.pickles import check_program, load_weights
 
 SHARED = 4  # networks that a file holds once may have as many names
-DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+FLOATS = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+INTEGERS = {"int32": torch.int32, "int64": torch.int64}
 ARRAY, SCALAR = 1, 3  # flax's extension codes; 2 is a complex number, which no network here has
 CHUNKED = "__msgpack_chunked_array__"  # marks a map {shape, chunks}; flax splits arrays of 2^30
 
@@ -28,24 +28,18 @@ def read_flax(path: Path, wanted: set[str]) -> dict[str, object]:
     size = path.stat().st_size
     limits = {f"max_{kind}_len": size for kind in ("str", "bin", "array", "map", "ext")}
     entries = {}
-    try:
-        with path.open("rb") as file:
-            unpacker = msgpack.Unpacker(file, max_buffer_size=size, strict_map_key=True, **limits)
-            for _ in range(unpacker.read_map_header()):
-                name = unpacker.unpack()
-                if not isinstance(name, str):
-                    raise ValueError(f"an entry is named {shown(name)}")
-                if name in wanted:
-                    entries[name] = unpacker.unpack()
-                else:
-                    unpacker.skip()
-            end = unpacker.tell()
-    except msgpack.OutOfData as error:
-        raise ValueError(f"{path} ends too early: fetch it again") from error
-    except (ValueError, RecursionError, msgpack.UnpackException) as error:
-        raise ValueError(f"{path} is not a flax checkpoint ({error!r}): fetch it again") from error
-    if end != size:
-        raise ValueError(f"{path} has {size - end:,} bytes too many at its end: fetch it again")
+    with reading(path, "is not a whole flax checkpoint"), path.open("rb") as file:
+        unpacker = msgpack.Unpacker(file, max_buffer_size=size, strict_map_key=True, **limits)
+        for _ in range(unpacker.read_map_header()):
+            name = unpacker.unpack()
+            if not isinstance(name, str):
+                raise ValueError(f"an entry is named {shown(name)}")
+            if name in wanted:
+                entries[name] = unpacker.unpack()
+            else:
+                unpacker.skip()
+        if unpacker.tell() != size:
+            raise ValueError(f"{size - unpacker.tell():,} bytes too many at its end")
     return entries
 
 
@@ -60,34 +54,20 @@ def flax_tensors(tree: object, where: str, deepest: int = 8) -> dict[str, Tensor
             for name, branch in tree.items()
             for inner, tensor in flax_tensors(branch, f"{where}/{name:.40}", deepest - 1).items()
         }
-    try:
+    with reading(where, "is not an array of weights", "fetch the file again"):
         return {"": _chunked(tree) if isinstance(tree, dict) else _array(tree)}
-    except (ValueError, TypeError, KeyError, RuntimeError) as error:  # the last of reshaping
-        raise ValueError(
-            f"{where} is not an array of weights ({error}): fetch the file again"
-        ) from error
 
 
 def flax_int(value: object, where: str) -> int:
     """A whole number, 0 or more, that flax wrote as such or as an array's scalar."""
-    import msgpack
-
-    number = value
-    if isinstance(value, msgpack.ExtType) and value.code in (ARRAY, SCALAR):
-        shape, dtype, raw = _parts(value)
-        if (
-            math.prod(shape) == 1
-            and dtype in ("int32", "int64")
-            and len(raw) == int(dtype[3:]) // 8
-        ):
-            number = int.from_bytes(raw, "little", signed=True)
-    if type(number) is not int or number < 0:
-        raise ValueError(f"{where} is {shown(number)}, no whole number: fetch the file again")
-    return number
+    with reading(where, "is not a whole number", "fetch the file again"):
+        number = value if type(value) is int else _array(value, INTEGERS).item()
+        if number < 0:
+            raise ValueError(f"it is {number}")
+        return number
 
 
-def _parts(value: object) -> tuple[list[int], str, bytes]:
-    """Shape, name of the type and bytes of one of flax's arrays."""
+def _array(value: object, types: Mapping[str, torch.dtype] = FLOATS) -> Tensor:
     import msgpack
 
     if not isinstance(value, msgpack.ExtType) or value.code not in (ARRAY, SCALAR):
@@ -95,16 +75,11 @@ def _parts(value: object) -> tuple[list[int], str, bytes]:
     shape, dtype, raw = msgpack.unpackb(value.data, max_ext_len=0)
     if not all(type(length) is int and length >= 0 for length in shape):
         raise ValueError(f"its shape is {shown(shape)}")
-    return shape, dtype, raw
-
-
-def _array(value: object) -> Tensor:
-    shape, dtype, raw = _parts(value)
-    if dtype not in DTYPES:
-        raise ValueError(f"its type is {shown(dtype)}, of {list(DTYPES)}")
-    if math.prod(shape) * DTYPES[dtype].itemsize != len(raw):
+    if dtype not in types:
+        raise ValueError(f"its type is {shown(dtype)}, of {list(types)}")
+    if math.prod(shape) * types[dtype].itemsize != len(raw):
         raise ValueError(f"it has {len(raw):,} bytes for shape {shape} of {dtype}")
-    tensor = torch.frombuffer(bytearray(raw), dtype=DTYPES[dtype]) if raw else torch.empty(0)
+    tensor = torch.frombuffer(bytearray(raw), dtype=types[dtype]) if raw else torch.empty(0)
     return tensor.reshape(shape)
 
 
@@ -121,18 +96,9 @@ def read_torch(path: Path, wrappings: Sequence[str] = ()) -> dict[str, Tensor]:
     ValueError for anything else, which is not executed, for a damaged file, and for tensors of
     more bytes than the file.
     """
-    try:
+    with reading(path, "holds more than weights, or is damaged; nothing of it was executed"):
         _check_torch(path)
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except OSError:
-        raise
-    except Exception as error:  # a file from outside can be wrong in any way
-        named = re.search(r"GLOBAL (\S+)", str(error))
-        reason = f"it names {named[1]}" if named else f"{error!r:.120}"
-        raise ValueError(
-            f"{path} holds more than weights, or is damaged ({reason}); nothing of it was "
-            "executed: fetch another"
-        ) from error
+        content = load_weights(path)
     for name in wrappings:
         if isinstance(content, dict) and isinstance(content.get(name), dict):
             content = content[name]

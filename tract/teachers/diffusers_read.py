@@ -5,25 +5,21 @@ A UNet2DModel and its scheduler lie in sub-folders, or all in one folder as in e
 
 import fnmatch
 import re
-from collections.abc import Iterator
 from inspect import signature
 from pathlib import Path
 
-from safetensors import SafetensorError
 from safetensors.torch import load_file
-from torch import Tensor, nn
+from torch import Tensor
 
-from tract.base.checks import shown
+from tract.base.checks import check_choice, check_whole, reading, shown
 from tract.denoiser import Denoiser
 from tract.networks.weights import parse_object
 from tract.teachers.containers import read_torch
-from tract.teachers.fill import Take, fill
+from tract.teachers.fill import fill, same_names
 
-INDEX = "model_index.json"
-UNET = ("unet/config.json",)
-SCHEDULER = ("scheduler/scheduler_config.json",)
-# Of the weights, in the order in which they are taken: whole, in parts by an index, of a variant
-# such as fp16.
+INDEX, UNET, SCHEDULER = "model_index.json", "config.json", "scheduler_config.json"
+# Names of files of weights, in the order in which they are taken: whole, in parts by an index, of
+# a variant such as fp16.
 FILE = "diffusion_pytorch_model"
 ENDINGS = ("safetensors", "bin", "safetensors.index.json", "bin.index.json")
 ENDINGS += ("safetensors.index.*.json", "bin.index.*.json", "*.safetensors", "*.bin")
@@ -31,11 +27,10 @@ ENDINGS += ("safetensors.index.*.json", "bin.index.*.json", "*.safetensors", "*.
 PREDICTIONS = {"epsilon": "eps", "sample": "x0", "v_prediction": "v"}
 NOISE_SCHEDULES = {"linear": "ddpm_linear", "squaredcos_cap_v2": "ddpm_cosine"}  # by beta_schedule
 LINEAR = {"beta_start": 1e-4, "beta_end": 0.02}
-USUAL = {  # of UNet2DModel; others are made for other levels or conditions
-    "_class_name": "UNet2DModel",
-    "time_embedding_type": "positional",
-    "class_embed_type": None,
-}
+# Values of a U-Net and of a scheduler; others are made for other levels or conditions.
+USUAL_UNET = {"_class_name": "UNet2DModel", "time_embedding_type": "positional"}
+USUAL_UNET |= {"class_embed_type": None}
+USUAL_SCHEDULER = {"trained_betas": None, "rescale_betas_zero_snr": False}
 OLD_NAMES = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
 TIMEOUT = 10  # seconds that the hub has for an answer
 
@@ -48,48 +43,37 @@ def read_pipeline(folder: str | Path) -> Denoiser:
     """
     folder = Path(folder)
     _check_components(folder)
-    scheduler, unet = _find(folder, *SCHEDULER), _find(folder, *UNET)
-    levels = _read_levels(scheduler)
-    options = _read_options(unet)
-    weights = _weight_file(folder)
+    # A unet_ema of a training has its scheduler beside it.
+    scheduler = _find([SCHEDULER], folder / "scheduler", folder, folder.parent / "scheduler")
+    prediction, levels = _read_levels(scheduler)
+    options = _read_options(_find([UNET], folder / "unet", folder))
+    weights = _find([f"{FILE}.{ending}" for ending in ENDINGS], folder / "unet", folder)
     tensors = _read_weights(weights)
     other = "; their average over the training is in unet_ema" * (folder / "unet_ema").is_dir()
     print(f"{folder}: weights of {weights.relative_to(folder)}{other}")
-    prediction = levels.pop("prediction")
     config = {"net": "diffusers", "prediction": prediction, "sigma_data": 0.5}
-    return fill(weights, tensors, config | {"options": options | levels}, _weights)
+    config |= {"options": options | levels}
+    return fill(weights, tensors, config, lambda net, take: same_names(net, take, _theirs))
 
 
-def _find(folder: Path, *places: str) -> Path:
-    """The first of some files that is there, in its sub-folder or beside the others."""
-    for place in places:
-        # A unet_ema of a training has its scheduler beside it.
-        for path in (folder / place, folder / Path(place).name, folder.parent / place):
-            if path.is_file():
-                return path
+def _theirs(name: str) -> str:
+    return name.removeprefix("unet.")
+
+
+def _find(names: list[str], *folders: Path) -> Path:
+    """The first file of these names, which may have wildcards, in the first folder that has any."""
+    for folder in folders:
+        for name in names:
+            if found := sorted(folder.glob(name)):
+                return found[0]
     raise FileNotFoundError(
-        f"{folder} has no {' and no '.join(places)}: give a folder that save_pretrained wrote, "
+        f"{folders[0]} has no {' or '.join(names[:2])}: give a folder that save_pretrained wrote, "
         "whole, of a pipeline with a UNet2DModel"
     )
 
 
-def _weight_file(folder: Path) -> Path:
-    """The file of a network's weights, or the index of its parts."""
-    for place in (folder / "unet", folder):
-        for ending in ENDINGS:
-            if found := sorted(place.glob(f"{FILE}.{ending}")):
-                return found[0]
-    raise FileNotFoundError(
-        f"{folder} has no unet/{FILE}.safetensors and no {FILE}.bin: give a folder that "
-        "save_pretrained wrote, whole, of a pipeline with a UNet2DModel"
-    )
-
-
 def _read_json(path: Path) -> dict:
-    try:
-        return parse_object(path.read_text(), path)
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path} is damaged ({error}): fetch it again") from error
+    return parse_object(path.read_bytes(), path)
 
 
 def _check_components(folder: Path) -> None:
@@ -104,51 +88,33 @@ def _check_components(folder: Path) -> None:
         )
 
 
-def _read_levels(path: Path) -> dict:
-    """Prediction, process and number of steps of a scheduler's file."""
+def _check_usual(path: Path, config: dict, usual: dict) -> None:
+    """ValueError for what is another value than the usual one, that of a missing entry."""
+    for name, value in usual.items():
+        if config.get(name, value) != value:
+            raise ValueError(f"{path} has {name} {shown(config[name])}: use one of {value!r}")
+
+
+def _read_levels(path: Path) -> tuple[str, dict]:
+    """Prediction, and noise schedule and number of steps, of a scheduler's file."""
     scheduler = _read_json(path)
     schedule = scheduler.get("beta_schedule")
-    if schedule not in list(NOISE_SCHEDULES):  # what is there may not be hashable
-        raise ValueError(
-            f"{path} has beta_schedule {shown(schedule)}: use one of {list(NOISE_SCHEDULES)}"
-        )
-    unsupported = [
-        name for name in ("trained_betas", "rescale_betas_zero_snr") if scheduler.get(name)
-    ]
-    if schedule == "linear":
-        unsupported += [n for n, usual in LINEAR.items() if scheduler.get(n, usual) != usual]
-    if unsupported:
-        raise ValueError(
-            f"{path} has {unsupported[0]} {shown(scheduler[unsupported[0]])}: use a pipeline "
-            "without, or with the usual value"
-        )
+    check_choice(f"{path}: beta_schedule", schedule, NOISE_SCHEDULES)
+    _check_usual(path, scheduler, USUAL_SCHEDULER | (LINEAR if schedule == "linear" else {}))
     prediction = scheduler.get("prediction_type", "epsilon")
-    if prediction not in list(PREDICTIONS):
-        raise ValueError(
-            f"{path} has prediction_type {shown(prediction)}: use one of {list(PREDICTIONS)}"
-        )
+    check_choice(f"{path}: prediction_type", prediction, PREDICTIONS)
     num_steps = scheduler.get("num_train_timesteps", 1000)
-    return {
-        "prediction": PREDICTIONS[prediction],
-        "noise_schedule": NOISE_SCHEDULES[schedule],
-        "num_steps": num_steps,
-    }
+    levels = {"noise_schedule": NOISE_SCHEDULES[schedule], "num_steps": num_steps}
+    return PREDICTIONS[prediction], levels
 
 
 def _read_options(path: Path) -> dict:
     """Options of DiffusersUNet, but for its levels, of a model's file."""
     config = _read_json(path)
-    for name, usual in USUAL.items():
-        if config.get(name, usual) != usual:
-            raise ValueError(f"{path} has {name} {shown(config[name])}: use a network of {usual!r}")
     size, channels = config.get("sample_size"), config.get("in_channels", 3)
-    if type(size) is not int:
-        raise ValueError(f"{path} has sample_size {shown(size)}: write the images' size there")
-    if config.get("out_channels", 3) != channels:
-        raise ValueError(
-            f"{path} makes {config.get('out_channels', 3)} channels of {channels}: use a network "
-            "with as many, without learned variances"
-        )
+    check_whole(f"{path}: sample_size", size, 1)
+    # As many as come in: a network of learned variances makes twice that.
+    _check_usual(path, config, USUAL_UNET | {"out_channels": channels})
     from diffusers import UNet2DModel  # takes seconds
 
     known = signature(UNet2DModel.__init__).parameters
@@ -178,19 +144,12 @@ def _read_weights(path: Path) -> dict[str, Tensor]:
     if path.suffix == ".bin":
         tensors = read_torch(path)
     else:
-        try:
+        with reading(path):
             tensors = load_file(path)
-        except (SafetensorError, RuntimeError, TypeError) as error:
-            raise ValueError(f"{path} is damaged ({error}): fetch it again") from error
     return {
         re.sub(r"(?<=\.)(query|key|value|proj_attn)(?=\.)", lambda old: OLD_NAMES[old[0]], name): t
         for name, t in tensors.items()
     }
-
-
-def _weights(net: nn.Module, take: Take) -> Iterator[tuple[str, Tensor]]:
-    for name, parameter in net.state_dict().items():
-        yield name, take(name.removeprefix("unet."), tuple(parameter.shape))
 
 
 def fetch(name: str) -> Path:
@@ -203,8 +162,9 @@ def fetch(name: str) -> Path:
     reason = ""
     try:
         found = {file.rfilename for file in HfApi().model_info(name, timeout=TIMEOUT).siblings}
-        for places in ((INDEX,), SCHEDULER, UNET, [f"unet/{FILE}.{end}" for end in ENDINGS]):
-            either = [n for place in places for n in (place, Path(place).name)]
+        weights = [f"unet/{FILE}.{ending}" for ending in ENDINGS]
+        for names in ([INDEX], [f"scheduler/{SCHEDULER}"], [f"unet/{UNET}"], weights):
+            either = [n for name in names for n in (name, Path(name).name)]
             wanted = [n for pattern in either for n in sorted(fnmatch.filter(found, pattern))][:1]
             if any(".index." in n for n in wanted):
                 wanted += fnmatch.filter(found, "*-of-*")

@@ -3,12 +3,12 @@
 from collections.abc import Iterator
 from pathlib import Path
 
-from torch import Tensor, nn
+from torch import Tensor
 
-from tract.base.checks import shown
+from tract.base.checks import reading, shown
 from tract.denoiser import Denoiser
-from tract.teachers.fill import Take, fill
-from tract.teachers.pickles import Node, Refused, read_pickle
+from tract.teachers.fill import fill, same_names
+from tract.teachers.pickles import NOT_OF_EDM, Node, Refused, read_pickle
 
 NETS = {"SongUNet": "song", "DhariwalUNet": "adm"}
 # Arguments of the published constructors: our name, and the default in each of NETS.
@@ -55,21 +55,13 @@ def read_edm(path: str | Path) -> Denoiser:
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"no file {path}: correct the path, or copy it here first")
-    content = read_pickle(path)
-    try:
+    with reading(path, *NOT_OF_EDM):
+        content = read_pickle(path)
         if not isinstance(content, dict) or "ema" not in content:
             raise Refused("has no 'ema', the averaged network")
         config = _config(content["ema"])
         tensors = dict(_tensors(content["ema"], path.stat().st_size))
-    except (Refused, RecursionError) as error:  # the latter where lists in lists are shown
-        raise ValueError(f"{path} {error}: use an edm-*.pkl as published") from error
-
-    def weights(net: nn.Module, take: Take) -> Iterator[tuple[str, Tensor]]:
-        return (
-            (name, take(f"model.{name}", tuple(t.shape))) for name, t in net.state_dict().items()
-        )
-
-    return fill(path, tensors, config, weights)
+    return fill(path, tensors, config, lambda net, take: same_names(net, take, "model.{}".format))
 
 
 def _config(denoiser: object) -> dict:

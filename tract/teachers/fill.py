@@ -48,3 +48,11 @@ def fill(path: Path, tensors: dict[str, Tensor], config: dict, weights: Weights)
     denoiser = build_denoiser(config)
     denoiser.net.load_state_dict(state)
     return denoiser.eval().requires_grad_(False)
+
+
+def same_names(
+    net: nn.Module, take: Take, name_there: Callable[[str], str]
+) -> Iterator[tuple[str, Tensor]]:
+    """All of a network that is ours layer by layer: name_there makes the file's name of our own."""
+    for name, tensor in net.state_dict().items():
+        yield name, take(name_there(name), tuple(tensor.shape))

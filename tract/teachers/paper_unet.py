@@ -5,6 +5,7 @@ from pathlib import Path
 
 from torch import Tensor, nn
 
+from tract.base.checks import reading
 from tract.unet import UNet
 
 SMALLEST = 8  # pixels at the last resolution of every published one, of 32, 64 or 128 pixels
@@ -13,19 +14,15 @@ SMALLEST = 8  # pixels at the last resolution of every published one, of 32, 64 
 def describe(
     path: Path, tensors: dict[str, Tensor], read_options: Callable[[dict[str, Tensor]], dict]
 ) -> dict:
-    """Description, as for `presets.build_denoiser`, of the network that named tensors are of.
+    """Description, for `build_denoiser`, of the network that named tensors are of.
 
     read_options: from tensors to options of UNet, but for what follows from the image's size, and
     "attentive", the indices of resolutions with attention. ValueError if there is no such network.
     """
-    try:
+    with reading(path, "holds no network of this kind", "use another"):
         options = read_options(tensors)
         options["image_size"] = SMALLEST * 2 ** (len(options["channel_mult"]) - 1)
         options["attention"] = [options["image_size"] // 2**i for i in options.pop("attentive")]
-    except Exception as error:  # tensors from outside can be wrong in any way
-        raise ValueError(
-            f"{path} holds no network of this kind ({error!r}): use another"
-        ) from error
     outputs, channels = options["out_channels"], options["image_channels"]
     if outputs not in (channels, 2 * channels):
         raise ValueError(

@@ -21,6 +21,8 @@ from typing import BinaryIO, NamedTuple
 import torch
 from torch import Tensor
 
+from tract.base.checks import reading
+
 # What Python's pickler writes as protocol 4, for objects such as EDM's. Not among them: what
 # reaches objects by other ways than a name, and what makes a few bytes claim much memory.
 OPCODES = """
@@ -35,9 +37,14 @@ MAX_TUPLES = 20_000  # tuples in tuples are hashed by recursion, which C does no
 PERSISTENCE_VERSION = 6  # of EDM's records of objects
 # How torch.save began a file until 1.6, and a storage in a pickle ever since; not compressed.
 LEGACY_MAGIC = pickle.dumps(0x1950A86A20F9469CFC6C, protocol=2)
+# What is wrong with a file, and the remedy.
+NOT_OF_EDM = (
+    "is damaged or not a network of EDM's; nothing of it was executed",
+    "use an edm-*.pkl as published",
+)
 
 
-class Refused(Exception):
+class Refused(ValueError):
     """The file wants something that no file of EDM's wants."""
 
 
@@ -76,11 +83,7 @@ class Weight(NamedTuple):
         """The tensor. An exception of any kind if there is something wrong with it."""
         if not self.storage.startswith(LEGACY_MAGIC):
             raise Refused("it is not stored as tensors in pickles are")
-        try:
-            storage = torch.load(io.BytesIO(self.storage), map_location="cpu", weights_only=True)
-        except pickle.UnpicklingError as error:  # torch's text ends in how to execute it after all
-            named = re.search(r"GLOBAL (\S+)", str(error))
-            raise Refused(f"in it is {named[1] if named else 'no storage'}") from error
+        storage = load_weights(io.BytesIO(self.storage))
         numbers = torch.empty(0, dtype=storage.dtype).set_(storage)
         if len(self.size) > 4 or math.prod(self.size) > len(numbers):
             raise Refused(f"it has {len(numbers)} numbers for shape {self.size}")
@@ -140,19 +143,23 @@ def read_pickle(path: Path) -> object:
 
     ValueError, with what is wrong, for a damaged file and for one with anything else in it.
     """
+    with (
+        reading(path, *NOT_OF_EDM),
+        path.open("rb") as file,
+        mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data,
+    ):
+        check_program(data, OPCODES.split())
+        data.seek(0)
+        return _Unpickler(data).load()
+
+
+def load_weights(file: Path | BinaryIO) -> object:
+    """What torch.save wrote, if it is weights; Refused, with its name, for anything else."""
     try:
-        with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-            check_program(data, OPCODES.split())
-            data.seek(0)
-            return _Unpickler(data).load()
-    except OSError:
-        raise
-    except Refused as error:
-        raise ValueError(
-            f"{path} {error}; nothing of it was executed: use an edm-*.pkl as published"
-        ) from error
-    except Exception as error:  # a file from outside can be wrong in any way
-        raise ValueError(f"{path} is damaged ({error!r:.200}): fetch it again") from error
+        return torch.load(file, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:  # torch's text ends in how to execute it after all
+        named = re.search(r"GLOBAL (\S+)", str(error))
+        raise Refused(f"it names {named[1] if named else 'no weights'}") from error
 
 
 def check_program(file: BinaryIO | mmap.mmap, allowed: Collection[str] | None = None) -> None:
