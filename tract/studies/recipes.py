@@ -1,5 +1,6 @@
 """What each study compares: recipes by comparison and label, baselines, and the paper's claims."""
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from tract.phases import doubling, halving_schedule
@@ -130,22 +131,41 @@ EDM = {
     },
 }
 
-_RECIPES = {
-    "TRACT 1024>32>1": {},
-    "TRACT 16>1": {"step_schedule": [16, 1]},
-    "TRACT 32>8>1": {"step_schedule": [32, 8, 1]},
-    "TRACT 16>4>1": {"step_schedule": [16, 4, 1]},
-    "BTD 1024>512>...>1": _BTD,
-}
-# Where the authors' recipe differs from ours, see `settings`.
+_SIXTEEN = {"step_schedule": [16, 1]}
+_RECIPES = {"TRACT 1024>32>1": {}, "BTD 1024>512>...>1": _BTD, "TRACT 16>1": _SIXTEEN}
+
+
+def _varied(setting: str, values: Sequence[str], recipes: Sequence[str]) -> dict[str, dict]:
+    """Recipes with each value of one setting, the first of which is the baseline."""
+    return {
+        f"{label}, {value}": _RECIPES[label] | {setting: value}
+        for label in recipes
+        for value in values
+    }
+
+
+# What the paper's recipe is measured against, and where the authors' differs from ours.
 TARGETS: dict[str, dict[str, dict]] = {
-    "clamp": {
-        f"{label}, {clamp}": recipe | {"clamp": clamp}
-        for label, recipe in _RECIPES.items()
-        for clamp in ("all", "none")
+    "main": _RECIPES
+    | {
+        "TRACT 32>8>1": {"step_schedule": [32, 8, 1]},
+        "BTD 32>16>...>1": {"method": "BTD", "step_schedule": halving_schedule(32)},
     },
-    "loss_reduction": {name: {"loss_reduction": name} for name in ("mean", "sum")},
-    "phase_change": {name: {"phase_change": name} for name in ("restart", "carry_on")},
+    "clamp": _varied("clamp", ["all", "none"], list(_RECIPES)),
+    "loss_reduction": _varied("loss_reduction", ["mean", "sum"], list(_RECIPES)[:2]),
+    "phase_change": _varied("phase_change", ["restart", "carry_on"], list(_RECIPES)[:2]),
+    "growing": {
+        "TRACT 32>1": {"step_schedule": [32, 1]},
+        "TRACT 4<8<16<32>1": {"step_schedule": [doubling(4, 32), 1]},
+    },
+}
+_FORTY = {"step_schedule": [40, 1], "solver": "heun"}
+HEUN_TARGETS = {
+    "heun_targets": {
+        "40>1": _FORTY,
+        "targets clamped": _FORTY | {"clamp": "all"},
+        "loss summed": _FORTY | {"loss_reduction": "sum"},
+    }
 }
 
 
@@ -190,7 +210,7 @@ CONSISTENCY_WAYS: dict[str, dict[str, dict]] = {
     }
 }
 
-ALL = CHANGES | BEYOND | HEUN | CLAIM | EDM | TARGETS | FAMILY | CONSISTENCY_WAYS
+ALL = CHANGES | BEYOND | HEUN | CLAIM | EDM | TARGETS | HEUN_TARGETS | FAMILY | CONSISTENCY_WAYS
 
 # What a recipe is better or worse than, where that is not the first of its group.
 _BASELINES = {
@@ -206,7 +226,14 @@ _BASELINES = {
         label: f"TRACT 32>{label.split('>')[-1]}" for label in CLAIM["short_grid_steps"]
     },
     "budget": {label: f"TRACT, {label.split(', ')[1]}" for label in CLAIM["budget"]},
-    "clamp": {label: label.replace(", none", ", all") for label in TARGETS["clamp"]},
+    **{
+        name: {label: f"{label.split(', ')[0]}, {first}" for label in TARGETS[name]}
+        for name, first in (
+            ("clamp", "all"),
+            ("loss_reduction", "mean"),
+            ("phase_change", "restart"),
+        )
+    },
     # One step of either kind against the other, and with Heun's two phases against one.
     "edm": {
         label: "heun, 40>1" if label == "heun, 40>8>1" else label.replace("ddim", "heun")
