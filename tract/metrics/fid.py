@@ -76,16 +76,8 @@ def compare(
         about = _conditions(extract, same[0], target) | {"samples": counts[n], "seeds": list(seeds)}
         about |= {"reference_samples": None if target.moments else total}
         about |= {"kept": min(kept, counts[n]), "seconds": round(time.monotonic() - start, 1)}
-        by_seed, sizes = (
-            [_values(each, expected, metrics) for each in found],
-            _sizes(same[0], target),
-        )
-        for kind in metrics:
-            values = [each[kind] for each in by_seed]
-            few = _few(found[0].moments, expected.moments) if kind == "fd" else ""
-            number = {"value": mean(values), "std": stdev(values) if len(values) > 1 else None}
-            number |= {"values": values, "note": "; ".join(filter(None, [few, sizes]))}
-            rows.append({"metric": extract.metric(kind)} | number | about)
+        for kind, numbers in _numbers(found, expected, metrics, _sizes(same[0], target)).items():
+            rows.append({"metric": extract.metric(kind)} | numbers | about)
     return rows
 
 
@@ -186,6 +178,20 @@ def _check_pair(
             f"{source[0].name} and {reference[0].name} have images (channels, height, width) of "
             f"{shapes[0]} and {shapes[-1]}: use images of one shape, or features that resize them"
         )
+
+
+def _numbers(
+    found: list[Statistics], expected: Statistics, metrics: Sequence[str], sizes: str
+) -> dict[str, dict]:
+    """Value, deviation and values over seeds of each metric, with a note."""
+    by_seed, numbers = [_values(each, expected, metrics) for each in found], {}
+    for kind in metrics:
+        values = [each[kind] for each in by_seed]
+        few = _few(found[0].moments, expected.moments) if kind == "fd" else ""
+        std = stdev(values) if len(values) > 1 else None
+        note = "; ".join(filter(None, [few, sizes]))
+        numbers[kind] = {"value": mean(values), "std": std, "values": values, "note": note}
+    return numbers
 
 
 def _values(found: Statistics, expected: Statistics, metrics: Sequence[str]) -> dict[str, float]:
