@@ -10,7 +10,7 @@ from tract.base.files import write_atomically
 from tract.lab.style import in_words
 from tract.phases import in_steps
 from tract.studies.ablations import Study
-from tract.studies.recipes import ALL, CLAIMS, baselines_of
+from tract.studies.recipes import ALL, CHANGES, CLAIMS, baselines_of
 
 PUBLISHED = "FID, published (CIFAR-10)"
 # What a measured number must share with a published one to stand beside it, besides the images.
@@ -90,15 +90,20 @@ def ablation_table(
 
 
 def claims_table(
-    published: pd.DataFrame, results: pd.DataFrame, studies: Sequence[Study]
+    published: pd.DataFrame,
+    results: pd.DataFrame,
+    studies: Sequence[Study],
+    comparisons: Sequence[str] = tuple(CHANGES),
 ) -> pd.DataFrame:
     """The paper's orderings, its numbers, and for each of our studies ours and whether it agrees.
+
+    comparisons: those whose orderings are asked for.
 
     "holds": the difference is more than two standard deviations of it; "is contradicted": so, the
     other way round; else "is undecided".
     """
     rows = []
-    for claim in CLAIMS:
+    for claim in (claim for claim in CLAIMS if claim.comparison in comparisons):
         pair = [claim.worse, claim.better]
         theirs = _spread(_published(published, claim.comparison).reindex(pair))
         row = {"finding": claim.finding, PUBLISHED: " against ".join(theirs)}
