@@ -71,9 +71,6 @@ BEYOND: dict[str, dict[str, dict]] = {
         "TRACT 16>1": {"step_schedule": [16, 1]},
         "TRACT 32>8>1": {"step_schedule": [32, 8, 1]},
         "BTD 32>16>...>1": _BTD_SHORT,
-    },
-    "growing": {
-        "TRACT 32>1": {"step_schedule": [32, 1]},
         "TRACT 4<8<16<32>1": {"step_schedule": [doubling(4, 32), 1]},
     },
 }
