@@ -12,7 +12,7 @@ VALUES = ["-1", "0", "1", "2", "1.5", "nan", "", "x", "~", "[1]", "9" * 30, "/de
 OPTIONS = {
     "models": [],
     "teacher": [],
-    "fid": ["--features", "--mode", "--metrics", "--samples", "--steps", "--seeds", "--batch",
+    "fid": ["--features", "--metrics", "--samples", "--steps", "--seeds", "--batch",
             "--compute", "--data-dir", "--image-size", "--solver", "--weights", "--results"],
     "sample": ["--samples", "--steps", "--seed", "--batch", "--compute", "--solver"],
     "classifier": ["--data-dir", "--image-size", "--epochs", "--seed"],

@@ -153,3 +153,20 @@ def test_samples_that_coincide_are_within_each_other_whatever_is_rounded(seed):
 def test_rmse_is_the_root_of_the_mean_square():
     a, b = torch.zeros(2, 2), torch.tensor([[3.0, 4.0], [0.0, 0.0]])
     assert rmse(a, b) == pytest.approx(2.5)
+
+
+def test_the_inception_score_counts_the_classes_that_images_are_sure_to_be_of():
+    sure = torch.eye(8).repeat(10, 1)  # ten parts with each class once
+    assert metrics.inception_score(sure) == pytest.approx(8)
+    assert metrics.inception_score(torch.full((80, 8), 1 / 8)) == pytest.approx(1)
+    # Two classes at 1 - q and q, alike in number: ln 2 less the entropy of q.
+    q = torch.tensor(0.1, dtype=torch.double)
+    rows = torch.stack([torch.stack([q, 1 - q]), torch.stack([1 - q, q])]).repeat(40, 1)
+    entropy = -(q * q.log() + (1 - q) * (1 - q).log())
+    assert metrics.inception_score(rows) == pytest.approx(2 * (-entropy).exp().item())
+
+
+def test_the_inception_score_is_the_mean_over_parts():
+    sure = torch.eye(2).repeat_interleave(20, 0)  # each of ten parts knows one class alone
+    assert metrics.inception_score(sure) == pytest.approx(1)
+    assert metrics.inception_score(sure, parts=1) == pytest.approx(2)

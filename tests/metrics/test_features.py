@@ -18,13 +18,18 @@ from torch import nn
 from tract.data import to_unit
 from tract.metrics import features
 from tract.metrics.features import (
+    CLASSES,
     FEATURES,
+    INCEPTIONS,
     PIXELS,
+    SPATIAL,
     classifier,
     efficientnet_lite0,
     extractor,
     inception,
 )
+
+NAMES = {mode: name for name, mode in INCEPTIONS.items()}
 
 
 class StandIn(nn.Module):
@@ -85,7 +90,7 @@ def test_inception_is_resized_and_asked_as_clean_fid_does(mode, stand_in, pictur
     path = stand_in / "inception-2015-12-05.pt"
     sha256 = published(monkeypatch, path)
     theirs = InceptionV3W(stand_in, download=False, resize_inside=mode == "legacy_tensorflow")
-    ours = inception(path, mode)
+    ours = inception(path, NAMES[mode])
     suffix = "" if mode == "clean" else f"_{mode}"  # part of what a row of results is found by
     names = ours.name, ours.metric("fd"), ours.metric("kid")
     assert names == tuple(f"{name}{suffix}" for name in ("inception", "fid", "kid"))
@@ -102,30 +107,67 @@ def test_inception_is_resized_and_asked_as_clean_fid_does(mode, stand_in, pictur
 def test_the_modes_of_inception_differ(stand_in, pictures, monkeypatch):
     path = stand_in / "inception-2015-12-05.pt"
     published(monkeypatch, path)
-    clean, legacy = (inception(path, m)(pictures[0]) for m in ("clean", "legacy_tensorflow"))
+    clean, legacy = (inception(path, NAMES[m])(pictures[0]) for m in ("clean", "legacy_tensorflow"))
     assert not torch.allclose(clean, legacy, atol=1e-3)
 
 
-def test_inception_of_pytorch_fid_is_clean_fids(tmp_path, pictures, monkeypatch):
-    images, folder = pictures
-    monkeypatch.setattr(inception_pytorch, "load_state_dict_from_url", lambda *_, **__: None)
-    with monkeypatch.context() as fresh:  # random weights, in its own architecture
+@pytest.fixture(scope="module")
+def random_inception(tmp_path_factory):
+    """A file of pytorch-fid's network with random weights, in clean-fid's own architecture."""
+    with pytest.MonkeyPatch.context() as fresh:
+        fresh.setattr(inception_pytorch, "load_state_dict_from_url", lambda *_, **__: None)
         fresh.setattr(torchvision.models.Inception3, "load_state_dict", lambda *_: None)
         torch.manual_seed(0)
-        network = inception_pytorch.InceptionV3([3], resize_input=False).eval()
         weights = inception_pytorch.fid_inception_v3().state_dict()
-    path = tmp_path / "pt_inception-2015-12-05-6726825d.pth"
+    path = tmp_path_factory.mktemp("weights") / "pt_inception-2015-12-05-6726825d.pth"
     torch.save(weights, path)
+    return path, weights
+
+
+def test_inception_of_pytorch_fid_is_clean_fids(random_inception, pictures, monkeypatch):
+    images, folder = pictures
+    path, weights = random_inception
     published(monkeypatch, path)
-    monkeypatch.setattr(inception_pytorch, "load_state_dict_from_url", lambda *_, **__: weights)
-    network = inception_pytorch.InceptionV3([3], resize_input=False).eval()
+    with monkeypatch.context() as theirs:
+        theirs.setattr(inception_pytorch, "load_state_dict_from_url", lambda *_, **__: weights)
+        network = inception_pytorch.InceptionV3([3], resize_input=False).eval()
+        whole = inception_pytorch.fid_inception_v3().eval()
     theirs = clean_fid_features(
         folder, lambda x: network(x / 255)[0].squeeze(-1).squeeze(-1), "legacy_pytorch"
     )
     monkeypatch.setattr(inception_pytorch, "load_state_dict_from_url", None)
-    ours = inception(path, "legacy_pytorch")(images)
+    ours = inception(path, "inception_legacy_pytorch")(images)
     assert theirs.std() > 0
     torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-6)
+    # Its own classes, with the bias that the Inception Score leaves out.
+    probabilities = inception(path, CLASSES)
+    whole.fc.bias.data.zero_()
+    with torch.no_grad():
+        logits = whole.fc(ours)
+    torch.testing.assert_close(probabilities(images), logits.softmax(1), rtol=1e-4, atol=1e-8)
+    assert probabilities(images).shape == (5, 1008)
+    assert probabilities.metric("is") == "is"
+
+
+def test_features_of_sfid_are_seven_channels_in_the_middle(random_inception, pictures, monkeypatch):
+    path, _ = random_inception
+    published(monkeypatch, path)
+    seen = []
+    forward = torchvision.models.inception.BasicConv2d.forward
+
+    def note(self, x):
+        seen.append(forward(self, x))
+        return seen[-1]
+
+    monkeypatch.setattr(torchvision.models.inception.BasicConv2d, "forward", note)
+    spatial = inception(path, SPATIAL)
+    found = spatial(pictures[0][:2])
+    assert found.shape == (2, 7 * 17 * 17)
+    assert spatial.metric("fd") == "sfid"
+    seen.clear()
+    inception(path, "inception_legacy_pytorch")(pictures[0][:2])
+    # Stem 5, three blocks of 7, one of 4, two of 10: the next is the first of Mixed_6d.
+    torch.testing.assert_close(found, seen[5 + 3 * 7 + 4 + 2 * 10][:, :7].flatten(1))
 
 
 def test_grey_images_are_shown_to_networks_as_grey_colour(stand_in, pictures, monkeypatch):
@@ -237,13 +279,9 @@ def test_shapes_that_features_are_defined_for(extract, shape, takes):
     assert extract.takes(shape) is takes
 
 
-def test_unknown_names_and_modes_and_useless_weights_are_refused(tmp_path):
+def test_unknown_names_and_useless_weights_are_refused(tmp_path):
     with pytest.raises(ValueError, match="features is 'vgg': choose one of"):
         extractor("vgg")
-    with pytest.raises(ValueError, match="mode is 'dirty': choose one of .*legacy_pytorch"):
-        extractor("inception", mode="dirty")
-    with pytest.raises(ValueError, match="mode is 'legacy_pytorch', and pixels has none"):
-        extractor("pixels", mode="legacy_pytorch")
     with pytest.raises(ValueError, match="weights are given, and pixels takes none"):
         extractor("pixels", weights=tmp_path / "w")
     with pytest.raises(ValueError, match="'classifier' needs weights"):

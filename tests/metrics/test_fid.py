@@ -14,7 +14,13 @@ from tract.data import Data, to_uint8
 from tract.datasets.load import load_data
 from tract.denoiser import clamped
 from tract.metrics import fid
-from tract.metrics.distances import frechet_distance, kernel_distance, moments_of, precision_recall
+from tract.metrics.distances import (
+    frechet_distance,
+    inception_score,
+    kernel_distance,
+    moments_of,
+    precision_recall,
+)
 from tract.metrics.features import PIXELS, Extractor
 from tract.metrics.fid import _check_statistics, compare
 from tract.metrics.samples import noise
@@ -27,6 +33,9 @@ from tract.samplers import sample
 def cache(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     return tmp_path / "cache" / "tract"
+
+
+OF_PAIRS = ("fd", "kid", "precision", "recall")
 
 
 def noise_images(count, seed, shape=(1, 3, 3), dark=0):
@@ -77,7 +86,7 @@ def test_between_folders_it_is_what_clean_fid_computes_with_the_same_features(tm
 
 def test_all_metrics_are_those_of_the_features(tmp_path):
     a, b = noise_images(50, 1), noise_images(70, 2, dark=60)
-    rows = compare(Data("a", a), Data("b", b), features="pixels", metrics=fid.METRICS)
+    rows = compare(Data("a", a), Data("b", b), features="pixels", metrics=OF_PAIRS)
     x, y = PIXELS(a), PIXELS(b)
     precision, recall = precision_recall(x, y, 3)
     expected = {
@@ -105,7 +114,7 @@ def test_gaussian_pixels_have_their_distance_in_closed_form():
 def test_the_same_images_have_no_distance_however_they_are_stored(tmp_path):
     images = noise_images(40, 1)
     folder = write_pngs(tmp_path / "a", images)
-    rows = compare(folder, Data("b", images), features="pixels", metrics=fid.METRICS)
+    rows = compare(folder, Data("b", images), features="pixels", metrics=OF_PAIRS)
     assert values(rows) == {
         "fd_pixels": pytest.approx(0, abs=1e-10),
         # Unbiased: what every image has to itself is left out within a set, and not across.
@@ -195,6 +204,17 @@ def test_a_row_says_all_that_its_number_depends_on(tmp_path):
     assert {"device", "commit", "versions", "time", "seconds", "note"} <= row.keys()
 
 
+def test_the_inception_score_is_of_all_images_in_ten_parts(monkeypatch):
+    classes = Extractor("inception_classes", {}, lambda x: x.flatten(1).double().softmax(1))
+    monkeypatch.setattr(fid, "extractor", lambda *_, **__: classes)
+    monkeypatch.setattr(fid, "KEPT_FEATURES", 20)
+    images = noise_images(50, 1)
+    (row,) = compare(Data("a", images), GREY, features="inception_classes", metrics=["is"])
+    assert (row["metric"], row["kept"], row["note"]) == ("is", 50, "")
+    order = open_source(Data("a", images))(None, 0).read(0, 50)
+    assert row["value"] == pytest.approx(inception_score(classes(order)))
+
+
 def test_few_images_are_measured_with_a_warning_that_says_what_it_means():
     few, many = Data("few", noise_images(9, 1)), Data("many", noise_images(40, 2))
     rows = compare(few, many, features="pixels", metrics=["fd", "kid"])
@@ -226,13 +246,14 @@ GREY, COLOUR = Data("grey", noise_images(9, 1)), Data("colour", noise_images(9, 
 @pytest.mark.parametrize(
     ("arguments", "problem"),
     [
-        ({"metrics": ["is"]}, "metrics is 'is': choose one of"),
+        ({"metrics": ["lpips"]}, "metrics is 'lpips': choose one of"),
+        ({"metrics": ["is"]}, "metrics 'is' alone and features 'inception_classes' belong"),
         ({"metrics": []}, "give one or more"),
         ({"seeds": []}, "give one or more"),
         ({"seeds": [1, 1], "samples": 5}, "give one or more, each once"),
         ({"seeds": [-1]}, "seeds is -1: use 0 or more"),
         ({"samples": 1}, "samples is 1: use 2 or more"),
-        ({"samples": 10}, "samples is 10, and grey has 9: use 9 or less"),
+        ({"samples": 10}, "samples is 10, and grey has 9: use that or less"),
         ({"batch": 0}, "batch is 0: use 1 or more"),
         ({"seeds": [0, 1]}, r"seeds are \[0, 1\], and all of grey is taken"),
         ({"steps": [2]}, r"steps are \[2\], and grey is not a model"),

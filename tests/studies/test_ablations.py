@@ -277,14 +277,24 @@ def test_recipes_are_better_or_worse_than_a_baseline_beyond_two_deviations_only(
 
 def test_students_of_so_many_steps_are_compared_with_those_of_as_many():
     values = {
-        "1024>32>2": [10.0, 11.0],
-        "32>2": [1.0, 2.0],
-        "1024>32>4": [1.0, 2.0],
-        "32>4": [1.0, 2.0],
+        "TRACT 32>2": [10.0, 11.0],
+        "BTD 32>...>2": [1.0, 2.0],
+        "TRACT 32>4": [1.0, 2.0],
+        "BTD 32>...>4": [1.0, 2.0],
     }
-    table = versus_table(results(values, comparison="few_steps"), "few_steps", [STUDY])
-    verdicts = table.set_index("few_steps")["fd_pixels is"]
-    assert verdicts[list(values)].to_list() == ["", "better", "", "undecided"]
+    rows = results(values, comparison="short_grid_steps")
+    verdicts = versus_table(rows, "short_grid_steps", [STUDY])["fd_pixels is"]
+    assert list(verdicts) == ["", "better", "", "undecided"]
+
+
+def test_kinds_of_recipes_are_lines_over_their_evaluations():
+    rows = [
+        results({f"MCT, {n}": [value], f"TRACT 32>{n}": [4.0]}, comparison=f"family_{n}")
+        for n, value in ((1, 2.0), (4, 1.0))
+    ]
+    (ax,) = charts.quality_by_steps(None, pd.concat(rows), STUDY, ["family_1", "family_4"]).axes
+    lines = {n.get_label(): n.get_xydata().tolist() for n in ax.lines if n.get_marker() == "None"}
+    assert lines == {"MCT": [[1, 2], [4, 1]], "TRACT from 32": [[1, 4], [4, 4]]}
 
 
 @pytest.mark.parametrize("comparison", ALL)

@@ -41,8 +41,7 @@ def _add_fid(commands: argparse._SubParsersAction) -> None:
     command.add_argument("reference", help="the same; taken whole")
     command.add_argument("--features", default="inception", help="what distances are measured in")
     command.add_argument("--weights", type=place, help="file of Inception's or the classifier's")
-    command.add_argument("--mode", default="clean", help="of clean-fid, for Inception")
-    command.add_argument("--metrics", nargs="+", default=["fd"], help="fd, kid, precision, recall")
+    command.add_argument("--metrics", nargs="+", default=["fd"], help="fd kid precision recall is")
     command.add_argument("--samples", type=int, help="how many; 50,000 of a model, else all")
     command.add_argument("--steps", type=int, nargs="+", default=[], help="of a model's sampler")
     command.add_argument("--seeds", type=int, nargs="+", default=[0], help="of a model's noise")
@@ -76,7 +75,7 @@ def _fid(options: argparse.Namespace) -> None:
     from tract.experiments.rows import rows_of_fid
     from tract.metrics.fid import compare
 
-    names = ("features", "weights", "mode", "metrics", "samples", "steps", "seeds", "batch")
+    names = ("features", "weights", "metrics", "samples", "steps", "seeds", "batch")
     names += ("data_dir", "image_size", "grey", "cache", "solver", "own_grid")
     given = {name: getattr(options, name) for name in names}
     if options.results and not (Path(options.source) / "card.json").is_file():
@@ -131,13 +130,13 @@ def _classifier(options: argparse.Namespace) -> None:
     from tract.base.compute import device
     from tract.base.files import check_new
     from tract.datasets.load import load_data
-    from tract.metrics.classifier import Fitting, fit_classifier
+    from tract.metrics.classifier import fit_classifier
 
-    settings = Fitting(epochs=options.epochs, seed=options.seed)
     check_new(options.target)
     size = {"image_size": options.image_size, "grey": options.grey}
     data = load_data(options.data, options.data_dir, **size).to(device())
-    _, card = fit_classifier(data, options.target, settings)
+    made = {"epochs": options.epochs, "seed": options.seed}
+    _, card = fit_classifier(data, options.target, **made)
     print(f"{options.target}: right for {card['accuracy']:.1%} of {card['held_out']:,} held out")
 
 

@@ -1,13 +1,12 @@
 """Train and load a small classifier, whose last hidden layer serves as features."""
 
-from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from tract.base.checks import LARGEST_BATCH, MOST_SAMPLES, check_positive, check_whole
+from tract.base.checks import MOST_SAMPLES, check_whole
 from tract.base.compute import EAGER, matmul_precision
 from tract.base.progress import progress
 from tract.base.provenance import provenance
@@ -15,25 +14,11 @@ from tract.data import Data, to_unit
 from tract.networks.weights import read_tensors, write_tensors
 from tract.seeds import Stream, generator_for
 
+BATCH_SIZE = 128
+LEARNING_RATE = 2e-3  # of Adam, falling to 0 as a cosine
 CLASSIFIED = 256  # images that are classified at a time, after training
 HELD_OUT = 0.1  # share of the data that is not trained on
 CARD = {"classifier", "data", "data_sha256", "held_out", "accuracy"}  # in every file
-
-
-@dataclass(frozen=True, kw_only=True)
-class Fitting:
-    """Settings of the training of a classifier. ValueError names the setting that cannot be."""
-
-    epochs: int = 20
-    batch_size: int = 128
-    learning_rate: float = 2e-3  # of Adam, falling to 0 as a cosine
-    seed: int = 0
-
-    def __post_init__(self):
-        check_whole("epochs", self.epochs, 1, MOST_SAMPLES)
-        check_whole("batch_size", self.batch_size, 1, LARGEST_BATCH)
-        check_positive("learning_rate", self.learning_rate)
-        check_whole("seed", self.seed, 0)
 
 
 class Classifier(nn.Module):
@@ -67,32 +52,32 @@ def _convolution(channels: int, wide: int, stride: int = 1) -> list[nn.Module]:
 
 @matmul_precision(EAGER)
 def fit_classifier(
-    data: Data, path: str | Path, settings: Fitting | None = None
+    data: Data, path: str | Path, *, epochs: int = 20, seed: int = 0
 ) -> tuple[Classifier, dict]:
     """Train a classifier under a progress bar, write it in half precision, and read it back.
 
-    Returns it with its card: data, settings, and the accuracy on the share that was held out.
-    ValueError for data without labels. The same seed gives the same weights on the same device.
+    Returns it with its card: data, settings, and the accuracy on the share that was held out. The
+    same seed gives the same weights on the same device. Raises ValueError for data without labels.
     """
-    settings = settings or Fitting()
+    check_whole("epochs", epochs, 1, MOST_SAMPLES)
+    check_whole("seed", seed, 0)
     if data.labels is None:
         raise ValueError(f"{data.name} has no labels to train a classifier on: use other features")
     device = data.samples.device
-    order = torch.randperm(
-        len(data), generator=generator_for("cpu", settings.seed, Stream.CLASSIFIER, 0)
-    )
+    order = torch.randperm(len(data), generator=generator_for("cpu", seed, Stream.CLASSIFIER, 0))
     held_out, rest = (part.to(device) for part in order.tensor_split([int(HELD_OUT * len(data))]))
     network = {"shape": data.shape, "num_classes": data.num_classes}
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(generator_for("cpu", settings.seed, Stream.CLASSIFIER, 1).initial_seed())
+        torch.manual_seed(generator_for("cpu", seed, Stream.CLASSIFIER, 1).initial_seed())
         classifier = Classifier(**network).to(device)
-    _train(classifier, Data(data.name, data.samples[rest], data.labels[rest], data.flip), settings)
+    trained_on = Data(data.name, data.samples[rest], data.labels[rest], data.flip)
+    _train(classifier, trained_on, epochs, seed)
     classifier = classifier.half().float().eval()  # as it will be read
     card = {
         "classifier": network,
         "data": data.name,
         "data_sha256": data.sha256,
-        "settings": asdict(settings),
+        "settings": {"epochs": epochs, "seed": seed},
         "held_out": len(held_out),
         "accuracy": accuracy(classifier, data.samples[held_out], data.labels[held_out]),
         "provenance": provenance(),
@@ -102,14 +87,13 @@ def fit_classifier(
     return read_classifier(path, device)
 
 
-def _train(classifier: Classifier, data: Data, settings: Fitting) -> None:
-    batch = min(settings.batch_size, len(data))
-    num_steps = settings.epochs * len(data) // batch
-    optimizer = torch.optim.Adam(classifier.parameters(), lr=settings.learning_rate)
+def _train(classifier: Classifier, data: Data, epochs: int, seed: int) -> None:
+    batch = min(BATCH_SIZE, len(data))
+    num_steps = epochs * len(data) // batch
+    optimizer = torch.optim.Adam(classifier.parameters(), lr=LEARNING_RATE)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, num_steps)
-    device = data.samples.device
     for step in progress(f"classifier of {data.name}", num_steps, iterable=range(num_steps)):
-        generator = generator_for(device, settings.seed, Stream.CLASSIFIER, 2, step)
+        generator = generator_for(data.samples.device, seed, Stream.CLASSIFIER, 2, step)
         x0, labels = data.batch(batch, generator)
         loss = F.cross_entropy(classifier(x0), labels)
         optimizer.zero_grad(set_to_none=True)
@@ -131,7 +115,7 @@ def read_classifier(
 ) -> tuple[Classifier, dict]:
     """A classifier in evaluation mode, and its card, as `fit_classifier` wrote them.
 
-    ValueError if the file is damaged or holds something else.
+    Raises ValueError if the file is damaged or holds something else.
     """
     tensors, card = read_tensors(path)
     try:

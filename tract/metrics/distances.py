@@ -1,4 +1,4 @@
-"""Distances between sets of features: Fréchet distance, KID, precision and recall."""
+"""Distances between sets of features: Fréchet, KID, precision and recall; Inception Score."""
 
 from dataclasses import dataclass
 
@@ -106,6 +106,19 @@ def _share_within(x: Tensor, y: Tensor, k: int) -> float:
 def _squared(x: Tensor, y: Tensor) -> Tensor:
     """Squared distances (N, M) of all pairs."""
     return x.square().sum(1)[:, None] + y.square().sum(1) - 2 * x @ y.T
+
+
+def inception_score(probabilities: Tensor, parts: int = 10) -> float:
+    """exp of the mean KL divergence of p(class | image) from p(class), the mean over parts.
+
+    probabilities (N, K) of K classes: 1 where all images are alike, K where each is sure of one of
+    all classes. Salimans et al. 2016, section 4; N is at least the number of parts.
+    """
+    scores = []
+    for p in probabilities.double().tensor_split(min(parts, len(probabilities))):
+        divergence = torch.special.xlogy(p, p) - torch.special.xlogy(p, p.mean(0))
+        scores.append(divergence.sum(1).mean().exp())
+    return torch.stack(scores).mean().item()
 
 
 def rmse(a: Tensor, b: Tensor) -> float:

@@ -5,14 +5,12 @@ and only distances in Inception's features are called by the names of publicatio
 """
 
 import hashlib
-import shutil
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from unittest.mock import patch
 from warnings import catch_warnings
 
@@ -25,17 +23,18 @@ from tract.base.compute import EAGER, matmul_precision
 from tract.data import Data, to_unit
 from tract.metrics.classifier import fit_classifier, read_classifier
 
-# Beginnings of the SHA-256 of the networks that clean-fid uses in its modes, by file name.
-PUBLISHED_WEIGHTS = {
-    "inception-2015-12-05.pt": "f58cb9b6ec323ed63459aa4fb441fe750cfe39fafad6da5cb504a16f19e958f4",
-    "pt_inception-2015-12-05-6726825d.pth": "6726825d",
+TENSORFLOW, PYTORCH = "inception-2015-12-05.pt", "pt_inception-2015-12-05-6726825d.pth"
+PUBLISHED_WEIGHTS = {  # beginnings of the SHA-256 of clean-fid's networks, by file name
+    TENSORFLOW: "f58cb9b6ec323ed63459aa4fb441fe750cfe39fafad6da5cb504a16f19e958f4",
+    PYTORCH: "6726825d",
 }
-MODES = {  # of clean-fid: how it resizes, and the file it then asks
-    "clean": "inception-2015-12-05.pt",
-    "legacy_tensorflow": "inception-2015-12-05.pt",
-    "legacy_pytorch": "pt_inception-2015-12-05-6726825d.pth",
+# Inception's pooled features: what clean-fid calls their mode, which says how images are resized.
+INCEPTIONS = {
+    "inception": "clean",
+    "inception_legacy_pytorch": "legacy_pytorch",
+    "inception_legacy_tensorflow": "legacy_tensorflow",
 }
-INCEPTIONS = ("inception", "inception_legacy_pytorch", "inception_legacy_tensorflow")
+SPATIAL, CLASSES = "inception_spatial", "inception_classes"  # for sFID and the Inception Score
 EFFICIENTNET_SIZE = 96  # pixels to which images are enlarged or reduced
 
 
@@ -71,13 +70,15 @@ class Extractor:
 
 
 def metric_name(kind: str, features: str) -> str:
-    """Name of a metric, "fd", "kid", "precision" or "recall", in features by their name.
+    """Name of a metric, "fd", "kid", "precision", "recall" or "is", in features by their name.
 
-    Only of Inception's features are these the names that publications use, with the mode of
-    clean-fid if it is another than "clean": the same images differ by it.
+    Inception's alone have the names that publications use, followed by clean-fid's mode if that is
+    not "clean": the same images differ by it.
     """
     if features in INCEPTIONS:
         return ("fid" if kind == "fd" else kind) + features.removeprefix("inception")
+    if (kind, features) in (("fd", SPATIAL), ("is", CLASSES)):
+        return {"fd": "sfid", "is": "is"}[kind]
     return f"{'kd' if kind == 'kid' else kind}_{features}"
 
 
@@ -85,23 +86,19 @@ def extractor(
     name: str,
     *,
     weights: str | Path | None = None,
-    mode: str = "clean",
     data: Data | None = None,
     device: torch.device | str = "cpu",
 ) -> Extractor:
     """An extractor by name, one of FEATURES.
 
     weights: file of Inception's weights, or of the classifier, which is trained on data and
-    written there if there is no such file. mode: of Inception, a name in MODES. ValueError or
-    FileNotFoundError, with what to do, for what cannot be.
+    written there if it does not exist. Raises ValueError or FileNotFoundError that say what to do.
     """
     check_choice("features", name, FEATURES)
     make, takes = FEATURES[name]
-    if mode != "clean" and "mode" not in takes:
-        raise ValueError(f"mode is {mode!r}, and {name} has none: leave it out")
     if weights is not None and "weights" not in takes:
         raise ValueError(f"weights are given, and {name} takes none: leave them out")
-    options = {"weights": weights, "mode": mode, "data": data}
+    options = {"weights": weights, "data": data}
     return make(device=device, **{option: options[option] for option in takes})
 
 
@@ -116,9 +113,9 @@ PIXELS = Extractor("pixels", {"range": [-1, 1]}, pixels, resizes=False)
 def classifier(
     weights: str | Path | None, data: Data | None = None, device: torch.device | str = "cpu"
 ) -> Extractor:
-    """Features before the last layer of a classifier, read, or trained on data where none is.
+    """Features before a classifier's last layer; it is trained on data if there is no file.
 
-    ValueError if the file was made for other data than these.
+    Raises ValueError if the file belongs to other data.
     """
     if weights is None:
         raise ValueError("features 'classifier' needs weights: the file it is or will be kept in")
@@ -179,27 +176,32 @@ def efficientnet_lite0(device: torch.device | str = "cpu") -> Extractor:
 
 
 def inception(
-    weights: str | Path | None = None, mode: str = "clean", device: torch.device | str = "cpu"
+    weights: str | Path | None = None,
+    name: str = "inception",
+    device: torch.device | str = "cpu",
 ) -> Extractor:
-    """Features (B, 2048) of the Inception of FID and KID, as clean-fid resizes and asks it.
+    """Features of the Inception of FID, resized as clean-fid does in the mode of that name.
 
-    weights: the published ones, which are fetched once where none are given. ValueError if they
-    are others, FileNotFoundError if there are none and they cannot be fetched.
+    name: of INCEPTIONS, (B, 2048); SPATIAL, (B, 2023), or CLASSES, (B, 1008), of pytorch-fid's.
+    weights: the published ones, fetched once by default. ValueError for others, FileNotFoundError
+    if there are none and they cannot be fetched.
     """
     from cleanfid.resize import build_resizer
 
-    check_choice("mode", mode, MODES)
-    path = _fetched(MODES[mode]) if weights is None else Path(weights)
+    mode = INCEPTIONS.get(name, "legacy_pytorch")
+    file = PYTORCH if mode == "legacy_pytorch" else TENSORFLOW
+    path = _fetched(file) if weights is None else Path(weights)
     if not path.is_file():
         raise FileNotFoundError(f"no weights {path}: correct the path, or leave them out")
     sha256 = file_sha256(path)
-    if not sha256.startswith(PUBLISHED_WEIGHTS[MODES[mode]]):
+    if not sha256.startswith(PUBLISHED_WEIGHTS[file]):
         raise ValueError(
-            f"{path} is not the {MODES[mode]} that mode {mode!r} of clean-fid asks (its SHA-256 is "
-            f"{sha256}): fetch it from {_address(MODES[mode])}"
+            f"{path} is not the {file} of the features {name} (its SHA-256 is {sha256}): fetch it "
+            f"from {_address(file)}"
         )
-    network = _legacy_pytorch(path) if mode == "legacy_pytorch" else _torchscript(path, mode)
-    network = network.to(device).eval()
+    network = (
+        _pytorch_fid(path, name, device) if file == PYTORCH else _torchscript(path, mode, device)
+    )
     with catch_warnings():  # clean-fid silences all warnings of the process there
         resize = build_resizer(mode)
 
@@ -209,7 +211,7 @@ def inception(
     def function(images: Tensor) -> Tensor:
         with ThreadPoolExecutor() as pool:
             x = torch.stack(list(pool.map(one, coloured(images).cpu())))
-        return network(x.to(device).float())
+        return network(x.to(device).float()).flatten(1)
 
     about = {
         "weights_sha256": sha256,
@@ -217,38 +219,38 @@ def inception(
         "resize": f"clean-fid {version('clean-fid')}",
         "size": 299,
     }
-    name = "inception" if mode == "clean" else f"inception_{mode}"
     return Extractor(name, about, function, str(device))
 
 
-def _torchscript(path: Path, mode: str) -> nn.Module:
-    """clean-fid's network around a TorchScript file, which has been told from others by now."""
-    from cleanfid.inception_torchscript import InceptionV3W
+def _torchscript(path: Path, mode: str, device: torch.device | str) -> Callable[[Tensor], Tensor]:
+    """Pooled features of images in 0..255 by the network of StyleGAN's FID, asked as clean-fid."""
+    network = torch.jit.load(path, device).eval()
+    if mode == "legacy_tensorflow":  # it resizes and scales by itself
+        return partial(network, return_features=True)
+    return lambda x: network.layers((x - 128) / 128)
 
-    with TemporaryDirectory() as folder:  # clean-fid opens a file of one name only
-        shutil.copyfile(path, Path(folder) / MODES[mode])
-        return InceptionV3W(folder, download=False, resize_inside=mode == "legacy_tensorflow")
 
+def _pytorch_fid(path: Path, name: str, device: torch.device | str) -> Callable[[Tensor], Tensor]:
+    """Features of images in 0..255 by clean-fid's copy of pytorch-fid's network.
 
-def _legacy_pytorch(path: Path) -> nn.Module:
-    """clean-fid's network of pytorch-fid, given weights which it would fetch and unpickle."""
+    Pooled; for sFID the first 7 channels of the layer that TensorFlow calls mixed_6/conv, 17 x 17;
+    for the Inception Score the probabilities of classes, without the bias, as Nash et al. 2021 and
+    Dhariwal & Nichol 2021 compute them.
+    """
     from cleanfid import inception_pytorch
 
     weights = torch.load(path, map_location="cpu", weights_only=True)
+    # clean-fid would fetch and unpickle them.
     with patch.object(inception_pytorch, "load_state_dict_from_url", lambda *_, **__: weights):
-        network = inception_pytorch.InceptionV3([3], resize_input=False)
-    return _Scaled(network)
-
-
-class _Scaled(nn.Module):
-    """pytorch-fid's network for pixels 0..255, and its one output as features (B, 2048)."""
-
-    def __init__(self, network: nn.Module):
-        super().__init__()
-        self.network = network
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.network(x / 255)[0].flatten(1)
+        network = inception_pytorch.InceptionV3([3], resize_input=False).to(device).eval()
+    if name == SPATIAL:
+        first, second, third, _ = network.blocks
+        until = nn.Sequential(*first, *second, *third[:6], third[6].branch1x1)
+        return lambda x: until(2 * x / 255 - 1)[:, :7]
+    if name == CLASSES:
+        classes = weights["fc.weight"].to(device)
+        return lambda x: (network(x / 255)[0].flatten(1) @ classes.T).softmax(1)
+    return lambda x: network(x / 255)[0]
 
 
 def _address(name: str) -> str:
@@ -288,9 +290,10 @@ def file_sha256(path: str | Path) -> str:
 
 # Features by name: what makes their extractor, and which options of `extractor` that takes.
 FEATURES: dict[str, tuple[Callable[..., Extractor], tuple[str, ...]]] = {
-    "inception": (inception, ("weights", "mode")),
-    "inception_legacy_pytorch": (partial(inception, mode="legacy_pytorch"), ("weights",)),
-    "inception_legacy_tensorflow": (partial(inception, mode="legacy_tensorflow"), ("weights",)),
+    **{
+        name: (partial(inception, name=name), ("weights",))
+        for name in (*INCEPTIONS, SPATIAL, CLASSES)
+    },
     "efficientnet_lite0": (efficientnet_lite0, ()),
     "classifier": (classifier, ("weights", "data")),
     "pixels": (lambda device: PIXELS, ()),

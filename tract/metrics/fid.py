@@ -1,4 +1,4 @@
-"""Compute FID, KID, precision and recall, with the conditions under which they were measured."""
+"""Compute FID and its kin of images or models, with the conditions that they depend on."""
 
 import time
 from collections.abc import Sequence
@@ -10,14 +10,20 @@ from tract.base.parallel import rank0_first
 from tract.base.provenance import provenance
 from tract.data import Data
 from tract.datasets.cache import cache_folder
-from tract.metrics.distances import Moments, frechet_distance, kernel_distance, precision_recall
+from tract.metrics.distances import (
+    Moments,
+    frechet_distance,
+    inception_score,
+    kernel_distance,
+    precision_recall,
+)
 from tract.metrics.feature_statistics import Statistics, statistics
-from tract.metrics.features import INCEPTIONS, Extractor, extractor
+from tract.metrics.features import CLASSES, INCEPTIONS, Extractor, extractor
 from tract.metrics.sources import Source, is_named, named_data, open_source
 
-METRICS = ("fd", "kid", "precision", "recall")
+METRICS = ("fd", "kid", "precision", "recall", "is")
 MODEL_SAMPLES = 50_000  # of publications
-KEPT_FEATURES = 10_000  # features at most for all metrics but fd, which look at pairs
+KEPT_FEATURES = 10_000  # features at most for metrics that look at pairs
 INCEPTION_SIZE = 2048
 NEIGHBOURS = 3  # of precision and recall
 REFERENCE_SEED = 2**32  # noise of a model as the reference: what it shared would bring them closer
@@ -29,7 +35,6 @@ def compare(
     *,
     features: str = "inception",
     weights: str | Path | None = None,
-    mode: str = "clean",
     metrics: Sequence[str] = ("fd",),
     samples: int | None = None,
     steps: Sequence[int] = (),
@@ -42,16 +47,16 @@ def compare(
     """Distances from images to a reference: a row for each number of steps and metric.
 
     source, reference, opening: see `sources.open_source`; the reference is taken whole, a model's
-    with all its steps. features, weights, mode: see `features.extractor`. metrics: of METRICS.
-    samples: of the source, None for 50,000 of a model, else all. steps: of models and sample files.
-    seeds: of noise, or of the part taken; value, std are over them. ValueError for bad arguments.
+    with all its steps. features, weights: see `features.extractor`. metrics: of METRICS. samples:
+    of the source, None for 50,000 of a model, else all. steps: of models and sample files. seeds:
+    of noise, or of the part taken; value, std are over them. Raises ValueError for bad arguments.
     """
-    _check(metrics, samples, seeds, batch)
+    _check(features, metrics, samples, seeds, batch)
     opening |= {"device": device}
     if is_named(reference):
         reference = named_data(str(reference), **opening)
     data = reference if isinstance(reference, Data) and features == "classifier" else None
-    options = {"weights": weights, "mode": mode, "data": data, "device": device}
+    options = {"weights": weights, "data": data, "device": device}
     extract = rank0_first(lambda: extractor(features, **options))  # may train a classifier
     opened = open_source(source, **opening)
     target = open_source(reference, **opening)(None, REFERENCE_SEED)
@@ -61,9 +66,10 @@ def compare(
     for n, same in by_steps.items():
         _check_pair(extract, (same[0], counts[n]), (target, total), metrics)
     _check_statistics(target, extract, metrics)
-    kept = KEPT_FEATURES if set(metrics) - {"fd"} else 0
+    pairs = KEPT_FEATURES if {"kid", "precision", "recall"} & set(metrics) else 0
+    kept = MOST_SAMPLES if "is" in metrics else pairs
     options = {"cache": cache or cache_folder(), "batch": batch}
-    expected, rows = statistics(target, extract, total, kept, **options), []
+    expected, rows = statistics(target, extract, total, pairs, **options), []
     for n, same in by_steps.items():
         start = time.monotonic()
         found = [statistics(each, extract, counts[n], kept, **options) for each in same]
@@ -87,13 +93,28 @@ def _conditions(extract: Extractor, source: Source, target: Source) -> dict:
     }
 
 
-def _check(metrics: Sequence[str], samples: int | None, seeds: Sequence[int], batch: int) -> None:
+def _about(source: Source) -> dict:
+    """What identifies the images of a source at any of its seeds."""
+    shapes = [list(shape) for shape in sorted(source.shapes)[:9]]
+    about = {k: v for k, v in source.about.items() if k != "seed"}
+    return {"name": source.name, "shapes": shapes} | about
+
+
+def _check(
+    features: str,
+    metrics: Sequence[str],
+    samples: int | None,
+    seeds: Sequence[int],
+    batch: int,
+) -> None:
     for metric in metrics:
         check_choice("metrics", metric, METRICS)
     for seed in seeds:
         check_whole("seeds", seed, 0)
     if not metrics or not seeds or len(set(seeds)) < len(seeds):
         raise ValueError(f"metrics are {metrics} and seeds {seeds}: give one or more, each once")
+    if ("is" in metrics) != (features == CLASSES) or ("is" in metrics and len(metrics) > 1):
+        raise ValueError(f"metrics 'is' alone and features {CLASSES!r} belong together: give both")
     if samples is not None:
         check_whole("samples", samples, 2, MOST_SAMPLES)
     check_whole("batch", batch, 1, LARGEST_BATCH)
@@ -101,13 +122,14 @@ def _check(metrics: Sequence[str], samples: int | None, seeds: Sequence[int], ba
 
 def _check_statistics(target: Source, extract: Extractor, metrics: Sequence[str]) -> None:
     """ValueError if statistics from a file are asked for more than they hold."""
-    others = [metric for metric in metrics if metric != "fd"]
-    if target.moments and others:
+    if not target.moments:
+        return
+    if others := [metric for metric in metrics if metric != "fd"]:
         raise ValueError(
             f"{target.name} holds a mean and a covariance, and {', '.join(others)} need images: "
             "give images as the reference, or metrics fd alone"
         )
-    size = len(target.moments.mean) if target.moments else INCEPTION_SIZE
+    size = len(target.moments.mean)
     if extract.name in INCEPTIONS and size != INCEPTION_SIZE:
         raise ValueError(f"{target.name} is of {size} features, Inception has {INCEPTION_SIZE}")
 
@@ -115,25 +137,20 @@ def _check_statistics(target: Source, extract: Extractor, metrics: Sequence[str]
 def _count(source: Source, samples: int | None, steps: Sequence[int], seeds: Sequence[int]) -> int:
     """Number of images to take of a source; ValueError if steps, seeds or samples do not fit."""
     if source.moments:
-        raise ValueError(
-            f"{source.name} holds statistics: give it as the reference, not the source"
-        )
-    if source.count is None:
-        if not steps:
-            raise ValueError(f"{source.name} is a model: give the numbers of steps to sample it in")
-        return samples or MODEL_SAMPLES
-    if steps and "nfe" not in source.about:
-        raise ValueError(f"steps are {list(steps)}, and {source.name} is not a model: omit them")
-    if samples is not None and samples > source.count:
-        raise ValueError(
-            f"samples is {samples}, and {source.name} has {source.count}: use {source.count} or "
-            "less"
-        )
-    if len(seeds) > 1 and samples in (None, source.count):
-        raise ValueError(
-            f"seeds are {list(seeds)}, and all of {source.name} is taken: give one, or less samples"
-        )
-    return samples or source.count
+        problem = f"{source.name} holds statistics: give it as the reference, not the source"
+    elif source.count is None:
+        if steps:
+            return samples or MODEL_SAMPLES
+        problem = f"{source.name} is a model: give the numbers of steps to sample it in"
+    elif steps and "nfe" not in source.about:
+        problem = f"steps are {list(steps)}, and {source.name} is not a model: omit them"
+    elif samples is not None and samples > source.count:
+        problem = f"samples is {samples}, and {source.name} has {source.count}: use that or less"
+    elif len(seeds) > 1 and samples in (None, source.count):
+        problem = f"seeds are {list(seeds)}, and all of {source.name} is taken: give one"
+    else:
+        return samples or source.count
+    raise ValueError(problem)
 
 
 def _check_pair(
@@ -149,55 +166,32 @@ def _check_pair(
             raise ValueError(
                 f"{each.name} has too few images to measure, {count}: use {least} or more"
             )
-    source, reference = source[0], reference[0]
-    for each in (source, reference):
-        odd = sorted(shape for shape in each.shapes if not extractor.takes(shape))
-        if odd:
+        if odd := sorted(shape for shape in each.shapes if not extractor.takes(shape)):
             raise ValueError(
                 f"{each.name} has images (channels, height, width) of {odd[0]}, and the features "
                 f"{extractor.name} take {extractor.shape or 'those of 1 or 3 channels'}: use "
                 "other features or images"
             )
-    shapes = sorted(source.shapes | reference.shapes)
+    shapes = sorted(source[0].shapes | reference[0].shapes)
     if not extractor.resizes and len(shapes) > 1:
         raise ValueError(
-            f"{source.name} and {reference.name} have images (channels, height, width) of "
+            f"{source[0].name} and {reference[0].name} have images (channels, height, width) of "
             f"{shapes[0]} and {shapes[-1]}: use images of one shape, or features that resize them"
         )
-
-
-def _sizes(source: Source, reference: Source) -> str:
-    """A warning where images of different sizes are compared."""
-    sizes = [sorted({shape[1:] for shape in each.shapes}) for each in (source, reference)]
-    if sizes[0] == sizes[1] or not all(sizes):
-        return ""
-    said = [
-        " and ".join("x".join(map(str, size)) for size in (s if len(s) < 3 else [s[0], s[-1]]))
-        for s in sizes
-    ]
-    return (
-        f"images of {said[0]} pixels are compared with images of {said[1]}: their sizes are part "
-        "of the distance; give the reference as data 'images' with the size of the source"
-    )
 
 
 def _numbers(
     found: list[Statistics], expected: Statistics, metrics: Sequence[str], sizes: str
 ) -> dict[str, dict]:
     """Value, deviation and values over seeds of each metric, with a note."""
-    over_seeds = [_values(each, expected, metrics) for each in found]
-    values = {kind: [each[kind] for each in over_seeds] for kind in metrics}
-    return {
-        kind: {
-            "value": mean(values[kind]),
-            "std": stdev(values[kind]) if len(found) > 1 else None,
-            "values": values[kind],
-            "note": "; ".join(
-                filter(None, [_note(kind, found[0].moments, expected.moments), sizes])
-            ),
-        }
-        for kind in metrics
-    }
+    by_seed, numbers = [_values(each, expected, metrics) for each in found], {}
+    for kind in metrics:
+        values = [each[kind] for each in by_seed]
+        few = _few(found[0].moments, expected.moments) if kind == "fd" else ""
+        std = stdev(values) if len(values) > 1 else None
+        note = "; ".join(filter(None, [few, sizes]))
+        numbers[kind] = {"value": mean(values), "std": std, "values": values, "note": note}
+    return numbers
 
 
 def _values(found: Statistics, expected: Statistics, metrics: Sequence[str]) -> dict[str, float]:
@@ -209,22 +203,27 @@ def _values(found: Statistics, expected: Statistics, metrics: Sequence[str]) -> 
     if {"precision", "recall"} & set(metrics):
         shares = precision_recall(found.kept, expected.kept, NEIGHBOURS)
         values |= zip(("precision", "recall"), shares, strict=True)
+    if "is" in metrics:
+        values["is"] = inception_score(found.kept)
     return values
 
 
-def _about(source: Source) -> dict:
-    """What identifies the images of a source at any of its seeds."""
-    about = {k: v for k, v in source.about.items() if k != "seed"}
-    return {
-        "name": source.name,
-        "shapes": [list(shape) for shape in sorted(source.shapes)[:9]],
-    } | about
+def _sizes(source: Source, reference: Source) -> str:
+    """A warning where images of different sizes are compared."""
+    sizes = [sorted({(h, w) for _, h, w in each.shapes}) for each in (source, reference)]
+    if sizes[0] == sizes[1] or not all(sizes):
+        return ""
+    first, second = (" and ".join(f"{h}x{w}" for h, w in {s[0]: 1, s[-1]: 1}) for s in sizes)
+    return (
+        f"images of {first} pixels are compared with images of {second}: their sizes are part "
+        "of the distance; give the reference as data 'images' with the size of the source"
+    )
 
 
-def _note(kind: str, *moments: Moments) -> str:
-    """A warning where there are too few images for the distance to mean what it says."""
+def _few(*moments: Moments) -> str:
+    """A warning where there are too few images for a Frechet distance to mean what it says."""
     least, size = min(m.count for m in moments), len(moments[0].mean)
-    if kind != "fd" or least > size:
+    if least > size:
         return ""
     return (
         f"{least:,} images are too few for {size:,} features: their covariance is singular and "

@@ -65,14 +65,12 @@ def open_source(
 ) -> Opened:
     """The images of data, of a data set by name, a folder, zip, file of samples or a model.
 
-    image_size, grey: of data "images" in data_dir. A file of samples is .npz, uint8, or
-    .safetensors as `experiment` writes it; one with mu and sigma can be the reference. solver,
-    own_grid: of a model, how it steps, and whether on a grid of as many levels as steps, not of a
-    divisor of its own. A model is one of
-    a run, or its folder, or what `load_teacher` reads, whose predictions are clamped to [-1, 1];
-    compute says how it is computed.
-    All image files are decoded once, so that a bad one is refused by name before the long part.
-    ValueError or FileNotFoundError for what is no such source.
+    image_size, grey: of data "images" in data_dir. Samples are .npz of uint8, or .safetensors as
+    `measure` writes it; .npz with mu and sigma can be the reference. A model is of a run, its file
+    or folder, or what `load_teacher` reads, whose predictions are clamped to [-1, 1]; compute,
+    solver: how it is computed and steps, own_grid: whether on as many levels as steps. All image
+    files are decoded once: a bad one is refused by name before the long part. Raises ValueError or
+    FileNotFoundError for anything else.
     """
     if isinstance(source, Data):
         return _data(source)
@@ -96,14 +94,10 @@ def open_source(
             return _samples(path, tensors)
     if path.suffix == ".safetensors" or (path / "model.safetensors").is_file():
         return open_run(path, device, **stepping)
-    if path.suffix == ".zip" or (path.is_dir() and not _is_pipeline(path)):
+    pipeline = any((path / name).is_file() for name in ("model_index.json", "config.json"))
+    if path.suffix == ".zip" or (path.is_dir() and not pipeline):
         return _images(path)
     return _model(path, load_teacher(path, device), device, clamp=True, **stepping)
-
-
-def _is_pipeline(folder: Path) -> bool:
-    """Whether a folder is a diffusers pipeline, or the model of one."""
-    return any((folder / name).is_file() for name in ("model_index.json", "config.json"))
 
 
 def is_named(source: str | Path | Data) -> bool:
@@ -128,21 +122,24 @@ def _data(data: Data) -> Opened:
 def _array(name: str, images: Tensor, about: dict) -> Opened:
     """Images (N, C, H, W) that are in memory."""
     shapes = frozenset([tuple(images.shape[1:])])
+    return _finite(name, about, shapes, len(images), lambda indices: images[indices])
+
+
+def _finite(
+    name: str,
+    about: dict,
+    shapes: frozenset[Shape],
+    count: int,
+    get: Callable[[Tensor], Sequence[Tensor]],
+) -> Opened:
+    """Images by their indices (B,), in a random order: files are often sorted by class."""
 
     def at(num_steps: int | None, seed: int) -> Source:
-        order = _order(len(images), seed)
-
-        def read(start: int, stop: int) -> Tensor:
-            return images[order[start:stop]]
-
-        return Source(name, about | {"seed": seed}, shapes, len(images), read)
+        order = torch.randperm(count, generator=generator_for("cpu", seed, Stream.SUBSET))
+        read = lambda start, stop: get(order[start:stop])  # noqa: E731
+        return Source(name, about | {"seed": seed}, shapes, count, read)
 
     return at
-
-
-def _order(count: int, seed: int) -> Tensor:
-    """A random order: files are often sorted by class, and a part of them must be like the rest."""
-    return torch.randperm(count, generator=generator_for("cpu", seed, Stream.SUBSET))
 
 
 def _statistics(path: Path) -> Opened:
@@ -159,11 +156,8 @@ def _statistics(path: Path) -> Opened:
     many = 2**31  # images, whose number these files do not tell
     moments = Moments(many, mean, covariance * (many - 1))
     about = {"sha256": file_sha256(path), "statistics": "mu and sigma"}
-
-    def at(num_steps: int | None, seed: int) -> Source:
-        return Source(path.name, about, frozenset(), None, lambda *_: [], moments)
-
-    return at
+    source = Source(path.name, about, frozenset(), None, lambda *_: [], moments)
+    return lambda num_steps, seed: source
 
 
 def _samples(path: Path, tensors: dict[str, Tensor]) -> Opened:
@@ -201,18 +195,15 @@ def _images(path: Path) -> Opened:
     )
     about = {"sha256": hashlib.sha256(checked.tobytes()).hexdigest()}
 
-    def at(num_steps: int | None, seed: int) -> Source:
-        names = [images.names[i] for i in _order(len(images), seed).tolist()]
+    def read(index: int) -> Tensor:
+        pixels = torch.from_numpy(np.array(images.read(images.names[index], grey=grey)))
+        return pixels[None] if pixels.ndim == 2 else pixels.permute(2, 0, 1)
 
-        def read(start: int, stop: int) -> list[Tensor]:
-            with ThreadPoolExecutor() as pool:
-                return list(
-                    pool.map(lambda name: _tensor(images.read(name, grey=grey)), names[start:stop])
-                )
+    def get(indices: Tensor) -> list[Tensor]:
+        with ThreadPoolExecutor() as pool:
+            return list(pool.map(read, indices.tolist()))
 
-        return Source(path.name, about | {"seed": seed}, shapes, len(images), read)
-
-    return at
+    return _finite(path.name, about, shapes, len(images), get)
 
 
 def _look(image: Image.Image) -> np.ndarray:
@@ -221,11 +212,6 @@ def _look(image: Image.Image) -> np.ndarray:
     grey = (pixels == pixels[..., :1]).all()
     digest = hashlib.sha256(pixels.tobytes()).digest()
     return np.array([grey, *pixels.shape[:2], *np.frombuffer(digest, np.int64)])
-
-
-def _tensor(image: Image.Image) -> Tensor:
-    pixels = torch.from_numpy(np.array(image))
-    return pixels[None] if pixels.ndim == 2 else pixels.permute(2, 0, 1)
 
 
 def open_run(path: Path, device: str, role: str = "", **options: object) -> Opened:

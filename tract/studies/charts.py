@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from tract.data import to_uint8, to_unit
-from tract.experiments.results import KEY, PER_PHASE
+from tract.experiments.results import PER_PHASE
 from tract.lab.plots import dots, image_rows, new_figure, plain_ticks, recipe_axis
 from tract.lab.style import (
     DATA,
@@ -133,28 +133,32 @@ def _add_levels(ax: Axes, study: Study, results: pd.DataFrame, rows: pd.DataFram
 
 
 def quality_by_steps(
-    published: pd.DataFrame,
+    published: pd.DataFrame | None,
     results: pd.DataFrame,
     study: Study,
-    comparisons: Sequence[str] = ("steps", "method_steps"),
+    comparisons: Sequence[str] = ("method_steps",),
+    *others: Study,
 ) -> Figure:
-    """Distance against network evaluations: published on both data sets, and ours of comparisons.
+    """Distance against network evaluations: published on both data sets, if given, and ours.
 
-    A line of ours is a method and the grid that its schedules start from.
+    Of ours a line is a kind of recipe, what stands before the comma in "MCT, 2", else a method and
+    its teacher's grid; or the teacher.
     """
+    tables = {} if published is None else {"cifar10": "CIFAR-10", "imagenet64": "ImageNet-64"}
     panels = [
         (f"published: {name}", "fid", _by(published[published["table"] == table], "recipe"))
-        for table, name in (("cifar10", "CIFAR-10"), ("imagenet64", "ImageNet-64"))
+        for table, name in tables.items()
     ]
-    baseline = study.rows(results, "phases").query("method == 'BTD'")
-    students = pd.concat([study.rows_of_all(results, comparisons), baseline])
-    students = students.drop_duplicates(list(KEY))
-    grids = students["schedule"].str.split(">").str[0]
-    students = students.assign(line=students["method"] + " from " + grids)
-    measured = pd.concat([_by(study.teachers(results, students), "method"), students])
-    panels.append((_title(study, students), study.metric, measured))
+    for each in (study, *others):
+        rows = each.rows_of_all(results, comparisons)
+        grids = rows["method"] + " from " + rows["schedule"].str.split(">").str[0]
+        named = rows["recipe"].astype(str).str.extract(r"^(\D.*), \d+$", expand=False)
+        teachers = _by(each.teachers(results, rows), "method")
+        measured = pd.concat([teachers, rows.assign(line=named.fillna(grids))])
+        panels.append((_title(each, rows), each.metric, measured))
     figure = _lines(panels, "nfe", "network evaluations")
-    _add_levels(figure.axes[-1], study, results, students.iloc[:0])  # the teacher has its line
+    for ax, each in zip(figure.axes[len(tables) :], (study, *others), strict=True):
+        _add_levels(ax, each, results, results.iloc[:0])  # the teacher has its line
     return figure
 
 
@@ -176,8 +180,7 @@ def quality_by_images(published: pd.DataFrame, results: pd.DataFrame, study: Stu
 def drift(results: pd.DataFrame, study: Study) -> Figure:
     """How far each phase's student is from the first teacher's samples, against its steps."""
     rows = study.rows(results, "phases", PER_PHASE)
-    panels = [(_title(study, rows), PER_PHASE, _by(rows, "recipe"))]
-    return _lines(panels, "nfe", "steps of a phase's student, from the first phase to the last")
+    return _drift(_title(study, rows), _by(rows, "recipe"))
 
 
 def drift_of(results: pd.DataFrame, runs: Mapping[str, str]) -> Figure:
@@ -185,8 +188,12 @@ def drift_of(results: pd.DataFrame, runs: Mapping[str, str]) -> Figure:
     rows = results[(results["metric"] == PER_PHASE) & results["run"].isin(list(runs.values()))]
     labels = {run: label for label, run in runs.items()}
     title = "every phase's student, in its own number of steps"
-    panels = [(title, PER_PHASE, rows.assign(line=rows["run"].map(labels)))]
-    return _lines(panels, "nfe", "steps of a phase's student, from the first phase to the last")
+    return _drift(title, rows.assign(line=rows["run"].map(labels)))
+
+
+def _drift(title: str, rows: pd.DataFrame) -> Figure:
+    where = "steps of a phase's student, from the first phase to the last"
+    return _lines([(title, PER_PHASE, rows)], "nfe", where)
 
 
 def trade_off(results: pd.DataFrame, studies: Mapping[str, Study]) -> Figure:

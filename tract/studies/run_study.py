@@ -117,19 +117,16 @@ def run_missing(
     if not wanted:
         return
     experiment = open_experiment(run_dir, compute)
-    if (experiment.data_name, experiment.noise_schedule) != (study.data, study.noise_schedule):
-        raise ValueError(
-            f"{run_dir} has a teacher of {experiment.data_name} with "
-            f"{experiment.noise_schedule} levels, "
-            f"not of {study.data} with {study.noise_schedule}: correct run_dir, data or process"
-        )
     teacher = teacher_name(load_model(experiment.folder / TEACHER)[0])
+    found = f"{experiment.data_name} with {experiment.noise_schedule} levels"
+    asked = f"{study.data} with {study.noise_schedule} levels"
+    if found != asked or not teacher.startswith(study.teacher):
+        raise ValueError(
+            f"{run_dir} has the teacher {teacher} of {found}, not {study.teacher or 'one'} of "
+            f"{asked}: correct run_dir or teacher"
+        )
     mine = study.mine(known)
     others = mine[mine["run"].isin(list(plan)) & (mine["teacher"] != teacher)]
-    if not teacher.startswith(study.teacher):
-        raise ValueError(
-            f"{run_dir} has the teacher {teacher}, not {study.teacher}: correct run_dir or teacher"
-        )
     if len(others):
         raise ValueError(
             f"{results} has {others['run'].nunique()} of these runs with the teacher "

@@ -10,7 +10,7 @@ from tract.base.files import write_atomically
 from tract.lab.style import in_words
 from tract.phases import in_steps
 from tract.studies.ablations import Study
-from tract.studies.recipes import ALL, CLAIMS, baselines_of
+from tract.studies.recipes import ALL, CHANGES, CLAIMS, baselines_of
 
 PUBLISHED = "FID, published (CIFAR-10)"
 # What a measured number must share with a published one to stand beside it, besides the images.
@@ -80,42 +80,44 @@ def ablation_table(
     published: pd.DataFrame, results: pd.DataFrame, comparison: str, studies: Sequence[Study]
 ) -> pd.DataFrame:
     """An ablation: a row a recipe, the published FID, and a column for each of our studies."""
-    theirs = published[published["table"] == comparison].set_index("recipe")["value"]
+    theirs = _published(published, comparison)
     labels = recipes_of(comparison, theirs.index)
     columns = {comparison: labels, PUBLISHED: _spread(theirs.reindex(labels))}
     for study in studies:
-        ours = over_seeds(study.rows(results, comparison), ["recipe"]).set_index("recipe")
-        ours = ours.reindex(labels)
+        ours = _of_recipes(results, comparison, study).reindex(labels)
         columns[study.title] = _spread(ours["mean"], ours["std"], ours["count"])
     return pd.DataFrame(columns)
 
 
 def claims_table(
-    published: pd.DataFrame, results: pd.DataFrame, studies: Sequence[Study]
+    published: pd.DataFrame,
+    results: pd.DataFrame,
+    studies: Sequence[Study],
+    comparisons: Sequence[str] = tuple(CHANGES),
 ) -> pd.DataFrame:
     """The paper's orderings, its numbers, and for each of our studies ours and whether it agrees.
+
+    comparisons: those whose orderings are asked for.
 
     "holds": the difference is more than two standard deviations of it; "is contradicted": so, the
     other way round; else "is undecided".
     """
     rows = []
-    for claim in CLAIMS:
+    for claim in (claim for claim in CLAIMS if claim.comparison in comparisons):
         pair = [claim.worse, claim.better]
-        theirs = published[published["table"] == claim.comparison].set_index("recipe")["value"]
-        row = {"finding": claim.finding, PUBLISHED: " against ".join(_spread(theirs.reindex(pair)))}
+        theirs = _spread(_published(published, claim.comparison).reindex(pair))
+        row = {"finding": claim.finding, PUBLISHED: " against ".join(theirs)}
         for study in studies:
-            ours = over_seeds(study.rows(results, claim.comparison), ["recipe"]).set_index("recipe")
-            ours = ours.reindex(pair)
-            (worse, better), spread = ours["mean"], (ours["std"] ** 2).sum(skipna=False) ** 0.5
+            ours = _of_recipes(results, claim.comparison, study).reindex(pair)
             texts = _spread(ours["mean"], ours["std"], ours["count"])
             row[study.title] = " against ".join(texts) if all(texts) else ""
-            row[f"by {study.metric} it"] = _verdict(worse - better, spread)
+            row[f"by {study.metric} it"] = _verdict(*ours[["mean", "std"]].to_numpy())
         rows.append(row)
     return pd.DataFrame(rows)
 
 
 def versus_table(results: pd.DataFrame, comparison: str, studies: Sequence[Study]) -> pd.DataFrame:
-    """Recipes of a group in each of our studies, and what they are compared with their baseline.
+    """Recipes of a comparison in each of our studies, and what they are against their baseline.
 
     "better" and "worse" by more than two standard deviations of the difference between single
     runs, else "undecided". Equal recipes of two seeds each get a verdict once in ten times, of
@@ -125,16 +127,12 @@ def versus_table(results: pd.DataFrame, comparison: str, studies: Sequence[Study
     against = ["" if recipe == baseline else baseline for recipe, baseline in baselines.items()]
     columns = {comparison: list(baselines), "against": against}
     for study in studies:
-        ours = over_seeds(study.rows(results, comparison), ["recipe"]).set_index("recipe")
-        ours = ours.reindex(columns[comparison])
+        ours = _of_recipes(results, comparison, study).reindex(list(baselines))
         columns[study.title] = _spread(ours["mean"], ours["std"], ours["count"])
-        known = ours.loc[list(baselines.values())]
-        differences = known["mean"].to_numpy() - ours["mean"]
-        spreads = (known["std"].to_numpy() ** 2 + ours["std"] ** 2) ** 0.5
-        verdicts = map(_verdict, differences, spreads)
+        numbers = ours[["mean", "std"]]
         columns[f"{study.metric} is"] = [
-            BETTER[verdict] if baseline else ""
-            for verdict, baseline in zip(verdicts, against, strict=True)
+            BETTER[_verdict(*numbers.loc[[baseline, recipe]].to_numpy())] if named else ""
+            for (recipe, baseline), named in zip(baselines.items(), against, strict=True)
         ]
     return pd.DataFrame(columns)
 
@@ -217,7 +215,19 @@ def save_table(table: pd.DataFrame, stem: str | Path) -> None:
     write_atomically(f"{stem}.csv", table.to_csv(index=False).encode())
 
 
-def _verdict(difference: float, spread: float) -> str:
+def _published(published: pd.DataFrame, comparison: str) -> pd.Series:
+    """Published FIDs of an ablation by recipe."""
+    return published[published["table"] == comparison].set_index("recipe")["value"]
+
+
+def _of_recipes(results: pd.DataFrame, comparison: str, study: Study) -> pd.DataFrame:
+    """Mean, standard deviation and count over a study's seeds, by recipe."""
+    return over_seeds(study.rows(results, comparison), ["recipe"]).set_index("recipe")
+
+
+def _verdict(worse: Sequence[float], better: Sequence[float]) -> str:
+    """Whether the first mean is above the second by two deviations; each with its deviation."""
+    difference, spread = worse[0] - better[0], (worse[1] ** 2 + better[1] ** 2) ** 0.5
     if pd.isna(difference) or pd.isna(spread):
         return ""
     if abs(difference) <= 2 * spread:
