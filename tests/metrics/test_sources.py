@@ -206,7 +206,7 @@ def test_a_model_of_points_is_refused(tmp_path):
     }
     path = tmp_path / "m.safetensors"
     save_model(path, build_denoiser(network), {"experiment": EXPERIMENT})
-    with pytest.raises(ValueError, match="makes no images, but points"):
+    with pytest.raises(ValueError, match="makes points, not images"):
         open_source(path)
 
 

@@ -24,6 +24,7 @@ from tract.metrics.features import file_sha256
 from tract.metrics.samples import cycling_labels, noise, sample_batches
 from tract.networks.cards import about_model
 from tract.networks.weights import fingerprint, load_model, read_tensors
+from tract.optimize import sample_shape
 from tract.samplers import SOLVERS, step_indices
 from tract.seeds import Stream, generator_for
 from tract.teachers.load import Teacher, load_teacher
@@ -240,15 +241,10 @@ def _model(
     own_grid: bool = False,
     progress: Callable[[float], None] = lambda share: None,
 ) -> Opened:
-    """Samples of a model, from noise that depends on seed and index alone.
-
-    classes: those drawn, if not all that it knows.
-    """
-    classes = classes or range(teacher.num_classes)
-    network = teacher.denoiser.config["options"]
-    if "image_size" not in network:
-        raise ValueError(f"{path} makes no images, but points: give a model of images")
-    shape = (network["image_channels"], network["image_size"], network["image_size"])
+    """Samples of some classes, or all, from noise that depends on seed and index alone."""
+    shape, num_classes = sample_shape(teacher.denoiser.config)
+    if len(shape) < 3:
+        raise ValueError(f"{path} makes points, not images: give a model of images")
     if own_grid and teacher.noise_schedule in FIXED:
         raise ValueError(f"{path} knows its own levels alone, those of DDPM: leave out own_grid")
     trained = levels_of(teacher.noise_schedule, teacher.teacher_steps)
@@ -271,7 +267,7 @@ def _model(
 
         def read(start: int, stop: int) -> Tensor:
             eps = noise(shape, start, stop, seed).to(device)
-            labels = cycling_labels(classes, start, stop)
+            labels = cycling_labels(classes or range(num_classes), start, stop)
             labels = None if labels is None else labels.to(device)
             drawn = {"labels": labels, "batch": len(eps)}
             x = sample_batches(teacher.denoiser, eps, levels, num_steps, **drawn, **options)
