@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from tract.data import Data
 from tract.datasets.labels import folder_labels
 from tract.datasets.load import load_data
 
@@ -76,6 +77,21 @@ def test_edms_labels_are_read_from_its_file_and_said(edm_zip, capsys):
 
 def test_edms_data_without_labels_have_none(edm_zip):
     assert edm_zip(json.dumps({"labels": None})).labels is None
+
+
+def test_labels_that_change_are_other_data(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "home"))
+    folder = tmp_path / "set"
+    folder.mkdir()
+    for name in ("a.png", "b.png"):
+        Image.new("L", (8, 8)).save(folder / name)
+    hashes = set()
+    for labels in ([["a.png", 0], ["b.png", 1]], [["a.png", 1], ["b.png", 0]], None):
+        (folder / "dataset.json").write_text(json.dumps({"labels": labels}))
+        data = load_data("images", str(folder), image_size=8)
+        hashes.add(data.sha256)
+        assert data.sha256 == Data("same", data.samples.clone(), data.labels).sha256
+    assert len(hashes) == 3
 
 
 @pytest.mark.parametrize(

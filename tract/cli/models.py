@@ -4,7 +4,7 @@ import argparse
 
 from tract.base.files import place
 from tract.cli.output import add_json, print_rows
-from tract.networks.named import NETWORKS, SIZES, named_network
+from tract.networks.named import SIZES, named_network
 
 
 def add_model_commands(commands: argparse._SubParsersAction) -> None:
@@ -25,13 +25,13 @@ def add_model_commands(commands: argparse._SubParsersAction) -> None:
 
 def _models(options: argparse.Namespace) -> None:
     rows = []
-    for name in NETWORKS:
-        (parameters, flop), network = SIZES[name], named_network(name)
+    for name, (parameters, flop) in SIZES.items():
+        network = named_network(name)
+        shown = network["options"]
         row = {"name": name, "parameters": parameters, "gflop_per_image": flop / 1e9}
-        row |= {"prediction": network["prediction"]}
-        shape = ("image_size", "image_channels")
-        row |= {key: network["options"][key] for key in shape}
-        rows.append(row | {"classes": network["options"].get("num_classes", 0)})
+        row |= {"prediction": network["prediction"], "image_size": shown["image_size"]}
+        row |= {"image_channels": shown["image_channels"], "classes": shown.get("num_classes", 0)}
+        rows.append(row)
     print_rows(rows, options.json)
 
 

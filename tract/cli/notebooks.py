@@ -8,6 +8,8 @@ from tract.base.files import place
 from tract.base.yaml_files import read_yaml
 from tract.cli.output import add_json, messages, print_rows
 
+PAIRS = {"nargs": 2, "action": "append", "default": []}  # an option of two words, given repeatedly
+
 
 def add_notebook_commands(commands: argparse._SubParsersAction) -> None:
     command = commands.add_parser("quickstart", help="teacher, BTD and TRACT on digits, compared")
@@ -17,14 +19,9 @@ def add_notebook_commands(commands: argparse._SubParsersAction) -> None:
     command = commands.add_parser("run", help="execute a notebook with parameters")
     command.add_argument("notebook", type=place, nargs="?")
     command.add_argument("output", type=place, nargs="?", help="where the executed notebook goes")
-    command.add_argument(
-        "--in-place",
-        type=place,
-        nargs="+",
-        default=[],
-        metavar="NOTEBOOK",
-        help="execute these where they are instead, as they are committed",
-    )
+    text = "execute these where they are instead, as they are committed"
+    many = {"type": place, "nargs": "+", "default": [], "metavar": "NOTEBOOK"}
+    command.add_argument("--in-place", **many, help=text)
     _add_parameters(command)
     command.set_defaults(command=_run, launched=True)
 
@@ -32,15 +29,8 @@ def add_notebook_commands(commands: argparse._SubParsersAction) -> None:
     command.add_argument("notebook", type=place)
     command.add_argument("out_dir", type=place, help="where the executed notebooks go")
     _add_parameters(command)
-    command.add_argument(
-        "-g",
-        "--grid",
-        nargs=2,
-        action="append",
-        default=[],
-        metavar=("NAME", "VALUES"),
-        help="a YAML list of values; of several grids, all combinations",
-    )
+    text = "a YAML list of values; of several grids, all combinations"
+    command.add_argument("-g", "--grid", **PAIRS, metavar=("NAME", "VALUES"), help=text)
     command.add_argument("--workers", type=int, help="executions here at a time; one for each core")
     command.add_argument("--scheduler", help="address of a dask cluster to use instead")
     command.add_argument("--gpus", action="store_true", help="one GPU for each execution")
@@ -55,15 +45,8 @@ def add_notebook_commands(commands: argparse._SubParsersAction) -> None:
 
 def _add_parameters(command: argparse.ArgumentParser) -> None:
     command.add_argument("-f", "--file", type=place, help="parameters, as YAML")
-    command.add_argument(
-        "-p",
-        "--parameter",
-        nargs=2,
-        action="append",
-        default=[],
-        metavar=("NAME", "VALUE"),
-        help="a text as it is typed, else YAML; paths are seen from the current folder",
-    )
+    text = "a text as it is typed, else YAML; paths are seen from the current folder"
+    command.add_argument("-p", "--parameter", **PAIRS, metavar=("NAME", "VALUE"), help=text)
 
 
 def _parameters(options: argparse.Namespace, notebook: Path) -> dict:
@@ -111,16 +94,10 @@ def _sweep(options: argparse.Namespace) -> None:
             grid[name] = [from_here(name, value) for value in values]
     if len(grid) < len(options.grid):
         raise ValueError("a parameter has two grids: give all its values in one")
+    places = {name: getattr(options, name) for name in ("workers", "scheduler", "gpus")}
     with messages(options.json):
-        outcomes = sweep(
-            options.notebook,
-            options.out_dir,
-            _parameters(options, options.notebook),
-            grid,
-            workers=options.workers,
-            scheduler=options.scheduler,
-            gpus=options.gpus,
-        )
+        parameters = _parameters(options, options.notebook)
+        outcomes = sweep(options.notebook, options.out_dir, parameters, grid, **places)
     columns = ("name", "state", "seconds")
     print_rows([{name: getattr(o, name) for name in columns} for o in outcomes], options.json)
     failed = [f"{outcome.name}: {outcome.error}" for outcome in outcomes if outcome.error]

@@ -7,6 +7,18 @@ from tract.base.yaml_files import read_yaml
 from tract.cli.output import add_compute, add_json, print_rows
 
 THREADS = "CPU threads; 0: as many as there are idle cores"
+COST = {  # options of `tract cost`: default and help
+    "network": ("cifar10", "network, one of `tract models`"),
+    "method": ("TRACT", "BTD, TRACT, consistency or teacher"),
+    "step-schedule": ("[1024, 32, 1]", "as YAML"),
+    "train-images": (96_000_000, "over all phases"),
+    "batch-size": (256, "images per optimizer step"),
+    "solver": ("ddim", "or heun, of two evaluations"),
+    "student-network": ("", "of equal steps, see settings"),
+    "student-prediction": ("", "v or x0, likewise"),
+    "noise-schedule": ("cosine", "noise levels"),
+    "threads": (0, THREADS),
+}
 
 
 def add_speed_commands(commands: argparse._SubParsersAction) -> None:
@@ -15,23 +27,12 @@ def add_speed_commands(commands: argparse._SubParsersAction) -> None:
         help="FLOP, time and memory of a run before it is started, from a few of its steps",
         description="By default of the paper's TRACT-96M on CIFAR-10.",
     )
-    command.add_argument("--network", default="cifar10", help="network, one of `tract models`")
-    command.add_argument("--method", default="TRACT", help="BTD, TRACT, consistency or teacher")
-    command.add_argument("--step-schedule", default="[1024, 32, 1]", help="as YAML")
-    command.add_argument("--train-images", type=int, default=96_000_000, help="over all phases")
-    command.add_argument("--batch-size", type=int, default=256, help="images per optimizer step")
-    command.add_argument("--solver", default="ddim", help="or heun, of two evaluations")
-    command.add_argument("--student-network", default="", help="of equal steps, see settings")
-    command.add_argument("--student-prediction", default="", help="v or x0, likewise")
-    command.add_argument("--noise-schedule", default="cosine", help="noise levels")
+    for name, (default, text) in COST.items():
+        command.add_argument(f"--{name}", type=type(default), default=default, help=text)
     add_compute(command)
-    command.add_argument("--threads", type=int, default=0, help=THREADS)
     add_json(command)
     command.set_defaults(command=_cost)
-    _add_bench(commands)
 
-
-def _add_bench(commands: argparse._SubParsersAction) -> None:
     command = commands.add_parser(
         "bench",
         help="images per second, against the bare network calls and the device's matrix products",
@@ -50,22 +51,14 @@ def _cost(options: argparse.Namespace) -> None:
     from tract.base.compute import Compute, use_threads
     from tract.experiments.experiment import TEACHER
     from tract.jobs.cost import estimate
-    from tract.networks.build import named_network
+    from tract.jobs.parameters import from_parameters
+    from tract.networks.named import named_network
     from tract.settings import Distillation, Training
 
     use_threads(options.threads)
-    size = {"train_images": options.train_images, "batch_size": options.batch_size}
-    if options.method == TEACHER:
-        settings = Training(**size)
-    else:
-        settings = Distillation(
-            method=options.method,
-            step_schedule=read_yaml(options.step_schedule, "step-schedule"),
-            solver=options.solver,
-            student_network=options.student_network,
-            student_prediction=options.student_prediction,
-            **size,
-        )
+    options.step_schedule = read_yaml(options.step_schedule, "step-schedule")
+    kind = Training if options.method == TEACHER else Distillation
+    settings = from_parameters(kind, vars(options))
     network, compute = named_network(options.network), Compute.of(options.compute)
     found = estimate(network, settings, options.noise_schedule, compute)
     print_rows([found.row()], options.json)

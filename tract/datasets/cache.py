@@ -54,7 +54,7 @@ def cached_pixels(
     key = hashlib.sha256(json.dumps(about).encode()).hexdigest()[:12]
     name = re.sub(r"\W+", "-", source.name)[:40]
     path = cache_folder() / f"{name}-{size}-{key}.safetensors"
-    about |= {"recipe": RECIPE, "files": images.stamp()}
+    about |= {"recipe": RECIPE, "files": images.stamp(), "labels": _labels_hash(labels)}
     found = _read(path, about)
     if found is None:
         instead = "set XDG_CACHE_HOME to another folder"
@@ -64,6 +64,11 @@ def cached_pixels(
                 _build(path, images, labels, about, shape, enlarge)
                 found = _read(path, about)
     return found
+
+
+def _labels_hash(labels: Tensor | None) -> str:
+    """Of labels, which a dataset.json can change while the images stay as they are."""
+    return "" if labels is None else hashlib.sha256(labels.numpy()).hexdigest()
 
 
 def _read(path: Path, about: dict[str, str]) -> tuple[Tensor, tuple[str, str]] | None:
