@@ -38,7 +38,7 @@ def test_data_that_moved_are_found_again_as_the_message_says(pictures, tmp_path)
     begin(pictures)
     moved = pictures.rename(tmp_path / "moved")
     with pytest.raises(FileNotFoundError, match=r"pictures.*execute 01_teacher with their new dat"):
-        open_experiment(tmp_path / "run")
+        _ = open_experiment(tmp_path / "run").data
     begin(moved)
     assert len(open_experiment(tmp_path / "run").data) == 24
 
