@@ -26,7 +26,7 @@ class Data:
     labels: Tensor | None = None
     flip: bool = False
     hashes: tuple[str, str] | None = None
-    classes: int = 0  # of networks that know more than have images here, such as one for none
+    classes: int = 0  # of networks that know more classes, such as a null class
 
     def __len__(self) -> int:
         return len(self.samples)
@@ -57,14 +57,13 @@ class Data:
         return digest.hexdigest()
 
     def to(self, device: torch.device | str) -> "Data":
-        """The same there, whole; RuntimeError if a GPU has no room for it."""
+        """The same on a device; RuntimeError if a GPU has no room for all of it."""
         if torch.device(device).type == "cuda" and not self.samples.is_cuda:
             free, _ = torch.cuda.mem_get_info(device)
             if self.samples.nbytes > free:
                 raise RuntimeError(
                     f"{self.name} takes {self.samples.nbytes / 1e9:.1f} GB and the GPU has "
-                    f"{free / 1e9:.1f} GB free: end what else is in it, or use fewer or smaller "
-                    "images"
+                    f"{free / 1e9:.1f} GB free: end its other programs, or use fewer images"
                 )
         labels = None if self.labels is None else self.labels.to(device)
         return replace(self, samples=self.samples.to(device), labels=labels)
@@ -97,9 +96,7 @@ class Data:
 
 def to_unit(samples: Tensor) -> Tensor:
     """uint8 pixels 0..255 to float32 in [-1, 1]; floating-point samples pass unchanged."""
-    if samples.is_floating_point():
-        return samples
-    return samples.float() / 127.5 - 1
+    return samples if samples.is_floating_point() else samples.float() / 127.5 - 1
 
 
 def to_uint8(x0: Tensor) -> Tensor:

@@ -1,6 +1,6 @@
 """The one contract of all models, `x0 = denoise(x_t, level, labels=None)`, and networks under it.
 
-Teacher, student, averages, exact oracles and loaded checkpoints are all just such callables.
+Teacher, student, averages, exact oracles and loaded checkpoints are all such callables.
 """
 
 from collections.abc import Callable
@@ -58,11 +58,11 @@ SCALINGS = {
 class Denoiser(nn.Module):
     """A network `net(x, logsnr, labels)` and what its output means, as a denoiser.
 
-    prediction: a name in SCALINGS. "x0_eps" is a net of twice the image's channels that
-    predicts both, x0 trusted where there is noise and eps where there is little (Salimans & Ho
-    2022, the paper's ImageNet-64 nets). sigma_data: the data's standard deviation, for "edm".
-    The network runs in its own dtype on inputs of about unit variance and sees the level as
-    log-SNR clipped to +-20, so that sigma = 0 is not a special case.
+    prediction: a name in SCALINGS. "x0_eps": a net of twice the image's channels that predicts
+    both, x0 trusted where there is noise and eps where there is little (Salimans & Ho 2022, the
+    paper's ImageNet-64 nets). sigma_data: the data's standard deviation, for "edm". The network
+    runs in its own dtype on inputs of about unit variance and sees the level as log-SNR clipped to
+    +-20, so that sigma = 0 is not a special case.
     """
 
     def __init__(self, net: nn.Module, prediction: str = "x0", sigma_data: float = 0.5):
@@ -88,8 +88,4 @@ class Denoiser(nn.Module):
 
 def clamped(denoise: Denoise) -> Denoise:
     """The same denoiser with its x0 clamped to [-1, 1], the range of images."""
-
-    def denoise_clamped(x_t: Tensor, level: Level, labels: Tensor | None = None) -> Tensor:
-        return denoise(x_t, level, labels).clamp(-1, 1)
-
-    return denoise_clamped
+    return lambda x_t, level, labels=None: denoise(x_t, level, labels).clamp(-1, 1)

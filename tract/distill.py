@@ -1,8 +1,8 @@
 """Distillation by phases: BTD, TRACT and consistency distillation as one loop.
 
-In a phase n>m the student learns to cross a group of n / m teacher steps in one. In a phase of
-equal steps, n>n, a student of another network learns the teacher's own steps and then takes its
-place. While the teacher's grid grows, k<n>m, the student and its averages continue.
+In a phase n>m the student learns to cross a group of n / m teacher steps in one. In a phase n>n a
+student of another network learns the teacher's own steps and then takes its place. While the
+teacher's grid grows, k<n>m, the student and its averages continue.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -141,7 +141,8 @@ def distill(
 
 def check_solver(solver: str, levels: Level) -> None:
     """ValueError if levels are too noisy for the teacher to step between them by this solver."""
-    if solver == "heun" and (ratio := _noise_ratio(levels)) > HEUN_LIMIT:
+    ratio = (levels.sigma[-1] / levels.alpha[-1]).item()
+    if solver == "heun" and ratio > HEUN_LIMIT:
         raise ValueError(
             f"solver is 'heun', and at the noisiest level sigma / alpha is {ratio:,.0f}, "
             "where Heun's step multiplies the teacher's errors by thousands: use karras or "
@@ -149,19 +150,15 @@ def check_solver(solver: str, levels: Level) -> None:
         )
 
 
-def _noise_ratio(levels: Level) -> float:
-    """sigma / alpha at the noisiest level."""
-    return (levels.sigma[-1] / levels.alpha[-1]).item()
-
-
 def _check_prediction(student: Denoiser, phases: Sequence[Phase], levels: Level) -> None:
     """ValueError if a student predicts eps and is to take fewer steps than its teacher."""
+    ratio = (levels.sigma[-1] / levels.alpha[-1]).item()
     if student.prediction == "eps" and any(phase.segment > 1 for phase in phases):
         raise ValueError(
             "the student predicts eps, and fewer steps rely on the noisiest level, where an error "
-            f"in eps is multiplied by sigma / alpha, {_noise_ratio(levels):,.0f}: give student 'v' "
-            "or 'x0', and repeat the first entry of step_schedule, so that it learns the teacher's "
-            "own steps before it shortens them"
+            f"in eps is multiplied by sigma / alpha, {ratio:,.0f}: give student 'v' or 'x0', and "
+            "repeat the first entry of step_schedule, so that it learns the teacher's own steps "
+            "before it shortens them"
         )
 
 

@@ -16,8 +16,7 @@ def ema_updater(target: nn.Module, source: nn.Module) -> Callable[[float], None]
     if averages.keys() != values.keys():
         odd = sorted(averages.keys() ^ values.keys())
         raise ValueError(f"the average and its source differ in {odd}: use the same network")
-    buffers = dict(target.named_buffers())
-    sources = dict(source.named_buffers())
+    buffers, sources = dict(target.named_buffers()), dict(source.named_buffers())
     values, sources = [values[name] for name in averages], [sources[name] for name in buffers]
     averages, buffers = list(averages.values()), list(buffers.values())
 

@@ -113,12 +113,7 @@ def _from_betas(beta: Tensor) -> Level:
     return Level((log_alpha_squared / 2).exp(), (-torch.expm1(log_alpha_squared)).sqrt())
 
 
-NOISE_SCHEDULES = {
-    "cosine": cosine,
-    "karras": karras,
-    "ddpm_linear": ddpm_linear,
-    "ddpm_cosine": ddpm_cosine,
-}
+NOISE_SCHEDULES = {make.__name__: make for make in (cosine, karras, ddpm_linear, ddpm_cosine)}
 FIXED = ("ddpm_linear", "ddpm_cosine")  # whose levels depend on the number of steps
 
 

@@ -1,7 +1,7 @@
 """BTD, TRACT and consistency distillation as data, and the target that they share.
 
 From a level t a first hop leads to u, one step on, and a second from there to the end s of the
-group. Who makes them, and at which levels the student is taught, is all that the methods differ in.
+group. The methods differ only in who makes them, and at which levels the student is taught.
 """
 
 from collections.abc import Callable, Sequence
@@ -14,20 +14,18 @@ from tract.denoiser import Denoise
 from tract.levels import Level, broadcast
 from tract.phases import Phase, halving_schedule
 from tract.samplers import Solver, data_x0, ddim_x0
+from tract.seeds import draw_uniform
 from tract.step import closure_weight, ddim_step
 
 
 def draw_any_level(phase: Phase, batch: int, generator: torch.Generator) -> Tensor:
     """Teacher steps 1..n (B,), uniformly: a self-teacher is evaluated inside every group."""
-    device = generator.device
-    return torch.randint(1, phase.teacher_steps + 1, (batch,), generator=generator, device=device)
+    return draw_uniform(phase.teacher_steps, batch, generator)
 
 
 def draw_group_start(phase: Phase, batch: int, generator: torch.Generator) -> Tensor:
     """Noisy ends of groups (B,), uniformly: the only levels at which a BTD student is evaluated."""
-    device = generator.device
-    group = torch.randint(1, phase.student_steps + 1, (batch,), generator=generator, device=device)
-    return group * phase.segment
+    return phase.segment * draw_uniform(phase.student_steps, batch, generator)
 
 
 class Method(NamedTuple):

@@ -56,10 +56,7 @@ def stepper(
 
 
 def backward(loss: Tensor, error: Tensor, batch_size: int) -> Tensor:
-    """Add to the gradient the share of these losses (b,) in the mean over a batch of all ranks.
-
-    Returns (2,): the shares of loss and squared error in their means over the batch.
-    """
+    """Add to the gradient what b rows are of a batch's mean; returns loss and error (2,) alike."""
     shares = torch.stack([loss.sum(), error.sum()]) / batch_size
     shares[0].backward()
     return shares.detach()
@@ -68,9 +65,9 @@ def backward(loss: Tensor, error: Tensor, batch_size: int) -> Tensor:
 def optimizer_step(losses: Tensor, state, settings: Training) -> Losses:
     """One step of the optimizer on state.student, whose gradient is that of these losses (2,).
 
-    Gradient and losses become the sums over all ranks. A loss that is not finite leaves the weights
-    as they are: FloatingPointError on a CPU; on a GPU, which would have to be waited for, this step
-    and all later ones are skipped, and `guarded` raises.
+    Gradient and losses become the sums over all ranks. If they are not finite, weights stay as they
+    are: a CPU raises FloatingPointError; on a GPU, which would have to be waited for, this step and
+    all later ones are skipped, and `guarded` raises.
     """
     optimizer = state.optimizer
     for group in optimizer.param_groups:
@@ -126,11 +123,10 @@ def guarded(
 def _guarded(
     records: Iterator[Record], state, data: Data, settings: Training, compute: Compute
 ) -> Iterator[Record]:
-    """Pass records on.
+    """Pass records on, after checks that all ranks make alike.
 
-    Checks the previous step's loss, which is already on the host, and at the end of a phase this
-    one's too: a GPU is never waited for while there is work to send. All ranks so stop after the
-    same step.
+    The loss is the previous step's, already on the host, and at the end of a phase this one's too:
+    a GPU is never waited for while there is work to send.
     """
     before, short = None, False
     try:

@@ -1,7 +1,6 @@
 """Exact denoisers in closed form, for experiments and tests that need the truth.
 
-Each obeys the contract `x0 = denoise(x_t, level, labels=None)`: it returns E[x0 | x_t], at
-sigma = 0 too.
+Each obeys the contract of `denoiser` and returns E[x0 | x_t], at sigma = 0 too.
 """
 
 from dataclasses import dataclass
@@ -45,8 +44,8 @@ class Gaussian:
 class Mixture:
     """Data from K equal isotropic Gaussians: means (K, ...), one standard deviation std >= 0.
 
-    With std = 0 it is a finite data set, images (K, C, H, W) included: the best denoiser that
-    a network trained on exactly these could be. component_labels (K,) makes it conditional.
+    With std = 0 it is a finite data set, images (K, C, H, W) included: the ideal of a network
+    trained on exactly these. component_labels (K,) makes it conditional.
     """
 
     means: Tensor

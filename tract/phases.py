@@ -1,7 +1,7 @@
 """Phase schedules: lists such as [1024, 32, 1], checked before any compute, and their groups.
 
 The first entry may be a list of growing teacher grids, [[4, 8, 16, 32], 1], written 4<8<16<32>1.
-Plain integers, no tensors: editors, plots and cost estimates read these as well as the distiller.
+Plain integers, no tensors: editors, plots and cost estimates read them as well.
 """
 
 import itertools
@@ -19,8 +19,8 @@ class Phase:
     """One arrow of a schedule: a student of student_steps learns from a teacher of teacher_steps.
 
     grid_steps is T, the length of the first teacher's grid; all indices count its levels. With
-    equal steps (segment 1) nothing is shortened: another network learns what the teacher knows.
-    coarser: teacher grids that come before that of teacher_steps in this phase.
+    equal steps (segment 1) another network learns the teacher's own steps. coarser: teacher grids
+    that come before that of teacher_steps in this phase.
     """
 
     grid_steps: int
@@ -63,10 +63,10 @@ class Phase:
 def parse_schedule(step_schedule: Sequence[Entry], grid_steps: int | None = None) -> list[Phase]:
     """Phases of a schedule that starts at the teacher's grid; ValueError if it is impossible.
 
-    grid_steps: of the teacher, by default what the schedule starts with.
-    Each entry must divide the one before it; the last must be at least 1. One may come twice, as
-    in 1024>32>32>1: in that phase of equal steps another network takes over. In a list of growing
-    grids each must divide the next, and the last is the teacher's grid.
+    grid_steps: of the teacher, by default what the schedule starts with. Each entry must divide the
+    one before it. One may come twice, as in 1024>32>32>1: in that phase of equal steps another
+    network takes over. In a list of growing grids each must divide the next; the last is the
+    teacher's grid.
     """
     shown = f"step_schedule is {list(step_schedule)}"
     grids = [_grids(entry) for entry in step_schedule]
@@ -92,9 +92,11 @@ def parse_schedule(step_schedule: Sequence[Entry], grid_steps: int | None = None
         if after > before:
             raise ValueError(f"{shown}: {after} does not decrease from {before}; use a divisor")
         if before % after:
+            divisors = [d for d in range(1, before) if before % d == 0]
+            near = sorted(sorted(divisors, key=lambda d: abs(d - after))[:2])
             raise ValueError(
                 f"{shown}: {after} does not divide {before}, so the groups would not line up; "
-                f"near divisors of {before} are {_near_divisors(before, after)}"
+                f"near divisors of {before} are {' and '.join(map(str, near))}"
             )
     coarser = grids[0][:-1]
     _check_growth(shown, coarser, *steps[:2])
@@ -102,8 +104,8 @@ def parse_schedule(step_schedule: Sequence[Entry], grid_steps: int | None = None
     phases = [replace(first, coarser=coarser), *others]
     if sum(phase.segment == 1 for phase in phases) > 1:
         raise ValueError(
-            f"{shown}: steps stay equal more than once, and the network changes only once; leave "
-            "out what repeats"
+            f"{shown}: steps stay equal more than once, and the network changes only once; omit "
+            "what repeats"
         )
     return phases
 
@@ -165,9 +167,3 @@ def halving_schedule(grid_steps: int, last: int = 1) -> list[int]:
 def doubling(coarsest: int, finest: int) -> list[int]:
     """Growing grids coarsest, twice that, ..., finest; errors as of `halving_schedule`."""
     return halving_schedule(finest, coarsest)[::-1]
-
-
-def _near_divisors(number: int, wanted: int) -> str:
-    divisors = [d for d in range(1, number) if number % d == 0]
-    nearest = sorted(sorted(divisors, key=lambda d: abs(d - wanted))[:2])
-    return " and ".join(map(str, nearest))

@@ -9,10 +9,7 @@ from tract.base.parallel import wait_until
 
 
 class Losses:
-    """Loss, squared error and gradient norm of a step, on their way from the device to the host.
-
-    A CPU has them at once. A GPU sends them when it has come so far, and works on meanwhile.
-    """
+    """Loss, squared error and gradient norm of a step; a GPU's are copied asynchronously."""
 
     def __init__(self, numbers: Tensor):
         self._host = numbers.to("cpu", non_blocking=True)  # into pinned memory
@@ -23,7 +20,7 @@ class Losses:
 
     @property
     def late(self) -> bool:
-        """Whether they come from a device that works on meanwhile."""
+        """Whether they come from a GPU."""
         return self._sent is not None
 
     @property
@@ -32,19 +29,13 @@ class Losses:
         return self._sent is None or self._sent.query()
 
     def read(self) -> tuple[float, float, float]:
-        """(loss, mse, norm), waiting for a GPU if they have not arrived.
-
-        RuntimeError if a process that trains along has ended.
-        """
+        """(loss, mse, norm), once they have arrived; errors are those of `wait_until`."""
         if self._sent is not None:
             wait_until(self._sent.query)
         return tuple(self._host.tolist())
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Losses) and self.read() == other.read()
-
-    def __repr__(self) -> str:
-        return "Losses(loss={}, mse={}, norm={})".format(*self.read())
 
 
 @dataclass(frozen=True)
@@ -68,6 +59,6 @@ class Record:
         return self.losses.read()[1]
 
     def line(self) -> dict:
-        """All of it as plain numbers and text, for a file."""
+        """All of it as numbers and text, for a file."""
         about = {"step": self.step, "num_steps": self.num_steps, "images_seen": self.images_seen}
         return about | {"loss": self.loss, "mse": self.mse, "phase": self.phase}

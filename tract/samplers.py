@@ -13,8 +13,7 @@ from tract.denoiser import Denoise
 from tract.levels import Level, broadcast
 from tract.step import ddim_step, mean_square
 
-# x0 (B, ...) along which `ddim_step` moves x_t from t to s. The last argument are the data that x_t
-# was made from, where they are known: in training.
+# Returns x0 (B, ...) along which `ddim_step` moves x_t from t to s; the data are given in training.
 Solver = Callable[..., Tensor]
 ADDIM_ETA = 0.75  # share of the error of x0 that counts as missing variance; Heek et al. 2024
 
@@ -28,10 +27,9 @@ def heun_x0(denoise: Denoise, x_t: Tensor, t: Level, s: Level, labels=None, x0=N
     """x0 (B, ...) along which Heun's method moves from t to s; the paper's Runge-Kutta teacher.
 
     Heun averages the noise estimates of both ends of an Euler step. In x0 this is D_t +
-    weight (D_s - D_t) with weight = (sigma_t / alpha_t) / (2 sigma_s / alpha_s): nothing is
-    cancelled, and where sigma_s = 0 there is no second end and D_t is left. Two evaluations, for
-    whether the second is needed is known to the device alone.
-    Karras et al. 2022, algorithm 1.
+    weight (D_s - D_t) with weight = (sigma_t / alpha_t) / (2 sigma_s / alpha_s), without
+    cancellation; where sigma_s = 0 D_t is left. Always two evaluations, for only the device knows
+    whether the second is needed. Karras et al. 2022, algorithm 1.
     """
     x0_t = denoise(x_t, t, labels)
     x0_s = denoise(ddim_step(x_t, x0_t, t, s), s, labels)
@@ -57,10 +55,7 @@ def addim_x0(denoise: Denoise, x_t: Tensor, t: Level, s: Level, labels=None, x0=
 
 
 def data_x0(denoise: Denoise, x_t: Tensor, t: Level, s: Level, labels=None, x0=None) -> Tensor:
-    """The data themselves: along x0 x_t moves to alpha_s x0 + sigma_s eps, eps being its own.
-
-    No teacher is asked. Song et al. 2023, algorithm 3.
-    """
+    """The data: along x0, x_t moves to alpha_s x0 + sigma_s eps. Song et al. 2023, algorithm 3."""
     return x0
 
 
@@ -68,7 +63,7 @@ SOLVERS: dict[str, Solver] = {"ddim": ddim_x0, "heun": heun_x0, "addim": addim_x
 
 
 def step_indices(grid_steps: int, num_steps: int) -> list[int]:
-    """Grid indices visited by num_steps equal steps: T, ..., 0. Refuses what does not divide T."""
+    """Grid indices visited by num_steps equal steps: T, ..., 0; ValueError unless they divide T."""
     if not isinstance(num_steps, int) or num_steps < 1 or grid_steps % num_steps:
         raise ValueError(
             f"num_steps is {num_steps}, which does not divide the grid of {grid_steps} steps: "

@@ -6,10 +6,11 @@ from enum import IntEnum
 
 import numpy as np
 import torch
+from torch import Tensor
 
 
 class Stream(IntEnum):
-    """What a random stream is for; part of its key, so that no two uses share numbers."""
+    """What a random stream is for: part of its key, so that no two uses share numbers."""
 
     TEACHER = 0
     DISTILLATION = 1
@@ -22,11 +23,17 @@ class Stream(IntEnum):
 def generator_for(device: torch.device | str, *key: int) -> torch.Generator:
     """Generator for one use, such as (seed, Stream.TEACHER, step), independent of all other keys.
 
-    Keys are mixed by numpy's SeedSequence: torch's CPU generator reads 32 bits of a seed only, so
-    that seeds made by shifting or adding would collide.
+    numpy's SeedSequence mixes them: torch's CPU generator reads 32 bits of a seed, so that shifted
+    or added seeds would collide.
     """
     (seed,) = np.random.SeedSequence(key).generate_state(1)
     return torch.Generator(device).manual_seed(int(seed))
+
+
+def draw_uniform(most: int, batch: int, generator: torch.Generator) -> Tensor:
+    """Integers 1..most (B,), uniformly, on the generator's device."""
+    device = generator.device
+    return torch.randint(1, most + 1, (batch,), generator=generator, device=device)
 
 
 @contextmanager

@@ -131,7 +131,7 @@ class Distillation(Training):
                 *before, last = self.step_schedule
                 raise ValueError(
                     f"{name} is {value!r}, and a changed network has to learn its teacher's own "
-                    f"steps first: repeat an entry of step_schedule, such as "
+                    "steps first: repeat an entry of step_schedule, such as "
                     f"{[*before, before[-1], last]}"
                 )
 

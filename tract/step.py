@@ -1,7 +1,4 @@
-"""The deterministic step between noise levels, and the weight of the TRACT target.
-
-Pure functions of tensors. No network, no loop, no randomness.
-"""
+"""The deterministic step between noise levels, and the weight of the TRACT target."""
 
 import torch
 from torch import Tensor

@@ -5,9 +5,10 @@ The loop is a generator that yields a small record after the optimizer and the a
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from tract.base.compute import EAGER, Compute
 from tract.data import Data
@@ -16,7 +17,7 @@ from tract.ema import bias_corrected, decay_from_residual, ema_updater
 from tract.levels import Level
 from tract.optimize import adam, frozen, guarded, stepper
 from tract.records import Record
-from tract.seeds import Stream
+from tract.seeds import Stream, draw_uniform
 from tract.settings import Training
 from tract.step import add_noise
 
@@ -64,13 +65,11 @@ def _teacher_steps(
     update_ema = ema_updater(state.ema, state.student)
     decay = decay_from_residual(settings.ema_residual, settings.num_steps)
 
-    def draw(generator: torch.Generator) -> Tensor:  # grid indices (B,) in 1..T
-        count, device = (settings.batch_size,), generator.device
-        return torch.randint(1, len(levels), count, generator=generator, device=device)
+    draw = partial(draw_uniform, levels.num_steps, settings.batch_size)
 
-    def example(x0, labels, eps, i_t):
+    def example(x0, labels, eps, i_t):  # i_t: grid indices (b,) in 1..T
         t = levels[i_t]  # (b,)
-        return add_noise(x0, eps, t), t, levels[0], x0  # x_t (b, ...); its target are the data
+        return add_noise(x0, eps, t), t, levels[0], x0  # x_t (b, ...), whose target is the data
 
     while state.step < settings.num_steps:
         record = step(draw, example)

@@ -99,9 +99,8 @@ class Attention(Recomputable):
 
 
 def pixels(x: Tensor) -> Tensor:
-    """Images (B, C, H, W) as sequences (B, H W, C) of pixels that are whole in memory.
+    """Images (B, C, H, W) as sequences (B, H W, C) of pixels, contiguous as fused attention needs.
 
-    Without that no fused kernel takes queries and keys, and attention (H W)^2 is written out.
     Channels-last images are so already, and nothing is copied.
     """
     return x.flatten(2).transpose(1, 2).contiguous()
@@ -110,11 +109,10 @@ def pixels(x: Tensor) -> Tensor:
 class UNet(nn.Module):
     """Residual blocks at image_size, image_size / 2, ... and back, with skips between them.
 
-    patch: patch x patch pixels of a channel become as many channels of one pixel on the way in, and
-    back on the way out; sizes are then those of image_size / patch. channel_mult: width of each
-    resolution in units of channels; attention: sizes in pixels at which every block is followed by
-    attention; head_channels: None for one head; num_classes: 0 for no labels. ValueError names the
-    size that does not fit.
+    patch: each patch x patch pixels become channels of one pixel, and back at the end, so that
+    sizes are those of image_size / patch. channel_mult: width of each resolution in units of
+    channels; attention: sizes in pixels at which attention follows every block; head_channels: None
+    for one head; num_classes: 0 for no labels. ValueError for a size that does not fit.
     """
 
     def __init__(
@@ -180,8 +178,8 @@ def _blocks(
 ) -> tuple[nn.ModuleList, nn.ModuleList, nn.ModuleList]:
     """Blocks on the way down, on the way up and in the middle.
 
-    stages: width of each resolution, finest first, and whether its blocks have attention. width:
-    of the first block's input. Each block up also takes the output of one on the way down.
+    stages: width of each resolution, finest first, and whether its blocks have attention. width: of
+    the first block's input. Each block up also takes the output of one on the way down.
     """
     down, up, skips = nn.ModuleList(), nn.ModuleList(), [width]
 
