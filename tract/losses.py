@@ -6,9 +6,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from tract.denoiser import Denoise
 from tract.levels import Level
-from tract.step import mean_square
 
 # Of the level t, the level u that the first hop leads to (clean for a teacher), and sigma_data.
 WEIGHTS: dict[str, Callable[[Level, Level, float], Tensor]] = {
@@ -45,10 +43,3 @@ def loss_of(loss: str, reduction: str, pixels: int) -> Callable[[Tensor], Tensor
     count = pixels if reduction == "sum" else 1
     c = 0.00054 * math.sqrt(count)  # as for pseudo-Huber in d = count dimensions
     return lambda mse: LOSSES[loss](count * mse, c)
-
-
-def squared_error(
-    denoise: Denoise, x_t: Tensor, t: Level, target: Tensor, labels: Tensor | None
-) -> Tensor:
-    """Squared error (B,) of the denoised x_t (B, ...) against target, averaged over pixels."""
-    return mean_square(denoise(x_t, t, labels) - target)

@@ -14,10 +14,11 @@ from tract.base.parallel import check_share, rank, shard, sum_over_ranks, world_
 from tract.data import Data, to_unit
 from tract.denoiser import Denoiser
 from tract.levels import Level, cosine
-from tract.losses import WEIGHTS, loss_of, squared_error
+from tract.losses import WEIGHTS, loss_of
 from tract.records import Losses, Record
 from tract.seeds import Stream, dropout_keyed, generator_for
 from tract.settings import Training
+from tract.step import mean_square
 
 
 def stepper(
@@ -45,7 +46,7 @@ def stepper(
         with matmul_precision(compute), dropout:
             for x0, labels, eps, drawn in compute.parts(*batch):  # b of the B rows
                 x_t, t, u, target = example(x0, labels, eps, drawn)
-                error = squared_error(student, x_t, t, target, labels)  # (b,)
+                error = mean_square(student(x_t, t, labels) - target)  # (b,)
                 loss = weight(t, u, sigma_data).to(error) * loss_of_error(error)
                 losses = losses + backward(loss, error, batch_size)
         numbers = optimizer_step(losses, state, settings)

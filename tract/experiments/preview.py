@@ -20,14 +20,13 @@ from tract.experiments.experiment import Experiment
 from tract.experiments.history import append, trim
 from tract.experiments.measure import Distance
 from tract.experiments.run import Run
-from tract.losses import squared_error
 from tract.metrics.samples import sample_batches
 from tract.networks.weights import read_tensors, write_tensors
 from tract.phases import Phase
 from tract.records import Record
 from tract.seeds import Stream, generator_for
 from tract.settings import Distillation, Training
-from tract.step import add_noise
+from tract.step import add_noise, mean_square
 from tract.train import TeacherState
 
 PLACES = 8  # noise levels at which errors are asked
@@ -128,7 +127,7 @@ def level_errors(
     if distilled:
         target = phase_target(state, settings)(x_t, t, u, s, labels, x0=x0)
         model = state.student
-    errors = squared_error(model, x_t, t, target, labels)
+    errors = mean_square(model(x_t, t, labels) - target)
     return places * part.stride, errors.view(count, IMAGES).mean(1).cpu()
 
 
