@@ -69,13 +69,6 @@ def test_the_error_of_ddim_halves_when_steps_double(make, generator):
         assert coarse / fine == pytest.approx(2, abs=0.1)
 
 
-def test_the_error_of_heun_falls_fourfold_when_steps_double(generator):
-    errors = [error(karras(512), n, heun_x0, generator) for n in (32, 64, 128)]
-    for coarse, fine in itertools.pairwise(errors):
-        # Second order: 4 + O(h), and h is 1/32 here.
-        assert coarse / fine == pytest.approx(4, abs=0.25)
-
-
 def test_heun_in_ve_is_edms_algorithm_1(generator):
     levels = karras(8)
     sigma = levels.sigma.flip(0)
