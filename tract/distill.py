@@ -56,7 +56,7 @@ class DistillationState:
         return {"phase": self.phase, "step": self.step}
 
     def restore_counters(self, counters: dict[str, int]) -> None:
-        """Take the networks that phase has, with weights that are still to be loaded."""
+        """Make the networks of that phase, whose weights are still to be loaded."""
         for phase in (self.swap_phase, counters["phase"]):  # the others change no network
             if self.phase < phase <= counters["phase"]:
                 self.phase = phase - 1
@@ -165,7 +165,7 @@ def _check_prediction(student: Denoiser, phases: Sequence[Phase], levels: Level)
 def _distillation_steps(
     state: DistillationState, data: Data, levels: Level, settings: Distillation, compute: Compute
 ) -> Iterator[Record]:
-    settings.check_place("the state", state.step, state.phase)
+    settings.check_step("the state", state.step, state.phase)
     levels = levels.to(data.samples.device)
     while state.step < settings.num_steps:
         if state.step == (state.phase + 1) * settings.steps_per_phase:
@@ -176,7 +176,7 @@ def _distillation_steps(
 def _phase_steps(
     state: DistillationState, data: Data, levels: Level, settings: Distillation, compute: Compute
 ) -> Iterator[Record]:
-    """The steps of the present phase that are still to be made: paper, algorithm 1."""
+    """The remaining steps of the current phase: paper, algorithm 1."""
     steps, draw = settings.steps_per_phase, METHODS[settings.method].draw
     step = stepper(state, data, settings, compute, Stream.DISTILLATION)
     target_of, update_averages = phase_target(state, settings, compute), _averages(state, settings)
@@ -197,7 +197,7 @@ def _phase_steps(
 def phase_target(
     state: DistillationState, settings: Distillation, compute: Compute = EAGER
 ) -> Callable[..., Tensor]:
-    """The target of the present phase, as a function of x_t, t, u, s, labels and x0=x0."""
+    """The target of the current phase, as a function of x_t, t, u, s, labels and x0=x0."""
     teacher = with_precision(state.teacher, compute)
     teacher = clamped(teacher) if settings.clamp == "all" else teacher
     self_teacher = with_precision(state.self_teacher, compute)

@@ -57,7 +57,7 @@ def stepper(
 
 
 def backward(loss: Tensor, error: Tensor, batch_size: int) -> Tensor:
-    """Add to the gradient what b rows are of a batch's mean; returns loss and error (2,) alike."""
+    """Backpropagate the share of b rows in a batch's mean loss; returns that of loss and error."""
     shares = torch.stack([loss.sum(), error.sum()]) / batch_size
     shares[0].backward()
     return shares.detach()

@@ -137,7 +137,7 @@ def in_steps(number: int) -> str:
 
 
 def first_grid(step_schedule: Sequence[Entry]) -> int:
-    """T, the steps of the teacher's grid that a schedule starts from, of growing ones the last."""
+    """T, the steps of the teacher's grid that a schedule starts from; of growing grids the last."""
     return _grids(step_schedule[0])[-1]
 
 

@@ -53,8 +53,8 @@ class Training:
             raise ValueError(f"cooldown is {self.cooldown!r}: use a share from 0 to 1")
         check_whole("seed", self.seed, 0)
 
-    def check_place(self, what: object, step: int, phase: int = 0) -> None:
-        """ValueError, which names what is there, unless a run of these can be at this step."""
+    def check_step(self, what: object, step: int, phase: int = 0) -> None:
+        """ValueError about what, unless a run of these settings can be at this step."""
         length = self.steps_per_phase
         if not (0 <= phase < self.num_phases and 0 <= step - phase * length <= length):
             raise ValueError(

@@ -14,7 +14,7 @@ from safetensors.torch import load, save
 from tiny import NETWORK, assert_same_run, begun, recipe, start, tiny_run
 
 import tract
-from tract.experiments.checkpoints import check_place
+from tract.experiments.checkpoints import check_step
 from tract.experiments.run import Checkpointing
 from tract.networks.build import build_denoiser
 from tract.networks.weights import (
@@ -260,7 +260,7 @@ def test_of_500_mutated_checkpoints_none_is_taken_for_what_it_is_not(
 
 def load_as_a_run_does(path, state):
     load_state(path, state)
-    check_place(path, state, recipe())
+    check_step(path, state, recipe())
 
 
 # ---- A run falls back to the checkpoint before -----------------------------------------------

@@ -16,7 +16,7 @@ from helpers import write_notebook
 
 from tract.base.files import only_writer
 from tract.jobs import sweep as module
-from tract.jobs.sweep import is_finished, point_name, sweep, sweep_tasks
+from tract.jobs.sweep import is_finished, point_name, points_of, sweep
 
 PARAMETERS = "seed = 0\nschedule = [8, 1]\npause = 0.0\nrun_dir = 'runs'"
 
@@ -56,7 +56,7 @@ def states(outcomes):
 
 def test_a_grid_is_every_combination_with_the_parameters_beside_it(notebook, tmp_path):
     grid = {"seed": [0, 1], "schedule": [[8, 4, 1], [8, 1], [2, 1]]}
-    tasks = sweep_tasks(notebook, tmp_path / "out", {"pause": 2.5}, grid)
+    tasks = points_of(notebook, tmp_path / "out", {"pause": 2.5}, grid)
     assert [task.parameters for task in tasks] == [
         {"pause": 2.5, "seed": seed, "schedule": schedule}
         for seed in (0, 1)
@@ -212,7 +212,7 @@ def test_an_interrupted_execution_is_not_done_and_leaves_the_worker_alive(
 
 
 def test_what_a_worker_finished_before_it_died_is_not_executed_again(notebook, tmp_path, executed):
-    (task,) = sweep_tasks(notebook, tmp_path, {}, {"seed": [0]})
+    (task,) = points_of(notebook, tmp_path, {}, {"seed": [0]})
     assert not is_finished(task)
     assert module._execute(task, {}).state == "done"
     assert is_finished(task)
@@ -309,7 +309,7 @@ def test_ctrl_c_lets_a_kernel_save_and_keeps_what_is_finished(tmp_path, signum):
         text=True,
         start_new_session=True,
     )
-    tasks = sweep_tasks(notebook, tmp_path / "out", {}, {"pause": [0.0, 600.0]})
+    tasks = points_of(notebook, tmp_path / "out", {}, {"pause": [0.0, 600.0]})
     try:
         assert until(lambda: is_finished(tasks[0]) and len(lines(tmp_path, "begin")) == 2)
         family = psutil.Process(process.pid).children(recursive=True)
@@ -329,7 +329,7 @@ def test_ctrl_c_lets_a_kernel_save_and_keeps_what_is_finished(tmp_path, signum):
 
 
 def test_an_execution_that_killed_every_worker_is_a_failure_with_its_reason(notebook, tmp_path):
-    (task,) = sweep_tasks(notebook, tmp_path, {}, {"seed": [0]})
+    (task,) = points_of(notebook, tmp_path, {}, {"seed": [0]})
     died, lost = Future(), Future()
     died.set_exception(RuntimeError("3 workers died"))
     lost.cancel()

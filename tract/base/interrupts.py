@@ -13,7 +13,7 @@ class Stop:
 
 @contextmanager
 def interrupt_between_steps() -> Iterator[Stop]:
-    """Turn SIGINT and SIGTERM into a request: inside a step they would leave averages behind."""
+    """Turn SIGINT and SIGTERM into a request; within a step they would leave averages outdated."""
     stop = Stop()
 
     def request(signum, frame):

@@ -110,7 +110,7 @@ def check_share(batch: int, processes: int) -> None:
 
 
 def shard(*tensors: Tensor | None) -> tuple[Tensor | None, ...]:
-    """This process's rows of tensors (B, ...) that all hold; None stays None."""
+    """This process's rows of tensors (B, ...) that every process has; None stays None."""
     if world_size() == 1:
         return tensors
     return tuple(None if t is None else t.chunk(world_size())[rank()] for t in tensors)
@@ -128,7 +128,7 @@ def sum_over_ranks(tensors: Sequence[Tensor]) -> None:
 
 
 def any_rank(flag: bool) -> bool:
-    """Whether the flag is set in any process, in all of them; without waiting for a GPU."""
+    """Whether any process sets the flag, which all learn; no GPU is waited for."""
     if world_size() == 1:
         return flag
     votes = torch.tensor(int(flag))

@@ -10,10 +10,10 @@ from tract.base.checks import reading, shown
 
 
 class _Loader(yaml.SafeLoader):
-    """Safe YAML, but simpler: numbers as people write them, names once, no references.
+    """Safe YAML, but simpler: numbers as people write them, names once, no aliases.
 
-    1e-3 is a number and 010 ten, as in YAML 1.2 and not in 1.1; no and on are texts, 1:30 too.
-    References in references make much of a few bytes.
+    1e-3 is a number and 010 is ten, as in YAML 1.2 and not in 1.1; no, on and 1:30 are text. Nested
+    aliases would expand a few bytes without limit.
     """
 
     yaml_implicit_resolvers: ClassVar = {}

@@ -45,7 +45,7 @@ def resume(folder: Path, state, settings: Training) -> tuple[str, dict | None]:
     for path in checkpoints(folder):
         try:
             mark = load_state(path, state).get("history")
-            check_place(path, state, settings)
+            check_step(path, state, settings)
         except ValueError as error:
             vars(state).update(fresh)  # a first teacher that a later phase had replaced
             print(f"{folder.name}: skipped {path.name}: {error}")
@@ -59,11 +59,11 @@ def resume(folder: Path, state, settings: Training) -> tuple[str, dict | None]:
     )
 
 
-def check_place(path: Path, state, settings: Training) -> None:
+def check_step(path: Path, state, settings: Training) -> None:
     """ValueError unless a loaded state is at the step of its file's name, and of these settings."""
     if path != checkpoint(path.parent, state.step):
         raise ValueError(f"{path} holds step {state.step}, which is not its name: remove it")
-    settings.check_place(path, state.step, state.counters().get("phase", 0))
+    settings.check_step(path, state.step, state.counters().get("phase", 0))
 
 
 def checkpoint(folder: Path, step: int) -> Path:

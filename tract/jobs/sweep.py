@@ -38,8 +38,8 @@ class Outcome:
 
 
 @dataclass(frozen=True)
-class Task:
-    """One execution: paths are absolute, for workers in other folders."""
+class Point:
+    """One point of the grid; paths are absolute, for workers in other folders."""
 
     notebook: Path
     output: Path
@@ -72,7 +72,7 @@ def sweep(
 
     ValueError or FileNotFoundError for invalid arguments before anything is executed.
     """
-    tasks = sweep_tasks(notebook, out_dir, parameters, grid)
+    points = points_of(notebook, out_dir, parameters, grid)
     if workers is not None:
         check_whole("workers", workers, 1, MOST_PROCESSES)
     if scheduler and workers:
@@ -81,22 +81,22 @@ def sweep(
         )
     place = workers_at(scheduler, gpus) if scheduler else threads(environments(workers, gpus))
     with only_writer(Path(out_dir)):
-        missing = [task for task in tasks if not is_finished(task)]
-        for task in missing:
-            _check_not_another(task)
-        outcomes = {task.name: Outcome(task.name, "skipped") for task in tasks}
+        missing = [point for point in points if not is_finished(point)]
+        for point in missing:
+            _check_not_another(point)
+        outcomes = {point.name: Outcome(point.name, "skipped") for point in points}
         if missing:
             with place as pool:
-                outcomes |= _run(pool, missing, len(tasks))
+                outcomes |= _run(pool, missing, len(points))
     return list(outcomes.values())
 
 
-def sweep_tasks(
+def points_of(
     notebook: str | Path,
     out_dir: str | Path,
     parameters: Mapping[str, object],
     grid: Mapping[str, Sequence],
-) -> list[Task]:
+) -> list[Point]:
     """All executions of a sweep, the last parameter of the grid varying fastest; all checked."""
     notebook, out_dir = Path(notebook).resolve(), Path(out_dir).resolve()
     declared = declared_parameters(notebook)
@@ -107,21 +107,21 @@ def sweep_tasks(
             raise ValueError(f"grid of {name} is {shown(values)}: use a list, such as [0, 1, 2]")
         if name in parameters:
             raise ValueError(f"{name} is a parameter and has a grid as well: give one of them")
-    tasks = []
+    points = []
     for values in itertools.product(*grid.values()):
         given = {**parameters, **dict(zip(grid, values, strict=True))}
         given = check_parameters(declared, given)
         output = out_dir / f"{point_name({name: given[name] for name in grid})}.ipynb"
-        tasks.append(Task(notebook, output, given, _fingerprint(notebook, declared | given)))
-    name, count = Counter(task.name for task in tasks).most_common(1)[0]
+        points.append(Point(notebook, output, given, _fingerprint(notebook, declared | given)))
+    name, count = Counter(point.name for point in points).most_common(1)[0]
     if count > 1:
         raise ValueError(f"{count} points of the grid are called {name}: omit all but one")
-    return tasks
+    return points
 
 
-def point_name(point: Mapping[str, object]) -> str:
+def point_name(values: Mapping[str, object]) -> str:
     """A name for a point of a grid, fit for a file: {"seed": 0, "a": [8, 1]} is seed=0,a=8-1."""
-    return ",".join(f"{name}={_shown(value)}" for name, value in point.items())
+    return ",".join(f"{name}={_shown(value)}" for name, value in values.items())
 
 
 def _shown(value: object) -> str:
@@ -138,9 +138,9 @@ def _fingerprint(notebook: Path, parameters: Mapping[str, object]) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
-def is_finished(task: Task) -> bool:
+def is_finished(point: Point) -> bool:
     """Whether its output is there, executed to the end from this source and these parameters."""
-    return _mark(task.output).get("fingerprint") == task.fingerprint
+    return _mark(point.output).get("fingerprint") == point.fingerprint
 
 
 def _mark(output: Path) -> dict:
@@ -151,53 +151,55 @@ def _mark(output: Path) -> dict:
         return {}
 
 
-def _check_not_another(task: Task) -> None:
+def _check_not_another(point: Point) -> None:
     """ValueError if the output is of another sweep, with other parameters."""
-    before = _mark(task.output).get("parameters")
+    before = _mark(point.output).get("parameters")
     if before is None:
         return
-    declared = declared_parameters(task.notebook)
-    then, now = (declared | given for given in (before, task.parameters))
+    declared = declared_parameters(point.notebook)
+    then, now = (declared | given for given in (before, point.parameters))
     other = [name for name in then | now if then.get(name) != now.get(name)]
     if other:
         raise ValueError(
-            f"{task.output} already holds results with other values of {', '.join(other)}: choose "
+            f"{point.output} already holds results with other values of {', '.join(other)}: choose "
             "another output folder"
         )
 
 
-def _execute(task: Task, environment: Mapping[str, str]) -> Outcome:
+def _execute(point: Point, environment: Mapping[str, str]) -> Outcome:
     """Execute on a worker. Any error becomes an outcome: an interrupt would end the worker."""
-    if is_finished(task):  # by a worker that died before it could report
-        return Outcome(task.name, "done")
+    if is_finished(point):  # by a worker that died before it could report
+        return Outcome(point.name, "done")
     start = time.monotonic()
     state, problem = "done", ""
     try:
-        execute(task.notebook, task.output, task.parameters, shown=False, environment=environment)
-        result = nbformat.read(task.output, as_version=4)
+        execute(
+            point.notebook, point.output, point.parameters, shown=False, environment=environment
+        )
+        result = nbformat.read(point.output, as_version=4)
         result.metadata[MARK] = {
-            "fingerprint": task.fingerprint,
-            "parameters": dict(task.parameters),
+            "fingerprint": point.fingerprint,
+            "parameters": dict(point.parameters),
         }
-        write_atomically(task.output, nbformat.writes(result).encode())
+        write_atomically(point.output, nbformat.writes(result).encode())
     except KeyboardInterrupt:
         state, problem = "stopped", "interrupted"
     except Exception as error:
         state, problem = "failed", str(error)
-    return Outcome(task.name, state, round(time.monotonic() - start, 1), problem)
+    return Outcome(point.name, state, round(time.monotonic() - start, 1), problem)
 
 
-def _run(pool: Pool, tasks: Sequence[Task], total: int) -> dict[str, Outcome]:
+def _run(pool: Pool, points: Sequence[Point], total: int) -> dict[str, Outcome]:
     """Outcomes by name, under a bar; an interrupt is passed on to what is running."""
-    futures = {pool.submit(_execute, task): task for task in tasks}
-    begun = {"initial": total - len(tasks), "miniters": 0, "smoothing": 0}
+    futures = {pool.submit(_execute, point): point for point in points}
+    begun = {"initial": total - len(points), "miniters": 0, "smoothing": 0}
     outcomes = {}
     with progress("sweep", total, "notebook", **begun) as bar:
         try:
-            while len(outcomes) < len(tasks):
-                for future, task in futures.items():
-                    if future.done() and task.name not in outcomes:
-                        outcomes[task.name] = _outcome(task, future)
+            while len(outcomes) < len(points):
+                for future, point in futures.items():
+                    if future.done() and point.name not in outcomes:
+                        outcomes[point.name] = _outcome(point, future)
                         bar.update()
                 bar.update(0)
                 time.sleep(0.2)
@@ -207,19 +209,19 @@ def _run(pool: Pool, tasks: Sequence[Task], total: int) -> dict[str, Outcome]:
     return outcomes
 
 
-def _outcome(task: Task, future: Future) -> Outcome:
+def _outcome(point: Point, future: Future) -> Outcome:
     """What a worker reported, or why none could."""
     try:
         return future.result()
     except Exception as error:  # of dask, which lost its workers
-        return Outcome(task.name, "failed", error=str(error))
+        return Outcome(point.name, "failed", error=str(error))
 
 
-def _interrupt(pool: Pool, futures: Mapping[Future, Task]) -> None:
+def _interrupt(pool: Pool, futures: Mapping[Future, Point]) -> None:
     """Start no further kernel, and interrupt those that run until all have ended."""
     for future in futures:
         future.cancel()
-    outputs = [task.output for task in futures.values()]
+    outputs = [point.output for point in futures.values()]
     print("\nsweep: interrupting what is running; again to stop at once", flush=True)
     try:
         while any(pool.everywhere(interrupt_kernels, outputs)) or not all(
