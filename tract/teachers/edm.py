@@ -141,7 +141,7 @@ def _class_of(node: object) -> str:
     """Name of a node's class, one of EDM's."""
     name = node.class_name if isinstance(node, Node) else type(node).__name__
     if not isinstance(node, Node) or name not in CLASSES:
-        raise Refused(f"has an object of class {name!r:.60}, which is none of EDM's networks")
+        raise Refused(f"has an object of class {shown(name)}, which is none of EDM's networks")
     return name
 
 

@@ -21,7 +21,7 @@ from typing import BinaryIO, NamedTuple
 import torch
 from torch import Tensor
 
-from tract.base.checks import reading
+from tract.base.checks import reading, shown
 
 # What Python's pickler writes as protocol 4, for objects such as EDM's. Not among them: what
 # reaches objects by other ways than a name, and what makes a few bytes claim much memory.
@@ -86,7 +86,7 @@ class Weight(NamedTuple):
         storage = load_weights(io.BytesIO(self.storage))
         numbers = torch.empty(0, dtype=storage.dtype).set_(storage)
         if len(self.size) > 4 or math.prod(self.size) > len(numbers):
-            raise Refused(f"it has {len(numbers)} numbers for shape {self.size}")
+            raise Refused(f"it has {len(numbers)} numbers for shape {shown(self.size)}")
         return numbers.as_strided(self.size, self.stride, self.offset)  # within them, or an error
 
 
@@ -100,7 +100,7 @@ def _same(value: object, *_: object) -> object:
 
 def _dtype(code: str, *_: object) -> Node:
     if code != "f8":
-        raise Refused(f"has a numpy number of type {code!r:.20}")
+        raise Refused(f"has a numpy number of type {shown(code)}")
     return Node()
 
 
@@ -110,7 +110,7 @@ def _scalar(dtype: Node, content: bytes) -> float:
 
 def _record(meta: dict) -> Node:
     if meta["type"] != "class" or meta["version"] != PERSISTENCE_VERSION:
-        kind = f"a {meta['type']!r:.20} of version {meta['version']!r:.20}"
+        kind = f"a {shown(meta['type'])} of version {shown(meta['version'])}"
         raise Refused(f"holds {kind} where EDM writes classes of version {PERSISTENCE_VERSION}")
     node = Node()
     node.class_name, node.state = meta["class_name"], meta["state"]
@@ -134,7 +134,7 @@ ALLOWED = {
 class _Unpickler(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> object:
         if (module, name) not in ALLOWED:
-            raise Refused(f"names {f'{module}.{name}'!r:.100}, which no network of EDM needs")
+            raise Refused(f"names {shown(f'{module}.{name}')}, which no network of EDM needs")
         return ALLOWED[module, name]
 
 
