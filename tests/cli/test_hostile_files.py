@@ -30,11 +30,14 @@ def commands(path, out):
     """All commands that read files of this kind."""
     if path.suffix == ".npz":
         return [["fid", path, "digits", "--features", "pixels"],
-                ["fid", "digits", path, "--features", "pixels"]]  # fmt: skip
+                ["fid", "digits", path, "--features", "pixels"],
+                ["classifier", "images", out, "--data-dir", path, "--image-size", "8"]]  # fmt: skip
     if path.suffix == ".ipynb":
         return [["run", path, out, "-p", "seed", "1"], ["sweep", path, out, "-g", "seed", "[0]"]]
     if path.suffix == ".yaml":
-        return [["run", ROOT / "notebooks" / "01_teacher.ipynb", out, "-f", path]]
+        notebook = ROOT / "notebooks" / "01_teacher.ipynb"
+        return [["run", notebook, out, "-f", path],
+                ["sweep", notebook, out, "-f", path, "-g", "seed", "[0]"]]  # fmt: skip
     return [["teacher", path], ["export", path, out / "a.safetensors"],
             ["fid", path, "digits", "--features", "pixels", "--steps", "1", "--samples", "9"],
             ["sample", path, out, "--steps", "1", "--samples", "9"]]  # fmt: skip

@@ -29,8 +29,29 @@ def test_batches_of_downsampled_imagenet_are_data(tmp_path):
     assert np.array_equal(data.samples.reshape(4, -1), planes)
     assert data.labels.tolist() == [0, 999, 0, 998]
     np.savez(tmp_path / "train_data_batch_2.npz", IMAGES)
-    with pytest.raises(ValueError, match="batch_2.npz has no data and labels of 3x64x64 pixels"):
+    with pytest.raises(ValueError, match=r"has images of several shapes, .*\(3, 4, 4\)\]: give"):
         load_data("imagenet64", str(tmp_path))
+    with pytest.raises(
+        ValueError, match=r"batch_2.npz has images of \(3, 4, 4\), not data and lab"
+    ):
+        load_data("imagenet64", str(tmp_path / "train_data_batch_2.npz"))
+
+
+def test_images_of_an_npz_are_data_as_they_are(tmp_path, capsys):
+    path = str(tmp_path / "a.npz")
+    np.savez(path, IMAGES, np.array([2, 0, 2, 0, 2]))
+    data = load_data("images", path, image_size=4, flip=True)
+    assert np.array_equal(data.samples.permute(0, 2, 3, 1), IMAGES)
+    assert (data.labels.tolist(), data.flip) == ([2, 0, 2, 0, 2], True)
+    assert "2 classes in 1 files: 0 (2), 2 (3)" in capsys.readouterr().out
+    for options in ({"image_size": 8}, {"image_size": 4, "grey": True}):
+        with pytest.raises(ValueError, match=r"a.npz has images of \(3, 4, 4\) .*: give that as"):
+            load_data("images", path, **options)
+    np.savez(path, IMAGES, IMAGES)
+    assert load_data("images", path, image_size=4).labels is None
+    np.savez(path, IMAGES, np.array([-1, 0, 2, 0, 2]))
+    with pytest.raises(ValueError, match="has -1 among its labels: use 0 or more"):
+        load_data("images", path, image_size=4)
 
 
 def claiming(shape):

@@ -7,6 +7,7 @@ import os
 import pickle
 import pickletools
 import random
+import resource
 import struct
 import sys
 import warnings
@@ -615,3 +616,29 @@ def test_lists_in_lists_as_an_argument_are_refused(path):
     finally:
         sys.setrecursionlimit(limit)
     assert forked(lambda: refused(path, "has [[[[...]]]] as the argument num_blocks")) == 0
+
+
+TWICE = []  # a few bytes of a file, and 2^60 lists when it is shown
+for _ in range(60):
+    TWICE = [TWICE, TWICE]
+
+
+@pytest.mark.parametrize(
+    "edit",
+    [
+        lambda c: c["ema"].__dict__["meta"].update(type=TWICE),
+        lambda c: c["ema"].__dict__["meta"].update(version=TWICE),
+        lambda c: c["ema"].__dict__["meta"].update(class_name=TWICE),
+        lambda c: c["ema"]._init_kwargs.update(num_blocks=TWICE),
+        lambda c: c["ema"]._init_kwargs.update(resample_filter=TWICE),
+        forged(Numbers(GOOD, 0, [TWICE] * 5, (1,))),
+    ],
+)
+def test_lists_that_share_lists_are_not_shown_without_end(path, edit):
+    edm_file(path, edit=edit)
+
+    def in_time():
+        resource.setrlimit(resource.RLIMIT_CPU, (20, 20))
+        refused(path)
+
+    assert forked(in_time) == 0

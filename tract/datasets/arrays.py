@@ -40,23 +40,24 @@ def read_arrays(path: str | Path, names: Sequence[str]) -> list[np.ndarray]:
 def read_images(path: str | Path) -> tuple[Tensor, Tensor | None]:
     """uint8 images (N, C, H, W) of an .npz file, and labels (N,) or None.
 
-    Images are arr_0 or the only array, (N, H, W, C) or (N, C, H, W); or those of downsampled
-    ImageNet, data (N, C H W) with labels that count from 1.
+    Images are arr_0 or the only array, (N, H, W, C) or (N, C, H, W), and labels arr_1 if there are
+    any; or those of downsampled ImageNet, data (N, C H W) with labels that count from 1.
     """
-    names = array_names(path)
-    if {"data", "labels"} <= set(names):
-        array, labels = read_arrays(path, ["data", "labels"])
-        side = math.isqrt(array.shape[-1] // 3)
-        if array.ndim == 2 and array.shape[1] == 3 * side**2 and labels.shape == array.shape[:1]:
-            array = array.reshape(-1, 3, side, side)
-            labels = torch.from_numpy(labels.astype(np.int64)) - 1
-            if len(labels) and labels.min() < 0:
-                raise ValueError(f"{path} has labels below 1: use those of downsampled ImageNet")
-            return _checked(path, array), labels
-    (array,) = read_arrays(path, names if len(names) == 1 else ["arr_0"])
+    names, downsampled = array_names(path), ["data", "labels"]
+    first = 1 if set(downsampled) <= set(names) else 0
+    wanted = downsampled if first else [n for n in ("arr_0", "arr_1") if n in names]
+    array, *others = read_arrays(path, names if len(names) == 1 else wanted or ["arr_0"])
+    if array.ndim == 2 and first and array.shape[1] == 3 * math.isqrt(array.shape[1] // 3) ** 2:
+        array = array.reshape(len(array), 3, math.isqrt(array.shape[1] // 3), -1)
     if array.ndim == 4 and array.shape[3] in (1, 3):
         array = array.transpose(0, 3, 1, 2)
-    return _checked(path, array), None
+    images = _checked(path, array)
+    labels = others[0] if others else np.empty(0)
+    if labels.dtype.kind not in "iu" or labels.shape != (len(images),):
+        return images, None
+    if labels.min() < first:
+        raise ValueError(f"{path} has {labels.min()} among its labels: use {first} or more")
+    return images, torch.from_numpy(labels.astype(np.int64) - first)
 
 
 def _read(archive: zipfile.ZipFile, name: str) -> np.ndarray:

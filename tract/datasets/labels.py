@@ -4,6 +4,7 @@ import itertools
 import json
 import re
 from collections import Counter
+from collections.abc import Sequence
 
 from tract.base.checks import reading, shown
 from tract.datasets.images import Images, first_few
@@ -21,15 +22,25 @@ def labels_of(images: Images) -> tuple[list[int], list[str]]:
     """
     if images.listing is not None:
         labels = _listed(images, images.listing)
-        classes = [str(number) for number in range(max(labels) + 1)] if labels else []
+        classes = numbered(labels)
         where = "dataset.json"
     else:
         labels, classes = folder_labels(images.names)
         where = "folders"
+    tell_classes(labels, classes, where)
+    return labels, classes
+
+
+def tell_classes(labels: Sequence[int], classes: Sequence[str], where: str) -> None:
+    """Print the classes that were found, with the number of their images."""
     counts = Counter(labels)
     found = [f"{name} ({counts[i]:,})" for i, name in enumerate(classes) if counts[i]]
     print(f"{len(found):,} classes in {where}: {first_few(found)}" if found else "no classes")
-    return labels, classes
+
+
+def numbered(labels: Sequence[int]) -> list[str]:
+    """Names of classes that have none but their number."""
+    return [str(number) for number in range(max(labels, default=-1) + 1)]
 
 
 def folder_labels(names: list[str]) -> tuple[list[int], list[str]]:

@@ -17,7 +17,7 @@ from tract.data import Data
 from tract.datasets.arrays import read_images
 from tract.datasets.cache import cached_pixels
 from tract.datasets.images import Images
-from tract.datasets.labels import labels_of
+from tract.datasets.labels import labels_of, numbered, tell_classes
 
 IDX_LIMIT = 2**28  # bytes; the largest file of Fashion-MNIST has 47,040,016
 
@@ -43,9 +43,10 @@ def load_data(
 
     data_dir: the folder with the files of fashion_mnist, as in Debian's dataset-fashion-mnist, or
     of cifar10, as torchvision names them; for imagenet64 a folder or zip of the photographs to
-    train on, or of downsampled ImageNet's batches; for images one of any images. split: "train" or
-    "test", of fashion_mnist and cifar10. image_size, grey, flip: of images, the pixels that they
-    are reduced to, without colour, half of them mirrored at random; leave that off for text.
+    train on, or of downsampled ImageNet's batches; for images one of any images, or an .npz.
+    split: "train" or "test", of fashion_mnist and cifar10. image_size, grey, flip: of images, the
+    pixels that they are reduced to, without colour, half of them mirrored at random; leave that
+    off for text.
     Converted images are kept, see `cache`.
 
     ValueError for an unknown name or what the data set has no choice of, FileNotFoundError for a
@@ -144,10 +145,19 @@ def _imagenet64(data_dir: str | None) -> Data:
 def _images(
     data_dir: str | None, image_size: int = 0, grey: bool = False, flip: bool = False
 ) -> Data:
-    """Any images, with labels from dataset.json or if all lie in folders of their class."""
+    """Any images, with labels from dataset.json, folders of their class, or arr_1 of an .npz."""
     if not image_size:
         raise ValueError("data 'images' are reduced to one size: give it as image_size")
-    images = Images(_given("images", data_dir))
+    source = place(_given("images", data_dir))
+    if source.suffix == ".npz":
+        data = _arrays("images", [source], flip)
+        if data.shape != (1 if grey else 3, image_size, image_size):
+            raise ValueError(
+                f"{source} has images of {data.shape} (channels, height, width), which are used as "
+                "they are: give that as image_size and grey"
+            )
+        return data
+    images = Images(source)
     labels, _ = labels_of(images)
     return _converted("images", images, labels, image_size, grey=grey, flip=flip)
 
@@ -163,16 +173,27 @@ def _converted(
 def _downsampled(source: Path) -> Data:
     """Batches of downsampled ImageNet, one .npz or a folder of them by name, in memory."""
     paths = sorted(source.glob("*.npz")) if source.is_dir() else [source]
+    data = _arrays("imagenet64", paths, flip=True)
+    if data.shape != (3, 64, 64) or data.labels is None:
+        raise ValueError(
+            f"{source} has images of {data.shape}, not data and labels of 3x64x64 pixels: give the "
+            "folder of downsampled ImageNet's training batches"
+        )
+    print("classes are in the order of downsampled ImageNet's project")
+    return data
+
+
+def _arrays(name: str, paths: list[Path], flip: bool) -> Data:
+    """Images of .npz files, in memory, with labels if all have them."""
     parts = [read_images(path) for path in paths]
-    for path, (samples, labels) in zip(paths, parts, strict=True):
-        if samples.shape[1:] != (3, 64, 64) or labels is None:
-            raise ValueError(
-                f"{path} has no data and labels of 3x64x64 pixels: give the folder of "
-                "downsampled ImageNet's training batches"
-            )
-    print(f"{len(paths)} batches of downsampled ImageNet, in that project's order of classes")
-    samples, labels = (torch.cat(tensors) for tensors in zip(*parts, strict=True))
-    return Data("imagenet64", samples, labels, flip=True)
+    shapes = [tuple(samples.shape[1:]) for samples, _ in parts]
+    if len(set(shapes)) > 1:
+        raise ValueError(f"{paths[0].parent} has images of several shapes, {shapes}: give one")
+    samples, labels = zip(*parts, strict=True)
+    labels = None if any(part is None for part in labels) else torch.cat(labels)
+    numbers = [] if labels is None else labels.tolist()
+    tell_classes(numbers, numbered(numbers), f"{len(paths)} files")
+    return Data(name, torch.cat(samples), labels, flip)
 
 
 LOADERS = {

@@ -8,7 +8,7 @@ from torch import Tensor
 from tract.base.checks import reading, shown
 from tract.denoiser import Denoiser
 from tract.teachers.fill import fill, same_names
-from tract.teachers.pickles import NOT_OF_EDM, Node, Refused, read_pickle
+from tract.teachers.pickles import NOT_OF_EDM, Node, read_pickle
 
 NETS = {"SongUNet": "song", "DhariwalUNet": "adm"}
 # Arguments of the published constructors: our name, and the default in each of NETS.
@@ -58,7 +58,7 @@ def read_edm(path: str | Path) -> Denoiser:
     with reading(path, *NOT_OF_EDM):
         content = read_pickle(path)
         if not isinstance(content, dict) or "ema" not in content:
-            raise Refused("has no 'ema', the averaged network")
+            raise ValueError("has no 'ema', the averaged network")
         config = _config(content["ema"])
         tensors = dict(_tensors(content["ema"], path.stat().st_size))
     return fill(path, tensors, config, lambda net, take: same_names(net, take, "model.{}".format))
@@ -68,13 +68,13 @@ def _config(denoiser: object) -> dict:
     """Description, for `build_denoiser`, of what the arguments of the constructor make."""
     kind = _class_of(denoiser)
     if kind != "EDMPrecond":
-        raise Refused(
+        raise ValueError(
             f"is a {kind}, as EDM's baseline-* files are: it tells its network the noise level in "
             "another way than an EDMPrecond"
         )
     kind = _class_of(_part(denoiser, "_modules").get("model"))
     if kind not in NETS:
-        raise Refused(f"has a {kind} as its model, which is none of {list(NETS)}")
+        raise ValueError(f"has a {kind} as its model, which is none of {list(NETS)}")
     left = dict(_part(denoiser, "_init_kwargs"))
     for name in WITHOUT_EFFECT:
         left.pop(name, None)
@@ -89,9 +89,9 @@ def _config(denoiser: object) -> dict:
     config = {"net": NETS[kind], "prediction": "edm", "sigma_data": left.pop("sigma_data", 0.5)}
     unknown = sorted(n for n in left if n not in FIXED or left[n] != FIXED[n])
     if unknown:
-        raise Refused(f"has {unknown[0]} in its arguments, with a value that is not known here")
+        raise ValueError(f"has {unknown[0]} in its arguments, with a value that is not known here")
     if not options["num_blocks"] or not options["channel_mult"]:
-        raise Refused("describes a network of no blocks")
+        raise ValueError("describes a network of no blocks")
     return config | {"options": options}
 
 
@@ -100,7 +100,7 @@ def _take(left: dict, name: str, default: int | list[int] | None) -> int | list[
     value = left.pop(name, default)
     numbers = value if isinstance(default, list) else [value]
     if not isinstance(numbers, list) or not all(type(n) is int and n >= 0 for n in numbers):
-        raise Refused(f"has {shown(value)} as the argument {name}")
+        raise ValueError(f"has {shown(value)} as the argument {name}")
     return list(numbers) if isinstance(default, list) else value
 
 
@@ -111,7 +111,7 @@ def _variant(left: dict) -> str:
         if given == arguments:
             return variant
     odd = [name for name in given if given[name] != VARIANTS["ddpm++"][name]]
-    raise Refused(f"is neither DDPM++ nor NCSN++ in its {odd}")
+    raise ValueError(f"is neither DDPM++ nor NCSN++ in its {odd}")
 
 
 def _tensors(denoiser: Node, size: int) -> Iterator[tuple[str, Tensor]]:
@@ -121,7 +121,7 @@ def _tensors(denoiser: Node, size: int) -> Iterator[tuple[str, Tensor]]:
         prefix, node = ahead.pop()
         _class_of(node)
         if prefix.count(".") > DEEPEST or id(node) in visited:
-            raise Refused(f"has modules in modules without end, as in {prefix}")
+            raise ValueError(f"has modules in modules without end, as in {prefix}")
         visited.add(id(node))
         for name, weight in (_part(node, "_parameters") | _part(node, "_buffers")).items():
             if weight is None:  # a layer that resamples nothing
@@ -130,9 +130,9 @@ def _tensors(denoiser: Node, size: int) -> Iterator[tuple[str, Tensor]]:
                 size -= len(weight.storage)
                 tensor = weight.tensor()
             except Exception as error:  # bytes from outside can be wrong in any way
-                raise Refused(f"has {prefix}{name} damaged ({error!r:.200})") from error
+                raise ValueError(f"has {prefix}{name} damaged ({error!r:.200})") from error
             if size < 0:
-                raise Refused(f"has more weights than bytes, as in {prefix}{name}")
+                raise ValueError(f"has more weights than bytes, as in {prefix}{name}")
             yield prefix + name, tensor
         ahead += [(f"{prefix}{name}.", part) for name, part in _part(node, "_modules").items()]
 
@@ -141,7 +141,7 @@ def _class_of(node: object) -> str:
     """Name of a node's class, one of EDM's."""
     name = node.class_name if isinstance(node, Node) else type(node).__name__
     if not isinstance(node, Node) or name not in CLASSES:
-        raise Refused(f"has an object of class {name!r:.60}, which is none of EDM's networks")
+        raise ValueError(f"has an object of class {shown(name)}, which is none of EDM's networks")
     return name
 
 
@@ -151,5 +151,5 @@ def _part(node: Node, kind: str) -> dict:
     if not isinstance(part, dict) or not all(
         isinstance(name, str) and len(name) <= LONGEST_NAME for name in part
     ):
-        raise Refused(f"has a {node.class_name} without {kind} by name")
+        raise ValueError(f"has a {node.class_name} without {kind} by name")
     return part

@@ -21,7 +21,7 @@ from typing import BinaryIO, NamedTuple
 import torch
 from torch import Tensor
 
-from tract.base.checks import reading
+from tract.base.checks import reading, shown
 
 # What Python's pickler writes as protocol 4, for objects such as EDM's. Not among them: what
 # reaches objects by other ways than a name, and what makes a few bytes claim much memory.
@@ -42,10 +42,6 @@ NOT_OF_EDM = (
     "is damaged or not a network of EDM's; nothing of it was executed",
     "use an edm-*.pkl as published",
 )
-
-
-class Refused(ValueError):
-    """The file wants something that no file of EDM's wants."""
 
 
 class Node:
@@ -82,11 +78,11 @@ class Weight(NamedTuple):
     def tensor(self) -> Tensor:
         """The tensor. An exception of any kind if there is something wrong with it."""
         if not self.storage.startswith(LEGACY_MAGIC):
-            raise Refused("it is not stored as tensors in pickles are")
+            raise ValueError("it is not stored as tensors in pickles are")
         storage = load_weights(io.BytesIO(self.storage))
         numbers = torch.empty(0, dtype=storage.dtype).set_(storage)
         if len(self.size) > 4 or math.prod(self.size) > len(numbers):
-            raise Refused(f"it has {len(numbers)} numbers for shape {self.size}")
+            raise ValueError(f"it has {len(numbers)} numbers for shape {shown(self.size)}")
         return numbers.as_strided(self.size, self.stride, self.offset)  # within them, or an error
 
 
@@ -100,7 +96,7 @@ def _same(value: object, *_: object) -> object:
 
 def _dtype(code: str, *_: object) -> Node:
     if code != "f8":
-        raise Refused(f"has a numpy number of type {code!r:.20}")
+        raise ValueError(f"has a numpy number of type {shown(code)}")
     return Node()
 
 
@@ -110,8 +106,8 @@ def _scalar(dtype: Node, content: bytes) -> float:
 
 def _record(meta: dict) -> Node:
     if meta["type"] != "class" or meta["version"] != PERSISTENCE_VERSION:
-        kind = f"a {meta['type']!r:.20} of version {meta['version']!r:.20}"
-        raise Refused(f"holds {kind} where EDM writes classes of version {PERSISTENCE_VERSION}")
+        kind = f"a {shown(meta['type'])} of version {shown(meta['version'])}"
+        raise ValueError(f"holds {kind} where EDM writes classes of version {PERSISTENCE_VERSION}")
     node = Node()
     node.class_name, node.state = meta["class_name"], meta["state"]
     return node
@@ -134,7 +130,7 @@ ALLOWED = {
 class _Unpickler(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> object:
         if (module, name) not in ALLOWED:
-            raise Refused(f"names {f'{module}.{name}'!r:.100}, which no network of EDM needs")
+            raise ValueError(f"names {shown(f'{module}.{name}')}, which no network of EDM needs")
         return ALLOWED[module, name]
 
 
@@ -154,16 +150,16 @@ def read_pickle(path: Path) -> object:
 
 
 def load_weights(file: Path | BinaryIO) -> object:
-    """What torch.save wrote, if it is weights; Refused, with its name, for anything else."""
+    """What torch.save wrote, if it is weights; ValueError, with its name, for anything else."""
     try:
         return torch.load(file, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:  # torch's text ends in how to execute it after all
         named = re.search(r"GLOBAL (\S+)", str(error))
-        raise Refused(f"it names {named[1] if named else 'no weights'}") from error
+        raise ValueError(f"it names {named[1] if named else 'no weights'}") from error
 
 
 def check_program(file: BinaryIO | mmap.mmap, allowed: Collection[str] | None = None) -> None:
-    """Refused if the pickle that follows could take long, or much memory, to be carried out.
+    """ValueError if the pickle that follows could take long, or much memory, to be carried out.
 
     allowed: names of instructions. Tuples inside of tuples are hashed one by one, as often as they
     are named: 200 bytes of tuples of twice the tuple before took for ever. A bytearray makes its
@@ -173,7 +169,7 @@ def check_program(file: BinaryIO | mmap.mmap, allowed: Collection[str] | None = 
     for opcode, argument, _ in genops(file):
         name = opcode.name
         if allowed is not None and name not in allowed:
-            raise Refused(f"uses {name} of pickles, which EDM's do not")
+            raise ValueError(f"uses {name} of pickles, which EDM's do not")
         if name == "MEMOIZE":
             argument = counts["memo"]
             counts["memo"] += 1
@@ -185,7 +181,7 @@ def check_program(file: BinaryIO | mmap.mmap, allowed: Collection[str] | None = 
         counts["instructions"] += 1
         counts["tuples"] += name.startswith("TUPLE")
         if counts["instructions"] > MAX_OPCODES or counts["tuples"] > MAX_TUPLES:
-            raise Refused(f"has more than {MAX_OPCODES:,} instructions or {MAX_TUPLES:,} tuples")
+            raise ValueError(f"has more than {MAX_OPCODES:,} instructions or {MAX_TUPLES:,} tuples")
         if counts["again"] > MAX_AGAIN or counts["bytearrays"]:
-            raise Refused("has tuples in tuples without end, or bytes made of a number")
+            raise ValueError("has tuples in tuples without end, or bytes made of a number")
         last = name
