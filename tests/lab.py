@@ -171,6 +171,21 @@ def run_all(page: Page) -> None:
     page.get_by_text("Run All Cells", exact=True).click()
 
 
+def reload_page(page: Page, cell: Locator, text: str | re.Pattern) -> None:
+    """Load the page again, and wait until the widgets in a cell say something.
+
+    JupyterLab gives the kernel four seconds to describe its widgets; where the machine was too busy
+    it shows none, and a person loads the page once more.
+    """
+    for _ in range(3):
+        page.reload()
+        lost = cell.get_by_text("Error displaying widget")
+        expect(cell.get_by_text(text).or_(lost).first).to_be_visible()
+        if not lost.count():
+            return
+    raise RuntimeError("widgets are not found again")
+
+
 def restart_kernel(page: Page) -> None:
     """Restart the kernel and clear all outputs, by the menu."""
     page.get_by_role("menuitem", name="Kernel", exact=True).click()

@@ -1,9 +1,10 @@
 """What a person meets in JupyterLab, with a real browser in front of a real server.
 
-Screenshots of every stage are left in .screenshots.
+Screenshots of every stage are left in .screenshots, with what server and page have logged.
 """
 
 import re
+import shutil
 import urllib.error
 import urllib.request
 
@@ -22,6 +23,7 @@ from lab import (
     jupyterlab,
     open_notebook,
     pictures,
+    reload_page,
     restart_kernel,
     run_all,
     run_up_to,
@@ -69,13 +71,19 @@ def work(tmp_path_factory):
 def server(work, tmp_path_factory):
     with jupyterlab(work, tmp_path_factory.mktemp("home")) as about:
         yield about
+        SCREENSHOTS.mkdir(exist_ok=True)
+        shutil.copy(about["log"], SCREENSHOTS)
 
 
 @pytest.fixture(scope="module")
 def page(server):
     with browser_page() as page:
+        said = []
+        page.on("console", lambda message: said.append(f"{message.type}: {message.text}\n"))
         open_notebook(page, server, NOTEBOOK)
         yield page
+        SCREENSHOTS.mkdir(exist_ok=True)
+        (SCREENSHOTS / "console.log").write_text("".join(said))
 
 
 @pytest.fixture
@@ -142,12 +150,17 @@ def test_a_schedule_is_edited_and_an_impossible_one_cannot_be_started(page):
     button(cell, "Undo").click()
     expect(cell).to_contain_text("Possible: 1024>32>1")
     save_notebook(page)
-    page.reload()  # while it waits for Start
+    reload_page(page, cell, "a new run")  # while it waits for Start
     expect(start).to_be_enabled()
 
 
 @pytest.mark.parametrize("theme", ["Light", "Dark"])
 def test_nothing_is_wider_than_its_place_or_hard_to_read(page, theme):
+    looked_at(page, theme, ["editor.show()", "trainings = train("])
+
+
+def looked_at(page, theme, cells):
+    """Look at cells in a theme and three widths of the window."""
     page.get_by_role("menuitem", name="Settings", exact=True).click()
     page.get_by_text("Theme", exact=True).hover()
     page.get_by_text(f"JupyterLab {theme}", exact=True).click()
@@ -157,11 +170,11 @@ def test_nothing_is_wider_than_its_place_or_hard_to_read(page, theme):
     found = {}
     for width in (800, 1000, 1400):
         page.set_viewport_size({"width": width, "height": 1000})
-        for text in ("editor.show()", "trainings = train("):
+        for text in cells:
             cell = cell_with(page, text)
-            cell.scroll_into_view_if_needed()
+            cell.locator(".jp-Cell-outputArea").evaluate("area => area.scrollIntoView()")
             page.wait_for_timeout(500)
-            shot(page, f"3-{theme}-{width}-{text.split('.')[0][:9]}")
+            shot(page, f"{text.split('(')[0].split()[-1]}-{theme}-{width}")
             found[theme, width, text] = complaints(cell)
     page.set_viewport_size({"width": 1200, "height": 1000})
     assert {key: wrong for key, wrong in found.items() if wrong} == {}
@@ -175,8 +188,7 @@ def test_a_run_is_started_found_after_a_reload_stopped_and_resumed(page, work):
     cell.scroll_into_view_if_needed()
     shot(page, "4-training")
     save_notebook(page)
-    page.reload()
-    expect(cell).to_contain_text(re.compile(r"running, step \d+ of 600"))
+    reload_page(page, cell, re.compile(r"running, step \d+ of 600"))
     button(cell, "Stop").click()
     expect(cell).to_contain_text(re.compile(r"stopped, step \d+ of 600"))
     (run,) = (work / "runs" / "quickstart").glob("TRACT*")
@@ -238,20 +250,20 @@ def test_its_weights_are_those_of_a_run_without_a_panel(work, run, tmp_path):
 def test_the_run_is_found_in_the_browser(page):
     cell = run_up_to(page, "browse(")
     wait_until_run(cell)
-    rows = cell.get_by_role("listbox")
-    expect(rows).to_contain_text("TRACT 1024>32>1")
     cell.get_by_placeholder("words that a row must have").fill("tract")
-    expect(rows.get_by_role("option")).to_have_count(1)
-    expect(cell.locator("svg")).to_have_count(2)
-    button(cell, "Samples").click()
-    expect(cell.locator("img:visible")).to_have_count(1)
-    cell.scroll_into_view_if_needed()
-    shot(page, "8-runs")
-    for theme_width in (800, 1400):
-        page.set_viewport_size({"width": theme_width, "height": 1000})
-        page.wait_for_timeout(500)
-        shot(page, f"8-runs-{theme_width}")
-        assert complaints(cell) == []
+    expect(cell.locator("tbody tr")).to_have_count(1)
+    tick = cell.get_by_role("checkbox", name="TRACT 1024>32>1")
+    expect(tick).to_be_checked()
+    expect(cell.locator(".tract-chart")).to_have_count(2)
+    tick.press("Space")
+    expect(cell).to_contain_text("Tick rows to see them here.")
+    expect(tick).to_be_focused()  # in a table that was drawn anew
+    tick.press("Space")
+    cell.get_by_role("tab", name="Samples").click()
+    expect(cell.locator("img.tract-samples")).to_have_count(1)
+    cell.get_by_role("tab", name="Curves").click()
+    for theme in ("Light", "Dark"):
+        looked_at(page, theme, ["browse("])
 
 
 def test_no_message_is_lost(server):

@@ -77,7 +77,7 @@ def test_what_is_not_finished_is_said_in_one_line(task, person):
 
 
 def test_the_buttons_are_those_of_the_state(task, person):
-    panel = Panel(lambda: [task.folder], lambda: person.append("start"))
+    panel = Panel(lambda: {task.folder: task.label}, lambda: person.append("start"))
     assert (panel.start.description, panel.start.disabled) == ("Start", False)
     assert panel.stop.disabled
     panel.start.click()
@@ -115,11 +115,11 @@ def test_start_launches_what_is_not_finished_and_says_what_is_impossible(task, p
     trainings.start()
     assert person == [[task.folder]]
     assert json.loads((task.folder / JOB).read_text())["features"] == "pixels"
-    panel = Panel(trainings.folders, trainings.start)
+    panel = Panel(trainings.runs, trainings.start)
     assert ["finished" in view._state.value for view in panel.views.children] == [True, False]
     (task.experiment.folder / "teacher" / "model.safetensors").unlink()
     panel.start.click()
-    assert "teacher" in panel.problem.value
+    assert "teacher" in panel.message.value
 
 
 def test_any_run_is_watched_from_its_directory(task, person):

@@ -210,7 +210,7 @@ def _weights(run: FoundRun) -> Path:
     for path in [run.folder / MODEL, *reversed(checkpoints)]:
         if path.is_file():
             return path
-    raise FileNotFoundError(f"{run.name} has no weights yet: let it come to its first checkpoint")
+    raise FileNotFoundError("no weights yet: let it come to its first checkpoint")
 
 
 _made: dict[tuple, Tensor] = {}  # samples by weights, their time, steps, count and seed

@@ -1,6 +1,5 @@
 """The run browser: all runs of a folder in a live table, with curves, samples and parameters."""
 
-import html
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -22,12 +21,13 @@ from tract.experiments.history import history
 from tract.experiments.job import JOB, launch
 from tract.experiments.status import FINISHED, request_stop
 from tract.jobs.plan import duration
-from tract.lab.line_chart import Chart, Line, figure, svg
+from tract.lab.line_chart import Chart, Line, charts_html, figure
 from tract.lab.live import WRAP, LiveBox, close
 from tract.lab.monitor import panel_of
 from tract.lab.plots import png, stacked, text_figure
 from tract.lab.run_table import RunTable
 from tract.lab.sampler import Sampler
+from tract.lab.show import text
 
 LIMIT = 8  # runs that are drawn together
 SECONDS = 2.0  # between looks at the folder, or ten times what a look takes
@@ -61,7 +61,7 @@ class RunBrowser(LiveBox):
         acts |= {"Open in editor": self._edit} if editor is not None else {}
         self.buttons = {name: w.Button(description=name) for name in acts}
         self.x = w.Dropdown(options=["images", "time"], description="x axis")
-        self.samples = Sampler(lambda *lines: self.say(*self.problems, *lines))
+        self.samples = Sampler(lambda *lines: self.say("\n".join([*self.problems, *lines])))
         self.only = w.Checkbox(True, description="only what differs", indent=False)
         self.curves, self.watched = w.HTML(), w.VBox()
         self.parameters, self.results = w.HTML(), w.HTML()
@@ -163,11 +163,11 @@ class RunBrowser(LiveBox):
             page = PAGES[self.pages.selected_index or 0]
             getattr(self, f"_draw_{page.lower()}")(whole)
             self._enable()
-            hint = [] if runs else ["Select rows: with Shift or Ctrl several."]
-            self.say(*hint, *self.problems)
+            hint = [] if runs else ["Tick rows to see them here."]
+            self.say("\n".join([*hint, *self.problems]))
 
-    def say(self, *lines: str) -> None:
-        self.message.value = "<br>".join(map(html.escape, lines))
+    def say(self, message: str, kind: str = "") -> None:
+        self.message.value = text(message, kind).replace("\n", "<br>")
 
     def _read_each(
         self, runs: Sequence[FoundRun], read: Callable[[FoundRun], object]
@@ -192,7 +192,7 @@ class RunBrowser(LiveBox):
         for title, name in (("weighted loss", "loss"), ("squared error of x0", "mse")):
             lines = {n: Line(color, t[column], t[name]) for n, (color, t) in found.items()}
             self.charts += [Chart(title, label, end, form, lines)] if lines else []
-        self.curves.value = f'<div class="tract-row">{"".join(map(svg, self.charts))}</div>'
+        self.curves.value = charts_html(self.charts)
 
     def _draw_samples(self, runs: Sequence[FoundRun]) -> None:
         self.samples.show(runs)

@@ -62,6 +62,11 @@ class Chart:
         return math.floor(2 * low - 0.1) / 2, math.ceil(2 * high + 0.1) / 2
 
 
+def charts_html(charts: Sequence[Chart]) -> str:
+    """Charts side by side, as many as fit."""
+    return f'<div class="tract-charts">{"".join(map(svg, charts))}</div>'
+
+
 def svg(chart: Chart) -> str:
     """A chart as HTML, with a legend if it has several lines."""
     low, high = chart.span
@@ -93,8 +98,11 @@ def svg(chart: Chart) -> str:
             parts.append(f"<title>{told}</title></circle>")
     alt = html.escape(f"{chart.title} by {chart.x_label} of {', '.join(chart.drawn)}")
     head = f'<svg role="img" aria-label="{alt}" viewBox="0 0 {WIDTH} {HEIGHT}">'
-    swatch = '<span class="tract-key"><i style="background: {}"></i>{}</span> '
-    keys = [swatch.format(line.color, html.escape(label)) for label, line in chart.drawn.items()]
+    swatch = '<span class="tract-key"><i style="border-top: 2px {} {}"></i>{}</span> '
+    keys = [
+        swatch.format("dashed" if line.dashed else "solid", line.color, html.escape(label))
+        for label, line in chart.drawn.items()
+    ]
     legend = "".join(keys) if len(keys) > 1 else ""
     return f'<div class="tract-chart">{head}{"".join(parts)}</svg>{legend}</div>'
 
@@ -107,7 +115,8 @@ def figure(charts: Sequence[Chart]) -> Figure:
         ax.set(yscale="log", xlim=(0, chart.end), ylim=(10**low, 10**high), title=chart.title)
         ax.set_xticks([0, chart.end], [chart.form(0), chart.form(chart.end)])
         ax.set_xlabel(chart.x_label)
-        plain_ticks(ax.yaxis)
+        if high - low < 2:
+            plain_ticks(ax.yaxis)
         ax.vlines(chart.marks, 10**low, 10**high, DATA, ":", linewidth=1)
         for label, line in chart.drawn.items():
             style = {"ls": "--"} if line.dashed else {"marker": ".", "markersize": 3}

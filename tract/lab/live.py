@@ -25,7 +25,7 @@ class LiveBox(w.VBox):
     """Widgets that are refreshed by `tick` every few seconds; `ended` when there is no more to do.
 
     key: what they show; a cell that is executed again replaces its widgets. Subclasses have
-    `picture`, as a PNG, and `say`, which is told what cannot be read.
+    `picture`, as a PNG, and `say`, which is told what a person should know.
     """
 
     SECONDS: ClassVar[float] = 1.0
@@ -53,9 +53,11 @@ class LiveBox(w.VBox):
             try:
                 self.tick()
             except (OSError, ValueError, KeyError) as error:  # of a file that somebody damaged
-                self.say(f"cannot be read: {error}")
+                self.say(f"cannot be read: {error}", "bad")
         if self.ended and not self._closed.is_set():
             handle.update(picture_of(self, self.picture()), raw=True)
+            # Still to be seen where the page was loaded again, which forgets whose display it is.
+            self.say("Run this cell again to keep a picture of this in the notebook.", "good")
 
     def close(self) -> None:
         self._closed.set()

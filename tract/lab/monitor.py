@@ -4,7 +4,7 @@ The cell returns at once, and the panel is a view of run directories that anothe
 kernel can have as well. Where nobody can click, the same call trains in place under a text bar.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -13,7 +13,7 @@ import ipywidgets as w
 from tract.base.compute import device
 from tract.denoiser import Denoiser
 from tract.experiments.job import JOB, Task, launch, stand_by
-from tract.experiments.status import FINISHED, NEW, read_status, request_stop
+from tract.experiments.status import FINISHED, NEW, RUNNING, read_status, request_stop
 from tract.lab.live import WRAP, LiveBox, close, somebody_clicks
 from tract.lab.plots import stacked
 from tract.lab.show import text
@@ -54,8 +54,9 @@ class Trainings:
         """Whether the editor left the settings as they were given."""
         return self.settings == [task.settings for task in self._given]
 
-    def folders(self) -> list[Path]:
-        return [task.folder for task in self.tasks]
+    def runs(self) -> dict[Path, str]:
+        """Labels of the runs by their directories."""
+        return {task.folder: task.label for task in self.tasks}
 
     def start(self) -> None:
         """Launch what is not finished, as one job that trains in turn."""
@@ -73,7 +74,7 @@ class Trainings:
                     f"{task.label} is not finished: press Start above, or wait; then run this "
                     "cell again"
                 )
-        return [load_model(folder, device())[0] for folder in self.folders()]
+        return [load_model(folder, device())[0] for folder in self.runs()]
 
 
 def train(tasks: Sequence[Task], editor=None) -> Trainings:
@@ -87,7 +88,7 @@ def train(tasks: Sequence[Task], editor=None) -> Trainings:
     live = somebody_clicks()
     for task in trainings.tasks:
         task.check() if live else task.train()
-    panel = Panel(trainings.folders, trainings.start)
+    panel = Panel(trainings.runs, trainings.start)
     if editor is not None:
         editor.on_start(panel.start_clicked)
     panel.show()
@@ -104,27 +105,28 @@ def watch(folder: str | Path) -> None:
 
 def panel_of(folder: Path) -> "Panel":
     """The panel of a run directory, from which it can be resumed."""
-    return Panel(lambda: [folder], lambda: launch([folder]))
+    return Panel(lambda: {folder: folder.name}, lambda: launch([folder]))
 
 
 class Panel(LiveBox):
     """Views of some run directories, one in front, with buttons for all.
 
-    folders: they may change as long as nothing is trained. start: launches what is not finished.
+    runs: labels by directory, which may change as long as nothing is trained. start: launches what
+    is not finished.
     """
 
     SECONDS = 0.5
 
-    def __init__(self, folders: Callable[[], Sequence[Path]], start: Callable[[], None]):
-        self._folders, self._start = folders, start
-        self._front: int | None = None  # the run under way when it was last looked at
+    def __init__(self, runs: Callable[[], Mapping[Path, str]], start: Callable[[], None]):
+        self._runs, self._start = runs, start
+        self._front: int | None = None  # the run that was trained when it was last looked at
         self.start = w.Button(description="Start", button_style="success")
         self.stop = w.Button(description="Stop", tooltip="Save after this step, and end")
         self.start.on_click(self.start_clicked)
         self.stop.on_click(self._stop_clicked)
-        self.problem, self.views = w.HTML(), w.Tab()
-        buttons = w.HBox([self.start, self.stop, self.problem], layout=WRAP)
-        super().__init__(tuple(folders()), [buttons, self.views])
+        self.message, self.views = w.HTML(), w.Tab()
+        buttons = w.HBox([self.start, self.stop, self.message], layout=WRAP)
+        super().__init__(tuple(runs()), [buttons, self.views])
         self.refresh()
 
     @property
@@ -135,8 +137,8 @@ class Panel(LiveBox):
         """All runs' pictures below each other."""
         return stacked([view.picture() for view in self.views.children])
 
-    def say(self, problem: str) -> None:
-        self.problem.value = text(problem, "bad")
+    def say(self, message: str, kind: str = "bad") -> None:
+        self.message.value = text(message, kind)
 
     def tick(self) -> None:
         """Refresh; and have a process ready while there is something to start."""
@@ -148,38 +150,39 @@ class Panel(LiveBox):
         """Show what is new in all runs, and what can be clicked."""
         with self.lock:
             with suppress(ValueError):  # of an editor with something impossible
-                self._take(list(self._folders()))
+                self._take(self._runs())
             views = self.views.children
             for view in views:
                 view.refresh()
             states = [view.status.state for view in views]
-            front = min((i for i in range(len(views)) if views[i].status.active), default=None)
-            if front is not None and front != self._front:  # then another one may be looked at
+            front = states.index(RUNNING) if RUNNING in states else None
+            if front not in (None, self._front):  # from then on another one may be looked at
                 self.views.selected_index = front
             self._front = front
+            active = any(view.status.active for view in views)
             begun = any(state != NEW for state in states)
             resumable = all((view.folder / JOB).is_file() for view in views) or not begun
-            if front is None:
+            if not active:
                 self.stop.description = "Stop"
-            self.stop.disabled = front is None or self.stop.description == "Stopping"
-            self.start.disabled = front is not None or self.ended or not resumable
+            self.stop.disabled = not active or self.stop.description == "Stopping"
+            self.start.disabled = active or self.ended or not resumable
             ready = "Finished" if self.ended else "Resume" if begun else "Start"
-            self.start.description = ready if front is None else "Running"
+            self.start.description = "Running" if active else ready
 
-    def _take(self, folders: list[Path]) -> None:
-        """Show other folders from here on, unless one of those shown is being trained."""
+    def _take(self, runs: Mapping[Path, str]) -> None:
+        """Show other runs from here on, unless one of those shown is being trained."""
         views = self.views.children
-        changed = folders != [view.folder for view in views]
+        changed = [*runs] != [view.folder for view in views]
         if changed and not any(view.status.active for view in views):
-            self.views.children = [RunView(folder) for folder in folders]
-            self.views.titles = [folder.name for folder in folders]
+            self.views.children = [RunView(folder) for folder in runs]
+            self.views.titles = [*runs.values()]
             self.views.selected_index = 0
             for view in views:
                 close(view)
 
     def start_clicked(self, button=None) -> None:
         """Launch the job; say why that is not possible."""
-        self.start.disabled, self.start.description, self.problem.value = True, "Starting", ""
+        self.start.disabled, self.start.description, self.message.value = True, "Starting", ""
         try:
             self._start()
         except (ValueError, OSError, RuntimeError) as error:
@@ -187,6 +190,9 @@ class Panel(LiveBox):
         self.refresh()
 
     def _stop_clicked(self, button=None) -> None:
+        """Ask the process to stop; it ends with the run that it trains, the first of those left."""
         self.stop.description, self.stop.disabled = "Stopping", True
-        if self._front is not None:
-            request_stop(self.views.children[self._front].folder)
+        active = [view for view in self.views.children if view.status.active]
+        active.sort(key=lambda view: view.status.state != RUNNING)
+        for view in active[:1]:
+            request_stop(view.folder)

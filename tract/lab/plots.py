@@ -95,11 +95,11 @@ def strip(images: Tensor, height: int = 1) -> np.ndarray:
     return pixels.repeat(scale, 0).repeat(scale, 1)
 
 
-def text_figure(lines: Sequence[str], width: float = 9) -> Figure:
-    """Lines of text, as they stand in a table."""
-    figure, axes = new_figure(1, 1, (width, 0.17 * len(lines) + 0.1))
+def text_figure(lines: Sequence[str], family: str = "monospace", size: float = 7) -> Figure:
+    """Lines of text, of a table if all letters are equally wide."""
+    figure, axes = new_figure(1, 1, (9, 0.024 * size * len(lines) + 0.1))
     axes[0, 0].axis("off")
-    style = {"family": "monospace", "fontsize": 7, "va": "top"}
+    style = {"family": family, "fontsize": size, "va": "top"}
     axes[0, 0].text(0, 1, "\n".join(lines), transform=axes[0, 0].transAxes, **style)
     return figure
 

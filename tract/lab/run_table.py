@@ -1,6 +1,7 @@
-"""A table of runs whose rows can be selected and whose heads sort it."""
+"""A table of runs whose rows are ticked and whose heads sort it."""
 
 import html
+import json
 import time
 from collections.abc import Callable, Sequence
 
@@ -18,30 +19,34 @@ FORMS = {
     "images": "{:,.0f}".format,
     "done": "{:.0%}".format,
 }
+PLAIN = ("label", "state", *FORMS)  # columns that are no metrics
 
 
-class RunTable(w.HBox):
-    """Rows of an overview, see `catalogue.overview`. changed: called when others are selected."""
+class RunTable(w.VBox):
+    """Rows of an overview, see `catalogue.overview`. changed: called when others are ticked.
+
+    The table is HTML, and a text field that is not shown brings back what is clicked, see lab.js.
+    """
 
     def __init__(self, changed: Callable[[], None]):
-        self._table, self._quiet = pd.DataFrame(), False
+        self._table, self._changed = pd.DataFrame(), changed
         self.order, self.descending = "trained", True
+        self.selected: list[str] = []  # runs of ticked rows, those of a row of several seeds too
         self.colors: dict[str, str] = {}
-        self.select = w.SelectMultiple(layout={"width": "100%", "margin": "0"})
-        self.select.observe(lambda _: self._quiet or changed(), "value")
-        self.heads: dict[str, w.Button] = {}
-        self._cells: dict[str, w.Widget] = {}
-        super().__init__(layout={"width": "100%"})
+        self.rows, self.clicks = w.HTML(), w.Text(layout={"display": "none"})
+        self.clicks.observe(self._clicked, "value")
+        super().__init__([self.rows, self.clicks])
         self.add_class("tract-table")
-
-    @property
-    def selected(self) -> list[str]:
-        """Names of the selected runs, those of a row of several seeds included."""
-        return [name for row in self.select.value for name in row]
 
     def color(self, name: str) -> str:
         """The colour of a run, the same as long as this table lives."""
         return self.colors.setdefault(name, PALETTE[len(self.colors) % len(PALETTE)])
+
+    def select(self, names: Sequence[str]) -> None:
+        """Tick the rows of some runs."""
+        self.selected = list(names)
+        self.fill(self._table)
+        self._changed()
 
     def sort(self, column: str) -> None:
         """Sort by a column; by the same one again the other way round."""
@@ -50,57 +55,63 @@ class RunTable(w.HBox):
         self.fill(self._table)
 
     def fill(self, table: pd.DataFrame, default: Sequence[str] = ()) -> None:
-        """Show the rows of a table, keeping those selected that are still there, else default."""
-        columns = [name for name in table.columns if name not in ("run", "nfe")]
-        if columns != [*self.heads]:
-            self._build(columns)
+        """Show the rows of a table, keeping those ticked that are still there, else default."""
         order = self.order if self.order in table else "trained"
         how = {"ascending": not self.descending, "kind": "stable", "key": lambda c: c.map(_rank)}
-        self._table = table = table.sort_values(order, **how)
-        keys = [run if isinstance(run, tuple) else (run,) for run in table["run"]]
-        for name, head in self.heads.items():
-            mark = (" ▼" if self.descending else " ▲") if name == self.order else ""
-            head.description = _head(name) + mark
-            if name != "label":
-                cells = zip(keys, table[name], table["nfe"], strict=True)
-                self._cells[name].value = "".join(self._cell(name, *cell) for cell in cells)
-        options = [(_text("label", x), key) for x, key in zip(table["label"], keys, strict=True)]
-        kept = tuple(key for key in self.select.value if key in keys)
-        self._quiet = True
-        if options != list(self.select.options):
-            self.select.options, self.select.rows = options, max(1, len(options))
-            self.select.layout.height = f"{20 * max(1, len(options)) + 4}px"
-        self.select.value = kept or tuple(key for key in keys if set(key) & set(default))
-        self._quiet = False
+        self._table = table.sort_values(order, **how)
+        names = [name for key in map(_names, self._table["run"]) for name in key]
+        self.selected = [n for n in names if n in self.selected] or [
+            n for n in names if n in default
+        ]
+        heads = "".join(map(self._head, self._columns()))
+        rows = "".join(map(self._row, self._table.to_dict("records")))
+        self.rows.value = f"<table><thead><tr>{heads}</tr></thead><tbody>{rows}</tbody></table>"
 
     def lines(self) -> list[str]:
         """The table as text, for a picture."""
-        columns = [[_head(n), *(_text(n, x)[:40] for x in self._table[n])] for n in self.heads]
+        table = self._table
+        columns = [[_words(n), *(_text(n, x)[:40] for x in table[n])] for n in self._columns()]
         padded = [[text.ljust(max(map(len, column))) for text in column] for column in columns]
         return list(map("  ".join, zip(*padded, strict=True)))
 
-    def _build(self, columns: Sequence[str]) -> None:
-        self.heads, self._cells, parts = {}, {}, []
-        for place, name in enumerate(columns):
-            head = self.heads[name] = w.Button(tooltip=f"Sort by {_head(name)}")
-            head.on_click(lambda _, name=name: self.sort(name))
-            cells = self._cells[name] = self.select if name == "label" else w.HTML()
-            cells.add_class("tract-cells")
-            share = "3 1 150px" if name == "label" else "1 1 64px"
-            parts.append(w.VBox([head, cells], layout={"flex": share, "min_width": "0"}))
-            parts[-1].add_class(f"tract-{'more' if place > 6 else name}")
-        self.children = parts
+    def _clicked(self, change) -> None:
+        clicks = json.loads(change.new)
+        if clicks["sort"]:
+            self.sort(clicks["sort"])
+        else:
+            self.select([name for row in clicks["rows"] for name in row.split("\n")])
 
-    def _cell(self, name: str, key: tuple[str, ...], value: object, nfe: float) -> str:
-        text = told = _text(name, value)
-        key_color = f'<i style="background: {self.color(key[0])}"></i>' if name == "state" else ""
-        if text and name not in (*FORMS, "state"):
-            told = f"{in_words(name)} in {nfe:.0f} steps"
-        inner = f'<span class="tract-key">{key_color}{html.escape(text) or "&nbsp;"}</span>'
-        return f'<div title="{html.escape(told)}">{inner}</div>'
+    def _columns(self) -> list[str]:
+        return [name for name in self._table.columns if name not in ("run", "nfe")]
+
+    def _head(self, name: str) -> str:
+        mark = (" ▼" if self.descending else " ▲") if name == self.order else ""
+        words = html.escape(_words(name))
+        press = f'name="sort" value="{html.escape(name)}" title="Sort by {words}"'
+        button = f'<button {press} onclick="tractClicked(this)">{words}{mark}</button>'
+        return f'<th class="tract-{name if name in PLAIN else "metric"}">{button}</th>'
+
+    def _row(self, row: dict) -> str:
+        names = _names(row["run"])
+        ticked = "checked" if set(names) & set(self.selected) else ""
+        tick = f'<input type="checkbox" value="{html.escape(chr(10).join(names))}" {ticked}'
+        cells = []
+        for name in self._columns():
+            text = html.escape(_text(name, row[name]))
+            told = text if name in PLAIN else f"{_words(name)} in {row['nfe']:.0f} steps"
+            if name == "label":
+                swatch = f'<i class="tract-swatch" style="background: {self.color(names[0])}"></i>'
+                text = f'<label>{tick} onchange="tractClicked(this)">{swatch}{text}</label>'
+            kind = name if name in PLAIN else "metric"
+            cells.append(f'<td class="tract-{kind}" title="{told if text else ""}">{text}</td>')
+        return f"<tr>{''.join(cells)}</tr>"
 
 
-def _head(name: str) -> str:
+def _names(run: str | tuple[str, ...]) -> tuple[str, ...]:
+    return run if isinstance(run, tuple) else (run,)
+
+
+def _words(name: str) -> str:
     return "run" if name == "label" else in_words(name)
 
 

@@ -18,7 +18,7 @@ from tract.experiments.preview import PHASE_METRIC, PREVIEW, read_preview
 from tract.experiments.results import RESULTS, read_results
 from tract.experiments.status import FAILED, NEW, RUNNING, Status, read_status
 from tract.jobs.plan import duration
-from tract.lab.line_chart import Chart, Line, figure, svg
+from tract.lab.line_chart import Chart, Line, charts_html, figure
 from tract.lab.plots import image_rows, png, stacked, text_figure
 from tract.lab.show import sample_rows, text
 from tract.lab.style import DATA, SELF_TEACHER, STUDENT, TEACHER_COLOUR
@@ -63,7 +63,8 @@ class RunView(w.VBox):
 
     def picture(self) -> bytes:
         """The name, state, curves and samples as one PNG."""
-        parts = [text_figure([f"{self.folder.name}: {told(self.status)}", self._as_of()])]
+        said = [f"{self.folder.name}: {told(self.status)}", self._as_of()]
+        parts = [text_figure(said, "sans-serif", 10)]
         parts += [figure(self._charts)] if self._charts else []
         parts += [image_rows(self._rows, most=12)] if self._rows else []
         return stacked([png(part) for part in parts])
@@ -77,8 +78,7 @@ class RunView(w.VBox):
             return
         preview, about = read_preview(self.folder)
         self._charts = self._charts_of(card, preview)
-        charts = "".join(map(svg, self._charts))
-        self._curves.value = f'{text(self._as_of())}<div class="tract-row">{charts}</div>'
+        self._curves.value = text(self._as_of()) + charts_html(self._charts)
         if preview:
             self._show_samples(preview["samples"], about)
 
