@@ -51,7 +51,7 @@ WORDS = {
     "finest_grid": "teacher's grid",
     "few_steps": "schedule",
     "short_grids": "schedule",
-    "family_1": "method",
+    **dict.fromkeys(("family_1", "family_2", "family_4", "family_8"), "method"),
     "loss_reduction": "loss over pixels",
     "phase_change": "at a phase change",
     "carry_on": "carry on",
