@@ -82,6 +82,10 @@ def test_what_is_no_such_file_is_refused(tmp_path):
     np.savez(path, np.array([{}], dtype=object))
     with pytest.raises(ValueError, match=r"a.npz is damaged or has no array of numbers"):
         read_images(path)
+    np.savez(path, IMAGES)
+    path.write_bytes(path.read_bytes()[200:])  # its directory then begins before the file
+    with pytest.raises(ValueError, match=r"a.npz is damaged"):
+        read_images(path)
     np.savez(path, IMAGES.astype(float))
     with pytest.raises(ValueError, match=r"a.npz has float64 of shape .*: save uint8 images"):
         read_images(path)

@@ -290,6 +290,9 @@ def test_a_flipped_bit_and_packed_records_are_refused(tmp_path):
     path.write_bytes(content)
     with pytest.raises(ValueError, match=r"the checksum of .* does not match"):
         read_torch(path)
+    path.write_bytes(content[200:])  # its directory then begins before the file
+    with pytest.raises(ValueError, match=r"a.pt holds more than weights, or is damaged"):
+        read_torch(path)
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("archive/data.pkl", bytes(10**6))
     with pytest.raises(ValueError, match="packed records, which torch does not write"):

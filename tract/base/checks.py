@@ -1,5 +1,6 @@
 """Argument checks with uniform messages: name, value given, values allowed."""
 
+import errno
 import math
 import reprlib
 from collections.abc import Iterable, Iterator
@@ -52,6 +53,10 @@ def is_number(value: object) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
+# Errors without a number, or of a place before the file's start, are the file's, not the system's.
+ITS_OWN = (None, errno.EINVAL)
+
+
 @contextmanager
 def reading(path: str | Path, what: str = "is damaged", remedy: str = "fetch it again") -> Iterator:
     """While a file from outside is read: whatever goes wrong is a ValueError that names it.
@@ -64,7 +69,7 @@ def reading(path: str | Path, what: str = "is damaged", remedy: str = "fetch it 
     except Exception as error:
         text = " ".join(str(error).split())
         named = isinstance(error, ValueError) and text.startswith(str(path))
-        if named or isinstance(error, MemoryError) or getattr(error, "errno", None):
+        if named or isinstance(error, MemoryError) or getattr(error, "errno", None) not in ITS_OWN:
             raise
         reason = text if " " in text else shown(error)
         raise ValueError(f"{path} {what} ({reason:.200}): {remedy}") from error
