@@ -316,7 +316,7 @@ def test_a_jpeg_of_too_many_scans_is_refused(tmp_path, monkeypatch):
 
 def test_a_pipe_is_refused_by_name(tmp_path):
     os.mkfifo(tmp_path / "a.png")
-    with pytest.raises(ValueError, match=r"^a.png \(no regular file\)"):
+    with pytest.raises(ValueError, match=r"^a.png \(not a regular file\)"):
         Images(tmp_path).read("a.png")
 
 

@@ -49,7 +49,7 @@ def _add_fid(commands: argparse._SubParsersAction) -> None:
     add_compute(command)
     _add_data(command)
     _add_stepping(command)
-    command.add_argument("--cache", type=place, help="folder of what is done, to go on from")
+    command.add_argument("--cache", type=place, help="folder of cached features, to resume from")
     command.add_argument("--results", type=place, help="table to add a run's numbers to")
     add_json(command)
     command.set_defaults(command=_fid, launched=True)

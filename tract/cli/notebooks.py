@@ -37,7 +37,7 @@ def add_notebook_commands(commands: argparse._SubParsersAction) -> None:
     add_json(command)
     command.set_defaults(command=_sweep)
 
-    command = commands.add_parser("branch", help="copy a run to go on with other settings")
+    command = commands.add_parser("branch", help="copy a run, to continue it with other settings")
     command.add_argument("run_dir", type=place, help="a run's folder, or a folder of runs")
     command.add_argument("new", type=place, help="where the copy goes")
     command.set_defaults(command=_branch)

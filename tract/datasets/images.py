@@ -1,6 +1,6 @@
 """Image files in a folder or zip: list, decode to 8-bit, reduce to a square.
 
-Nothing is extracted to disk. What is no whole, still image of 8 or 16 bits is refused by its name.
+Nothing is extracted to disk. A file that is not a whole still image of 8 or 16 bits is refused by its name.
 """
 
 import hashlib
@@ -24,7 +24,7 @@ SUFFIXES = (".bmp", ".gif", ".jfif", ".jpe", ".jpeg", ".jpg", ".png", ".tif", ".
 FORMATS = ("BMP", "GIF", "JPEG", "PNG", "TIFF", "WEBP")  # what Pillow may take a file for
 PIXEL_LIMIT = 2**26  # of one image, such as 8192 x 8192: a few bytes can claim any number
 BYTE_LIMIT = 4 * PIXEL_LIMIT  # of one file
-SCAN_LIMIT = 2**31  # scans of a JPEG times its pixels: each scan passes over them all
+SCAN_LIMIT = 2**31  # scans of a JPEG times its pixels: each scan decodes them all
 BAD_LIMIT = 100  # bad images after which the others are not looked at
 DECODED = 256  # images decoded at a time
 TURNS = {  # by EXIF's orientation, of which 1 is upright
@@ -44,7 +44,7 @@ class Images:
     names: sorted paths below the source, with "/". others: names of files skipped because of their
     suffix; hidden ones and those in __MACOSX are not among them. labels: content of EDM's
     dataset.json at the top, or None. FileNotFoundError without such a source, ValueError if it is
-    no zip, or has no images.
+    not a zip, or has no images.
     """
 
     def __init__(self, source: str | Path):
@@ -114,7 +114,7 @@ class Images:
             return self._archive.open(self._members[name])
         path = self.source / name
         if not path.is_file():
-            raise ValueError("no regular file")  # a pipe would be waited for
+            raise ValueError("not a regular file")  # a pipe would be waited for
         return path.open("rb")
 
 
@@ -250,7 +250,7 @@ def _without_text(content: bytes) -> bytes:
 
 def _decoded(image: Image.Image, content: bytes) -> Image.Image:
     """An opened image, decoded and turned upright, in the mode it was stored in."""
-    image.verify()  # a PNG's checksums, which decoding passes over; the image is used up
+    image.verify()  # a PNG's checksums, which decoding skips; the image is used up
     image = Image.open(io.BytesIO(content), formats=FORMATS)
     image.load()  # which turns a TIFF
     try:

@@ -53,7 +53,7 @@ def read_sha256(path: str | Path) -> str:
 
 
 def parse_object(text: str | bytes, path: str | Path) -> dict:
-    """The JSON object in a file; ValueError, with the path, if it is none."""
+    """The JSON object in a file; ValueError, with the path, if it is not one."""
     with reading(path, remedy=RESTORE):
         content = json.loads(text)
         if not isinstance(content, dict):

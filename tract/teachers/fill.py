@@ -53,6 +53,6 @@ def fill(path: Path, tensors: dict[str, Tensor], config: dict, weights: Weights)
 def same_names(
     net: nn.Module, take: Take, name_there: Callable[[str], str]
 ) -> Iterator[tuple[str, Tensor]]:
-    """All of a network that is ours layer by layer: name_there makes the file's name of our own."""
+    """Weights of a network with our layers: name_there turns our name into the file's."""
     for name, tensor in net.state_dict().items():
         yield name, take(name_there(name), tuple(tensor.shape))

@@ -161,9 +161,9 @@ def load_weights(file: Path | BinaryIO) -> object:
 def check_program(file: BinaryIO | mmap.mmap, allowed: Collection[str] | None = None) -> None:
     """ValueError if the pickle that follows could take long, or much memory, to be carried out.
 
-    allowed: names of instructions. Tuples inside of tuples are hashed one by one, as often as they
-    are named: 200 bytes of tuples of twice the tuple before took for ever. A bytearray makes its
-    bytes of a number.
+    allowed: names of instructions. Tuples in tuples are hashed one by one, as often as they are
+    named: 200 bytes, of tuples that each hold the one before twice, never ended. A bytearray makes
+    as many bytes as a number says.
     """
     counts, tuples, last = Counter(), set(), ""
     for opcode, argument, _ in genops(file):
