@@ -95,6 +95,15 @@ def test_a_file_is_short_and_says_in_its_first_line_what_it_is_for(path):
     assert {name: n for name, n in lengths.items() if n > FUNCTION_LINES} == {}
 
 
+def test_the_core_is_small_and_the_algorithm_is_read_in_nine_files():
+    lines = {name_of(p): len(p.read_text().splitlines()) for p in MODULES}
+    readme = (FOLDER / "README.md").read_text()
+    nine = re.findall(r"`(\w+)`", readme.split("read these nine files:")[1].split(".")[0])
+    assert len(nine) == 9
+    assert sum(lines[name] for name in nine) <= 1000
+    assert sum(count for name, count in lines.items() if room_of(name) == "core") <= 1900
+
+
 @pytest.mark.parametrize(
     ("module", "without"),
     [

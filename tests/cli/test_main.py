@@ -15,7 +15,6 @@ from tract.base.compute import Compute
 from tract.cli.main import main
 from tract.cli.output import Steady, print_rows
 from tract.jobs import execute as execute_module
-from tract.jobs.cost import Estimate
 from tract.jobs.parameters import NOTEBOOKS
 from tract.jobs.sweep import Outcome
 from tract.networks.named import NETWORKS, named_network
@@ -118,7 +117,8 @@ def estimated(monkeypatch):
 
     def estimate(*arguments):
         calls.append(arguments)
-        return Estimate("TRACT 8>1", 100, 10, 12 * 10**9, 3.5, 4 * 10**9, 8)
+        row = {"run": "TRACT 8>1", "images": 100, "steps": 10, "flop": 12e9, "seconds": 3.5}
+        return row | {"memory_gb": 4.0, "tried_batch": 8, "device": "cpu"}
 
     monkeypatch.setattr("tract.jobs.cost.estimate", estimate)
     return calls

@@ -60,8 +60,8 @@ def _cost(options: argparse.Namespace) -> None:
     kind = Training if options.method == TEACHER else Distillation
     settings = from_parameters(kind, vars(options))
     network, compute = named_network(options.network), Compute.of(options.compute)
-    found = estimate(network, settings, options.noise_schedule, compute)
-    print_rows([found.row()], options.json)
+    row = estimate(network, settings, options.noise_schedule, compute)
+    print_rows([row], options.json)
 
 
 def _bench(options: argparse.Namespace) -> None:

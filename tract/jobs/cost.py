@@ -9,7 +9,7 @@ import json
 import statistics
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from typing import NamedTuple
 
@@ -34,32 +34,6 @@ class Passes(NamedTuple):
 
     teacher: int
     student: int  # and self-teacher, which is the same network
-
-
-@dataclass(frozen=True)
-class Estimate:
-    """The cost of a run."""
-
-    run: str  # method and schedule
-    images: int
-    steps: int  # of the optimizer
-    flop: int
-    seconds: float
-    memory: int  # bytes at the peak
-    tried: int  # batch that was tried, from which time and memory are scaled
-
-    def row(self) -> dict:
-        """The same for a table, memory in GB (1e9 bytes)."""
-        return {
-            "run": self.run,
-            "images": self.images,
-            "steps": self.steps,
-            "flop": float(self.flop),
-            "seconds": self.seconds,
-            "memory_gb": self.memory / 1e9,
-            "tried_batch": self.tried,
-            "device": device(),
-        }
 
 
 def passes(settings: Training) -> list[Passes]:
@@ -113,13 +87,14 @@ def image_flops(config: dict, settings: Training) -> list[int]:
 
 def estimate(
     config: dict, settings: Training, noise_schedule: str = "cosine", compute: Compute = EAGER
-) -> Estimate:
-    """The cost of training, or distilling, the described network; takes seconds to find out.
+) -> dict:
+    """The cost of training, or distilling, the described network, as a row; takes seconds.
 
-    noise_schedule: a name in NOISE_SCHEDULES. Of each kind of phase a few steps are made, with
-    random weights on random images: all of a step's work, but not saving and measuring. Where a
-    step is slow a smaller batch is tried. Memory is CUDA's own peak on a GPU; elsewhere weights,
-    gradients, Adam's moments and activations, added up.
+    Columns: run (method and schedule), images, steps (of the optimizer), flop, seconds, memory_gb
+    (at the peak), tried_batch (from which time and memory are scaled), device. Of each kind of
+    phase a few steps are made, with random weights on random images: all of a step's work, but not
+    saving and measuring. Where a step is slow a smaller batch is tried. Memory is CUDA's own peak
+    on a GPU; elsewhere weights, gradients, Adam's moments and activations, added up.
     """
     flops = image_flops(config, settings)
     trials = {
@@ -127,15 +102,16 @@ def estimate(
         for flop in set(flops)
     }
     distilled = isinstance(settings, Distillation)
-    return Estimate(
-        f"{settings.method} {settings.schedule}" if distilled else TEACHER,
-        settings.num_steps * settings.batch_size,
-        settings.num_steps,
-        sum(flops) * settings.steps_per_phase * settings.batch_size,
-        sum(trials[flop].seconds for flop in flops) * settings.steps_per_phase,
-        max(trial.memory for trial in trials.values()),
-        min(trial.batch for trial in trials.values()),
-    )
+    return {
+        "run": f"{settings.method} {settings.schedule}" if distilled else TEACHER,
+        "images": settings.num_steps * settings.batch_size,
+        "steps": settings.num_steps,
+        "flop": float(sum(flops) * settings.steps_per_phase * settings.batch_size),
+        "seconds": sum(trials[flop].seconds for flop in flops) * settings.steps_per_phase,
+        "memory_gb": max(trial.memory for trial in trials.values()) / 1e9,
+        "tried_batch": min(trial.batch for trial in trials.values()),
+        "device": device(),
+    }
 
 
 class _Trial(NamedTuple):

@@ -64,7 +64,7 @@ class PlanView(w.VBox):
         try:
             how = self.experiment.noise_schedule, self.experiment.compute
             found = estimate(self._network, settings, *how)
-            self._flop_rates[settings.batch_size] = found.flop / found.seconds
+            self._flop_rates[settings.batch_size] = found["flop"] / found["seconds"]
         finally:
             self.measure.description, self.measure.disabled = "Measure time", False
         self._changed()
