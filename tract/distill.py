@@ -188,8 +188,8 @@ def _phase_steps(
 
     while (done := state.step - state.phase * steps) < steps:
         phase = settings.phases[state.phase].part_at(done, steps)
-        drawn = partial(draw, phase, settings.batch_size)
-        record = step(drawn, partial(example, phase), str(phase))
+        draw_steps = partial(draw, phase, settings.batch_size)
+        record = step(draw_steps, partial(example, phase), str(phase))
         update_averages()
         yield record
 
