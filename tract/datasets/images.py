@@ -1,6 +1,7 @@
 """Image files in a folder or zip: list, decode to 8-bit, reduce to a square.
 
-Nothing is extracted to disk. A file that is not a whole still image of 8 or 16 bits is refused by its name.
+Nothing is extracted to disk. A file that is not a whole still image of 8 or 16 bits is refused by
+its name.
 """
 
 import hashlib
