@@ -8,14 +8,21 @@ import shutil
 import subprocess
 import time
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import nbformat
+import psutil
 from playwright.sync_api import Locator, Page, expect, sync_playwright
 
+from tract.experiments.experiment import Experiment
+from tract.experiments.measure import measure
+from tract.experiments.status import read_status
+from tract.settings import Training
+
 ROOT = Path(__file__).resolve().parent.parent
+NOTEBOOK = "notebooks/03_tract.ipynb"
 CHROMIUM = shutil.which("chromium")
 # Nothing but the page that is looked at: no sandbox where we are root, no calls to its maker.
 FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-quic"]
@@ -87,6 +94,23 @@ def copy_notebook(source: Path, path: Path, **parameters: object) -> None:
     nbformat.write(notebook, path)
 
 
+def small_work(folder: Path, *names: str, train_images: int) -> None:
+    """Notebook 03 under some names, with small settings, and a run directory with its teacher."""
+    small = {"train_images": train_images, "batch_size": 16, "metric_every": 100}
+    for name in names:
+        copy_notebook(ROOT / NOTEBOOK, folder / name, step_schedules=[[1024, 32, 1]], **small)
+    begun = Experiment(folder / "runs" / "quickstart", "digits", reference_steps=8, num_samples=16)
+    training = Training(train_images=640, batch_size=32)
+    measure(begun, begun.train_teacher("digits", training), training, [8, 1])
+
+
+def end_jobs(folder: Path) -> None:
+    """Kill what still trains in a folder of `small_work`."""
+    for path in (folder / "runs" / "quickstart").glob("TRACT*"):
+        if read_status(path).active:
+            psutil.Process(read_status(path).pid).kill()
+
+
 @contextmanager
 def browser_page(width: int = 1200, height: int = 1000) -> Iterator[Page]:
     with sync_playwright() as playwright:
@@ -122,16 +146,26 @@ def run_up_to(page: Page, text: str) -> Locator:
 
 def run_cell(page: Page, text: str) -> Locator:
     """Run the one code cell with this text in its source; returns it, when it has begun."""
-    cell = page.locator(".jp-CodeCell").filter(has=page.locator(".jp-InputArea", has_text=text))
+    cell = cell_with(page, text)
     _run(cell)
     return cell
+
+
+def cell_with(page: Page, text: str) -> Locator:
+    """The code cell with this text in its source."""
+    return page.locator(".jp-CodeCell").filter(has=page.locator(".jp-InputArea", has_text=text))
 
 
 def _run(cell: Locator) -> None:
     cell.scroll_into_view_if_needed()  # an editor is made when it comes into sight
     cell.locator(".jp-Cell-inputWrapper").click()
-    for patience in (2, 5, 60):  # JupyterLab forgets what it is asked while a kernel connects
-        cell.page.keyboard.press("Control+Enter")
+    _begin(cell, lambda: cell.page.keyboard.press("Control+Enter"))
+
+
+def _begin(cell: Locator, act: Callable[[], None]) -> None:
+    """Do what lets a cell run; again where JupyterLab forgot it, as while a kernel connects."""
+    for patience in (2, 5, 60):
+        act()
         with suppress(AssertionError):
             expect(_prompt(cell)).not_to_have_text("[ ]:", timeout=1000 * patience)
             return
@@ -167,8 +201,12 @@ def wait_until_drawn(cell: Locator, before: list[str]) -> None:
 
 def run_all(page: Page) -> None:
     """Run all cells, by the menu."""
-    page.get_by_role("menuitem", name="Run", exact=True).click()
-    page.get_by_text("Run All Cells", exact=True).click()
+
+    def act() -> None:
+        page.get_by_role("menuitem", name="Run", exact=True).click()
+        page.get_by_text("Run All Cells", exact=True).click()
+
+    _begin(page.locator(".jp-CodeCell").first, act)
 
 
 def reload_page(page: Page, cell: Locator, text: str | re.Pattern) -> None:

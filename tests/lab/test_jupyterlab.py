@@ -14,12 +14,14 @@ import torch
 from helpers import weights
 from lab import (
     CHROMIUM,
+    NOTEBOOK,
     PATIENCE,
     ROOT,
     browser_page,
     button,
+    cell_with,
     complaints,
-    copy_notebook,
+    end_jobs,
     jupyterlab,
     open_notebook,
     pictures,
@@ -28,17 +30,16 @@ from lab import (
     run_all,
     run_up_to,
     save_notebook,
+    small_work,
     wait_until_drawn,
     wait_until_run,
 )
 from playwright.sync_api import expect
 
-from tract.experiments.experiment import Experiment, open_experiment
+from tract.experiments.experiment import open_experiment
 from tract.experiments.job import read_task
-from tract.experiments.measure import measure
 from tract.experiments.status import read_status
 from tract.networks.weights import load_model
-from tract.settings import Training
 
 pytestmark = [
     pytest.mark.browser,
@@ -47,24 +48,15 @@ pytestmark = [
     ),
 ]
 SCREENSHOTS = ROOT / ".screenshots"
-SETTINGS = {"train_images": 9600, "batch_size": 16}  # 600 steps: time enough to press Stop
-NOTEBOOK = "notebooks/03_tract.ipynb"
 
 
 @pytest.fixture(scope="module")
 def work(tmp_path_factory):
     """A folder with the notebook, twice, and a run directory with its teacher."""
     folder = tmp_path_factory.mktemp("work")
-    small = SETTINGS | {"step_schedules": [[1024, 32, 1]], "metric_every": 100}
-    for name in (NOTEBOOK, "notebooks/copy.ipynb"):
-        copy_notebook(ROOT / NOTEBOOK, folder / name, **small)
-    begun = Experiment(folder / "runs" / "quickstart", "digits", reference_steps=8, num_samples=16)
-    training = Training(train_images=640, batch_size=32)
-    measure(begun, begun.train_teacher("digits", training), training, [8, 1])
+    small_work(folder, NOTEBOOK, "notebooks/copy.ipynb", train_images=9600)  # time to press Stop
     yield folder
-    for path in (folder / "runs" / "quickstart").glob("TRACT*"):
-        if read_status(path).active:
-            psutil.Process(read_status(path).pid).kill()
+    end_jobs(folder)
 
 
 @pytest.fixture(scope="module")
@@ -96,10 +88,6 @@ def run(work):
 def shot(page, name):
     SCREENSHOTS.mkdir(exist_ok=True)
     page.screenshot(path=SCREENSHOTS / f"{name}.png")
-
-
-def cell_with(page, text):
-    return page.locator(".jp-CodeCell").filter(has=page.locator(".jp-InputArea", has_text=text))
 
 
 def test_make_lab_serves_this_machine_alone_and_only_with_the_token(server):
