@@ -1,7 +1,6 @@
 """Run directories: stopping, going on, and refusing to mix two runs."""
 
 import json
-import math
 import signal
 import time
 
@@ -52,6 +51,18 @@ def interrupted_at(step, signum=signal.SIGINT):
         for record in records:
             if record.step == step:
                 signal.raise_signal(signum)
+            yield record
+
+    return watch
+
+
+def cut_off_at(step):
+    """A power cut while this step's record is under way."""
+
+    def watch(records):
+        for record in records:
+            if record.step == step:
+                raise RuntimeError("power cut")
             yield record
 
     return watch
@@ -207,14 +218,8 @@ def test_a_run_killed_before_its_first_checkpoint_starts_again(tmp_path, whole):
 def test_checkpoints_are_written_as_time_passes(tmp_path, whole):
     folder = tmp_path / "run"
 
-    def crash(records):
-        for record in records:
-            if record.step == 5:
-                raise RuntimeError("power cut")
-            yield record
-
     with pytest.raises(RuntimeError, match="power cut"):
-        run(folder, watch=crash, saving=Checkpointing(minutes=1e-9))
+        run(folder, watch=cut_off_at(5), saving=Checkpointing(minutes=1e-9))
     steps = []
 
     def note(records):
@@ -269,15 +274,9 @@ def scalars(folder, name):
 def test_tensorboard_shows_every_step_of_a_resumed_run_once(tmp_path):
     folder = tmp_path / "run"
 
-    def crash(records):
-        for record in records:
-            if record.step == 6:
-                raise RuntimeError("power cut")
-            yield record
-
     saving = Checkpointing(steps=2, metric=lambda denoiser: 0.25, metric_every=3)
     with pytest.raises(RuntimeError, match="power cut"):
-        run(folder, watch=crash, saving=saving)
+        run(folder, watch=cut_off_at(6), saving=saving)
     # TensorBoard reads files in the order of their names, of the second, host, process and a
     # counter that is a text: within one second 10 would come before 9.
     second = int(time.time())
@@ -313,26 +312,12 @@ def test_a_setting_that_only_one_of_them_has_is_a_difference(whole, card):
         run(whole, card=card, watch=never)
 
 
-def test_a_diverged_run_leaves_no_model(tmp_path):
-    folder = tmp_path / "run"
-    with pytest.raises(FloatingPointError):
-        run(folder, data=Data("points", torch.full((64, 2), math.nan)))
-    assert not (folder / "model.safetensors").exists()
-
-
-def test_a_network_that_could_not_be_saved_is_refused_before_it_is_trained(tmp_path):
-    state = start_training(Denoiser(model().net, "edm"), SETTINGS)
-    with pytest.raises(ValueError, match="cannot be saved: make it with build_denoiser"):
-        complete(Run(tmp_path / "run", state, never([]), SETTINGS, CARD))
-    assert not (tmp_path / "run").exists()
-
-
-def test_a_newcomer_that_could_not_be_saved_is_refused_before_the_run(tmp_path):
+def test_a_network_that_could_not_be_saved_is_refused_before_the_run(tmp_path):
     settings = Distillation(train_images=12, batch_size=4, step_schedule=(4, 2, 2, 1))
-    state = start_distillation(model(), settings, Denoiser(model().net, "edm"))
-    assert state.new_student is not None
-    with pytest.raises(ValueError, match="cannot be saved: make it with build_denoiser"):
-        complete(Run(tmp_path / "run", state, never([]), settings, CARD))
+    bare = Denoiser(model().net, "edm")
+    for state in (start_training(bare, SETTINGS), start_distillation(model(), settings, bare)):
+        with pytest.raises(ValueError, match="cannot be saved: make it with build_denoiser"):
+            complete(Run(tmp_path / "run", state, never([]), settings, CARD))
     assert not (tmp_path / "run").exists()
 
 
