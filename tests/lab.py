@@ -135,13 +135,10 @@ def open_notebook(page: Page, server: dict, name: str) -> None:
 
 def run_up_to(page: Page, text: str) -> Locator:
     """Run the code cells from the first to the one with this text; returns it, when it has run."""
-    cells = page.locator(".jp-CodeCell")
-    for index in range(cells.count()):
-        _run(cells.nth(index))
-        if text in cells.nth(index).inner_text():
-            wait_until_run(cells.nth(index))
-            return cells.nth(index)
-    raise LookupError(f"no cell has {text!r}")
+    for index in range(_index(text) + 1):
+        _run(page.locator(".jp-CodeCell").nth(index))
+    wait_until_run(cell_with(page, text))
+    return cell_with(page, text)
 
 
 def run_cell(page: Page, text: str) -> Locator:
@@ -152,8 +149,14 @@ def run_cell(page: Page, text: str) -> Locator:
 
 
 def cell_with(page: Page, text: str) -> Locator:
-    """The code cell with this text in its source."""
-    return page.locator(".jp-CodeCell").filter(has=page.locator(".jp-InputArea", has_text=text))
+    """The code cell of NOTEBOOK with this text, which the page has not where it is out of sight."""
+    return page.locator(".jp-CodeCell").nth(_index(text))
+
+
+def _index(text: str) -> int:
+    cells = nbformat.read(ROOT / NOTEBOOK, as_version=4).cells
+    sources = [cell.source for cell in cells if cell.cell_type == "code"]
+    return next(index for index, source in enumerate(sources) if text in source)
 
 
 def _run(cell: Locator) -> None:

@@ -219,6 +219,7 @@ def test_two_notebooks_show_one_run_and_a_finished_one_stays_as_a_picture(page, 
     other.close()
     save_notebook(page)
     page.reload()
+    cell.scroll_into_view_if_needed()
     expect(cell.locator(".jp-RenderedImage img")).to_be_visible()
     expect(cell).not_to_contain_text("model not found")
     cell.scroll_into_view_if_needed()

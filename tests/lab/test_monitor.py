@@ -19,6 +19,7 @@ from tract.experiments.experiment import Experiment
 from tract.experiments.job import JOB, Task
 from tract.experiments.results import COLUMNS, append_results
 from tract.experiments.status import STOP, Status, process_of, read_status, write_status
+from tract.jobs.execute import WIDGET_VIEW
 from tract.lab import live, monitor, view
 from tract.lab.line_chart import Chart, Line, figure, svg
 from tract.lab.monitor import NotFinished, Panel, train, watch
@@ -43,7 +44,7 @@ def person(monkeypatch):
     for module in (monitor, live):
         monkeypatch.setattr(module, "somebody_clicks", lambda: True)
     monkeypatch.setattr(monitor, "launch", launched.append)
-    monkeypatch.setattr(live.LiveBox, "_live", lambda panel, handle: None)
+    monkeypatch.setattr(live.LiveBox, "_live", lambda *given: None)
     return launched
 
 
@@ -185,21 +186,33 @@ def test_a_cell_that_is_executed_again_leaves_no_widgets(task, person):
     assert len(ipywidgets.widgets.widget._instances) == before
 
 
-def test_widgets_are_refreshed_until_they_are_closed(task):
+def test_widgets_are_refreshed_until_they_are_closed_and_a_picture_while_ended():
     class Box(live.LiveBox):
         SECONDS = 0.01
 
         def tick(self):
             calls.append(1)
+            self.ended = 3 <= len(calls) < 6
 
-    calls, box = [], Box("key", [])
-    thread = threading.Thread(target=box._live, args=[None])
+        def picture(self):
+            return b"PNG"
+
+        def say(self, message, kind):
+            pass
+
+        def update(self, shown, raw):
+            displayed.append(sorted(shown))
+
+    calls, displayed, box = [], [], Box("key", [])
+    thread = threading.Thread(target=box._live, args=[box, False])
     thread.start()
-    while len(calls) < 3:
+    while len(calls) < 7:
         time.sleep(0.01)
     box.close()
     thread.join(10)
     assert not thread.is_alive()
+    picture = ["image/png", "text/plain"]
+    assert displayed == [picture, [WIDGET_VIEW, *picture]]
 
 
 def test_a_chart_draws_means_of_many_points_in_a_range_that_holds_them():

@@ -6,8 +6,9 @@ from typing import ClassVar
 
 import ipywidgets as w
 from IPython import get_ipython
+from IPython.display import DisplayHandle
 
-from tract.lab.show import picture_of, show, style_sheet
+from tract.lab.show import bundle, show, style_sheet
 
 WRAP = {"flex_flow": "row wrap", "width": "100%"}  # layout of rows that may not fit
 
@@ -22,7 +23,7 @@ def somebody_clicks() -> bool:
 
 
 class LiveBox(w.VBox):
-    """Widgets that are refreshed by `tick` every few seconds; `ended` when there is no more to do.
+    """Widgets that are refreshed by `tick` every few seconds; a picture of them while `ended`.
 
     key: what they show; a cell that is executed again replaces its widgets. Subclasses have
     `picture`, as a PNG, and `say`, which is told what a person should know.
@@ -39,25 +40,27 @@ class LiveBox(w.VBox):
         self.lock = threading.RLock()  # a click and the timer may both refresh
 
     def show(self) -> None:
-        """Display the widgets, or their picture where nobody can click or nothing will change."""
-        live = somebody_clicks() and not self.ended
-        handle = show(self, self.picture(), live=live)
+        """Display the widgets; their picture where nobody can click, or nothing is left to do."""
+        live, pictured = somebody_clicks(), self.ended
+        handle = show(self, self.picture(), live=live and not pictured)
         if live:
             if earlier := self.shown.pop(self._key, None):
                 close(earlier)
             self.shown[self._key] = self
-            threading.Thread(target=self._live, args=[handle], daemon=True).start()
+            threading.Thread(target=self._live, args=[handle, pictured], daemon=True).start()
 
-    def _live(self, handle) -> None:
-        while not (self._closed.wait(self.SECONDS) or self.ended):
+    def _live(self, handle: DisplayHandle, pictured: bool) -> None:
+        while not self._closed.wait(self.SECONDS):
             try:
                 self.tick()
             except (OSError, ValueError, KeyError) as error:  # of a file that somebody damaged
                 self.say(f"cannot be read: {error}", "bad")
-        if self.ended and not self._closed.is_set():
-            handle.update(picture_of(self, self.picture()), raw=True)
-            # Still to be seen where the page was loaded again, which forgets whose display it is.
-            self.say("Run this cell again to keep a picture of this in the notebook.", "good")
+            if self.ended != pictured:
+                pictured = self.ended
+                handle.update(bundle(self, self.picture(), live=not pictured), raw=True)
+                # To be seen where the page was loaded again, which forgets whose display it is.
+                again = "Run this cell again to keep a picture of this in the notebook."
+                self.say(again if pictured else "", "good")
 
     def close(self) -> None:
         self._closed.set()

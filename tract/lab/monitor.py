@@ -182,12 +182,13 @@ class Panel(LiveBox):
 
     def start_clicked(self, button=None) -> None:
         """Launch the job; say why that is not possible."""
-        self.start.disabled, self.start.description, self.message.value = True, "Starting", ""
-        try:
-            self._start()
-        except (ValueError, OSError, RuntimeError) as error:
-            self.say(str(error))
-        self.refresh()
+        with self.lock:
+            self.start.disabled, self.start.description, self.message.value = True, "Starting", ""
+            try:
+                self._start()
+            except (ValueError, OSError, RuntimeError) as error:
+                self.say(str(error))
+            self.refresh()
 
     def _stop_clicked(self, button=None) -> None:
         """Ask the process to stop; it ends with the run that it trains, the first of those left."""

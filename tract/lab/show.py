@@ -27,15 +27,15 @@ def show(widget: Widget, picture: Figure | bytes, *, live: bool = True) -> Displ
     """
     if get_ipython() is None:
         return None
-    bundle = widget._repr_mimebundle_() if live else {}
-    return display(bundle | picture_of(widget, picture), raw=True, display_id=True)
+    return display(bundle(widget, picture, live), raw=True, display_id=True)
 
 
-def picture_of(widget: Widget, picture: Figure | bytes) -> dict:
-    """The output that shows a widget's picture."""
+def bundle(widget: Widget, picture: Figure | bytes, live: bool) -> dict:
+    """What `show` displays."""
     content = png(picture) if isinstance(picture, Figure) else picture
     name = f"<{type(widget).__name__}>"
-    return {"image/png": base64.b64encode(content).decode(), "text/plain": name}
+    shown = {"image/png": base64.b64encode(content).decode(), "text/plain": name}
+    return widget._repr_mimebundle_() | shown if live else shown
 
 
 def image(content: bytes, alt: str, kind: str = "figure") -> str:
