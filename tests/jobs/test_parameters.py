@@ -3,7 +3,14 @@
 import pytest
 
 from tract.ema import decay_from_residual
-from tract.jobs.parameters import NOTEBOOKS, as_committed, declared_parameters, from_parameters
+from tract.jobs.parameters import (
+    NOTEBOOKS,
+    RENAMED,
+    as_committed,
+    check_parameters,
+    declared_parameters,
+    from_parameters,
+)
 from tract.settings import Distillation, Training
 
 
@@ -12,6 +19,15 @@ def test_a_notebook_knows_whether_its_parameters_are_the_committed_ones():
     assert as_committed(committed | {"threads": 7, "other": 1}, "02_btd")  # elsewhere computed
     assert not as_committed(committed | {"seed": 1}, "02_btd")
     assert not as_committed(committed, "no such notebook")
+
+
+@pytest.mark.parametrize(("notebook", "names"), [("04_edm_ve", ["process", "hops", "preset"]),
+                                                 ("05_ablations", ["ablations", "batch"])])  # fmt: skip
+def test_an_old_name_is_refused_with_the_new_one(notebook, names):
+    declared = declared_parameters(NOTEBOOKS / f"{notebook}.ipynb")
+    for name in names:
+        with pytest.raises(ValueError, match=f"'{name}': did you mean '{RENAMED[name]}'"):
+            check_parameters(declared, {name: 1})
 
 
 def test_settings_take_the_parameters_of_their_names_and_what_is_given_besides():

@@ -20,6 +20,22 @@ from tract.base.yaml_files import read_parameters, read_yaml
 from tract.phases import format_schedule
 from tract.settings import Distillation, check_residual
 
+# Parameters that had other names in older versions.
+RENAMED = {
+    "images": "train_images",
+    "batch": "batch_size",
+    "weight": "loss_weight",
+    "process": "noise_schedule",
+    "preset": "network",
+    "teacher_step": "solver",
+    "hops": "solvers",
+    "student": "student_network",
+    "metric_steps": "metric_every",
+    "ablations": "comparisons",
+    "questions": "comparisons",
+    "groups": "comparisons",
+}
+
 # The notebooks lie beside the package in a clone; pip installs them into a shared folder.
 CLONE = Path(__file__).resolve().parents[2]
 NOTEBOOKS = CLONE / "notebooks"
@@ -60,6 +76,7 @@ def check_parameters(declared: Mapping[str, object], given: Mapping[str, object]
     for name, value in given.items():
         if name not in declared:
             close = difflib.get_close_matches(name, declared, n=1)
+            close = [RENAMED[name]] if RENAMED.get(name) in declared else close
             hint = f"did you mean {close[0]!r}?" if close else f"choose from {list(declared)}"
             raise ValueError(f"unknown parameter {shown(name)}: {hint}")
         default = declared[name]
