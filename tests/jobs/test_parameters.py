@@ -21,8 +21,10 @@ def test_a_notebook_knows_whether_its_parameters_are_the_committed_ones():
     assert not as_committed(committed, "no such notebook")
 
 
-@pytest.mark.parametrize(("notebook", "names"), [("04_edm_ve", ["process", "hops", "preset"]),
-                                                 ("05_ablations", ["ablations", "batch"])])  # fmt: skip
+OLD = [("04_edm_ve", ["process", "hops", "preset"]), ("05_ablations", ["ablations", "batch"])]
+
+
+@pytest.mark.parametrize(("notebook", "names"), OLD)
 def test_an_old_name_is_refused_with_the_new_one(notebook, names):
     declared = declared_parameters(NOTEBOOKS / f"{notebook}.ipynb")
     for name in names:
