@@ -124,9 +124,14 @@ def browser_page(width: int = 1200, height: int = 1000) -> Iterator[Page]:
         browser.close()
 
 
-def open_notebook(page: Page, server: dict, name: str) -> None:
-    """Open a notebook alone in the window, with its kernel ready."""
-    page.goto(f"{server['url']}lab/tree/{name}?token={server['token']}&reset")
+def open_notebook(page: Page, server: dict, name: str, workspace: str = "default") -> None:
+    """Open a notebook alone in the window, with its kernel ready.
+
+    workspace: where JupyterLab keeps what is open; pages that share one open each other's notebooks
+    when they are loaded again.
+    """
+    place = f"lab/workspaces/{workspace}/tree/{name}"
+    page.goto(f"{server['url']}{place}?token={server['token']}&reset")
     expect(page.locator(".jp-Notebook-ExecutionIndicator")).to_have_attribute("data-status", "idle")
     cells = nbformat.read(Path(server["root_dir"], name), as_version=4).cells
     count = sum(cell.cell_type == "code" for cell in cells)

@@ -209,7 +209,7 @@ def test_a_killed_job_is_seen_and_resumed_and_outlives_its_kernel(page, run):
 def test_two_notebooks_show_one_run_and_a_finished_one_stays_as_a_picture(page, server):
     other = page.context.browser.new_page()
     other.set_default_timeout(PATIENCE)
-    open_notebook(other, server, "notebooks/copy.ipynb")
+    open_notebook(other, server, "notebooks/copy.ipynb", workspace="other")
     there = run_up_to(other, "trainings = train(")
     cell = cell_with(page, "trainings = train(")
     for each in (there, cell):
