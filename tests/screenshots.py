@@ -11,6 +11,7 @@ import tempfile
 from pathlib import Path
 
 from lab import (
+    NOTEBOOK,
     ROOT,
     browser_page,
     button,
@@ -24,8 +25,7 @@ from lab import (
 from PIL import Image
 from playwright.sync_api import Locator, expect
 
-NOTEBOOK = "notebooks/03_tract.ipynb"
-RUNS, STUDENT = ROOT / "runs" / "quickstart", "TRACT-1024-32-1-30720images-seed0"
+RUNS, STUDENT = ROOT / "runs" / "quickstart", "TRACT-1024-32-1-30720images-*seed0"
 
 
 def take(output: Locator, name: str) -> None:
@@ -36,13 +36,14 @@ def take(output: Locator, name: str) -> None:
 
 
 def main() -> None:
-    if not (RUNS / STUDENT / "model.safetensors").is_file():
+    if not list(RUNS.glob(f"{STUDENT}/model.safetensors")):
         raise SystemExit(f"no finished {RUNS / STUDENT}: `make run` first")
     with tempfile.TemporaryDirectory() as folder:
         work, home = Path(folder, "work"), Path(folder, "home")
         copy_notebook(ROOT / NOTEBOOK, work / NOTEBOOK, step_schedules=[[1024, 32, 1]])
         shutil.copytree(RUNS, work / "runs" / "quickstart")
-        shutil.rmtree(work / "runs" / "quickstart" / STUDENT)
+        for student in (work / "runs" / "quickstart").glob(STUDENT):
+            shutil.rmtree(student)
         with jupyterlab(work, home) as server, browser_page(height=1600) as page:
             open_notebook(page, server, NOTEBOOK)
             cell = run_up_to(page, "editor.show()")
@@ -57,8 +58,8 @@ def main() -> None:
             expect(cell.locator(".jp-RenderedImage img")).to_be_visible(timeout=600_000)
             cell = run_cell(page, "browse(")
             wait_until_run(cell)
-            button(cell, "Samples").click()
-            expect(cell.locator("img:visible")).to_have_count(1)
+            cell.get_by_role("tab", name="Samples").click()
+            expect(cell.locator("img.tract-samples")).not_to_have_count(0)
             take(cell.locator(".jp-Cell-outputArea"), "lab_runs")
 
 

@@ -44,6 +44,7 @@ def person(monkeypatch):
     for module in (monitor, live):
         monkeypatch.setattr(module, "somebody_clicks", lambda: True)
     monkeypatch.setattr(monitor, "launch", launched.append)
+    monkeypatch.setattr(monitor, "stand_by", lambda: launched.append("stand by"))
     monkeypatch.setattr(live.LiveBox, "_live", lambda *given: None)
     return launched
 
@@ -81,10 +82,12 @@ def test_the_buttons_are_those_of_the_state(task, person):
     panel = Panel(lambda: {task.folder: task.label}, lambda: person.append("start"))
     assert (panel.start.description, panel.start.disabled) == ("Start", False)
     assert panel.stop.disabled
+    panel.tick()
     panel.start.click()
-    assert person == ["start"]
+    assert person == ["stand by", "start"]
     active(task.folder, state="waiting", message="starting")
-    panel.refresh()
+    panel.tick()
+    assert person == ["stand by", "start"]
     assert (panel.start.description, panel.start.disabled) == ("Running", True)
     assert "waiting, step 0 of 24: starting" in state(panel)
     active(task.folder, step=12, phase="16>4", images_per_second=8.0, seconds_left=6.0)

@@ -48,9 +48,9 @@ def make_fields() -> dict[str, w.Widget]:
 
 
 def labelled(widget: w.Widget, name: str, width: str) -> w.Widget:
-    """A widget with its name before it, no wider than its place."""
+    """A widget with its name before it."""
     widget.description, widget.style.description_width = name, "118px"
-    widget.layout.width, widget.layout.max_width = width, "98%"
+    widget.layout.width = width
     return widget
 
 
