@@ -115,12 +115,12 @@ def figure(charts: Sequence[Chart]) -> Figure:
         ax.set(yscale="log", xlim=(0, chart.end), ylim=(10**low, 10**high), title=chart.title)
         ax.set_xticks([0, chart.end], [chart.form(0), chart.form(chart.end)])
         ax.set_xlabel(chart.x_label)
-        if high - low < 2:
-            plain_ticks(ax.yaxis)
         ax.vlines(chart.marks, 10**low, 10**high, DATA, ":", linewidth=1)
         for label, line in chart.drawn.items():
             style = {"ls": "--"} if line.dashed else {"marker": ".", "markersize": 3}
             ax.plot(line.x, line.y, color=line.color, linewidth=1.2, label=label, **style)
+        if high - low < 2:
+            plain_ticks(ax.yaxis)
         if len(chart.drawn) > 1:
             ax.legend(fontsize=7, framealpha=0.6)
     return drawn
