@@ -105,7 +105,7 @@ def test_an_executed_notebook_can_be_executed_again_in_its_kernel():
 
 def test_of_a_progress_bar_nothing_is_kept(tmp_path):
     path = tmp_path / "n.ipynb"
-    bar = "start\nrun:   0%|\rrun:  50%|\rrun: 100%|\nend\n"
+    bar = "start\nrun:   0%|\rrun:  50%|\rrun: 100%|\nend\n\x1b[A"
     outputs = [
         v4.new_output("stream", text=bar),
         v4.new_output("display_data", {"text/plain": "x"}),

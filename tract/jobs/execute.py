@@ -23,7 +23,8 @@ from tract.jobs.parameters import check_parameters, declared_parameters
 START_SECONDS = 600  # until a kernel answers, on a machine that is busy with others
 WIDGET_VIEW = "application/vnd.jupyter.widget-view+json"
 
-PROGRESS_BAR = re.compile(r"^.*\d%\|.*\n?", re.MULTILINE)  # a line of one, of tqdm
+# A line of one, of tqdm, and its way back up from a nested one.
+PROGRESS_BAR = re.compile(r"^.*\d%\|.*\n?|\x1b\[A", re.MULTILINE)
 
 
 class LocalKernel(AsyncKernelManager):
