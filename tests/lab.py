@@ -217,6 +217,16 @@ def run_all(page: Page) -> None:
     _begin(page.locator(".jp-CodeCell").first, act)
 
 
+def end_kernels(server: dict) -> None:
+    """Shut down all kernels of a server."""
+    kernels, headers = f"{server['url']}api/kernels", {"Authorization": f"token {server['token']}"}
+    with urllib.request.urlopen(urllib.request.Request(kernels, headers=headers)) as answer:
+        found = json.load(answer)
+    for kernel in found:
+        end = urllib.request.Request(f"{kernels}/{kernel['id']}", headers=headers, method="DELETE")
+        urllib.request.urlopen(end).close()
+
+
 def reload_page(page: Page, cell: Locator, text: str | re.Pattern) -> None:
     """Load the page again, and wait until the widgets in a cell say something.
 

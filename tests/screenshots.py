@@ -29,10 +29,9 @@ RUNS, STUDENT = ROOT / "runs" / "quickstart", "TRACT-1024-32-1-30720images-*seed
 
 
 def take(output: Locator, name: str) -> None:
-    """Keep a picture of an output, of few colours, in figures."""
-    image = Image.open(io.BytesIO(output.screenshot()))
-    palette = image.convert("RGB").quantize(128, dither=Image.Dither.NONE)
-    palette.save(ROOT / "figures" / f"{name}.png", optimize=True)
+    """Keep a picture of an output in figures."""
+    image = Image.open(io.BytesIO(output.screenshot())).convert("RGB")
+    image.save(ROOT / "figures" / f"{name}.png", optimize=True)
 
 
 def main() -> None:

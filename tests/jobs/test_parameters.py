@@ -32,6 +32,50 @@ def test_an_old_name_is_refused_with_the_new_one(notebook, names):
             check_parameters(declared, {name: 1})
 
 
+def of_01(changes):
+    """Names of notebook 01 before its last cell, where nothing was learned."""
+    steps = [32, 16, 8]
+    table = pd.DataFrame({"nfe": steps, "fd_pixels": 10.0 - np.arange(3)})
+    losses = pd.DataFrame({"loss": np.ones(100)})
+    return {"table": table, "history": lambda folder: losses, "TEACHER": "teacher"}
+
+
+def of_03(changes):
+    """Names of notebook 03 before its last cell, where students are no better than the teacher."""
+    schedules = changes.get("step_schedules", [[1024, 32, 1], [1024, 1]])
+    recipes = [Distillation(step_schedule=s, train_images=1280) for s in schedules]
+    ends = [schedule[-1] for schedule in schedules]
+    rows = [("teacher", ends[0], 1.0), *((run_name(s), ends[0], 1.0) for s in recipes)]
+    table = pd.DataFrame(rows, columns=["run", "nfe", "fd_pixels"])
+    names = {"recipes": recipes, "ends": ends, "table": table, "run_name": run_name}
+    about = SimpleNamespace(teacher_steps=1024, unchanged=True)
+    return names | {"TEACHER": "teacher", "experiment": about, "trainings": about}
+
+
+@pytest.mark.parametrize(
+    ("notebook", "names", "changes"),
+    [
+        ("01_teacher", of_01, {"sample_steps": [16, 8]}),
+        ("03_tract", of_03, {"train_images": 1280}),
+        ("03_tract", of_03, {"step_schedules": [[1024, 8]]}),
+    ],
+)
+def test_a_notebook_asserts_what_holds_at_its_committed_parameters_alone(
+    notebook, names, changes, capsys
+):
+    path = NOTEBOOKS / f"{notebook}.ipynb"
+    cells = nbformat.read(path, as_version=4).cells
+    (last,) = (cell.source for cell in cells if "check_claims(" in cell.source)
+    committed = declared_parameters(path)
+    given = {"as_committed": as_committed, "check_claims": check_claims, "metric_name": metric_name}
+    given |= {"features": ["pixels"], "run_dir": "", **names(changes)}
+    exec(last, given | {"parameters": committed | changes})
+    assert "does not hold" in capsys.readouterr().out
+    if "step_schedules" not in changes:
+        with pytest.raises(AssertionError):
+            exec(last, given | {"parameters": committed})
+
+
 def test_settings_take_the_parameters_of_their_names_and_what_is_given_besides():
     parameters = {"train_images": 64, "batch_size": 16, "seed": 2, "run_dir": "runs"}
     assert from_parameters(Training, parameters) == Training(train_images=64, batch_size=16, seed=2)

@@ -3,8 +3,11 @@
 Screenshots of every stage are left in .screenshots, with what server and page have logged.
 """
 
+import json
 import re
 import shutil
+import subprocess
+import sys
 import urllib.error
 import urllib.request
 
@@ -22,6 +25,7 @@ from lab import (
     cell_with,
     complaints,
     end_jobs,
+    end_kernels,
     jupyterlab,
     open_notebook,
     pictures,
@@ -36,8 +40,7 @@ from lab import (
 )
 from playwright.sync_api import expect
 
-from tract.experiments.experiment import open_experiment
-from tract.experiments.job import read_task
+from tract.experiments.job import JOB
 from tract.experiments.status import read_status
 from tract.networks.weights import load_model
 
@@ -218,6 +221,7 @@ def test_two_notebooks_show_one_run_and_a_finished_one_stays_as_a_picture(page, 
         expect(each.locator(".widget-button")).to_have_count(0)
     other.close()
     save_notebook(page)
+    end_kernels(server)
     page.reload()
     cell.scroll_into_view_if_needed()
     expect(cell.locator(".jp-RenderedImage img")).to_be_visible()
@@ -226,14 +230,16 @@ def test_two_notebooks_show_one_run_and_a_finished_one_stays_as_a_picture(page, 
     shot(page, "7-finished")
 
 
-def test_its_weights_are_those_of_a_run_without_a_panel(work, run, tmp_path):
+def test_its_weights_are_those_of_tract_run(work, run, tmp_path):
     copy = tmp_path / "alone"
     (copy / "teacher").mkdir(parents=True)
     for name in ("experiment.json", "teacher/card.json", "teacher/model.safetensors"):
         (copy / name).write_bytes((run.parent / name).read_bytes())
-    task = read_task(run)
-    student = open_experiment(copy, task.experiment.compute).distill(task.settings)
-    assert torch.equal(weights(student), weights(load_model(run)[0]))
+    threads = json.loads((run / JOB).read_text())["threads"]
+    command = [sys.executable, "-m", "tract", "run", work / NOTEBOOK, tmp_path / "out.ipynb"]
+    command += ["-p", "run_dir", copy, "-p", "threads", str(threads)]
+    subprocess.run(command, check=True)
+    assert torch.equal(weights(load_model(copy / run.name)[0]), weights(load_model(run)[0]))
 
 
 def test_the_run_is_found_in_the_browser(page):

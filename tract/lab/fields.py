@@ -92,7 +92,8 @@ class ScheduleFields(w.VBox):
     def __init__(self, say: Callable[[str], None]):
         self._say, self._quiet = say, False
         self.text = labelled(w.Text(continuous_update=False), "step_schedule", "460px")
-        self.add, self.halve = w.Button(description="Add phase"), w.Button(description="Halving")
+        names = ("Add phase", "Halving")
+        self.add, self.halve = (w.Button(description=n, layout={"width": "90px"}) for n in names)
         self.add.on_click(self._add_phase)
         self.halve.on_click(self._halve)
         self.entries = w.VBox()

@@ -10,7 +10,7 @@ from IPython.display import DisplayHandle
 
 from tract.lab.show import bundle, show, style_sheet
 
-WRAP = {"flex_flow": "row wrap", "width": "100%"}  # layout of rows that may not fit
+WRAP = {"flex_flow": "row wrap", "align_items": "center", "width": "100%"}  # rows that may not fit
 
 
 def somebody_clicks() -> bool:

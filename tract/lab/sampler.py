@@ -31,7 +31,7 @@ class Sampler(w.VBox):
         self._cancelled = threading.Event()
         self.thread: threading.Thread | None = None
         self.nfe = w.SelectionSlider(options=[1], description="Steps", continuous_update=False)
-        self.progress = w.FloatProgress(max=1.0, description="Sampling")
+        self.progress = w.FloatProgress(max=1.0, description="Sampling", layout={"width": "220px"})
         self.cancel = w.Button(description="Cancel", disabled=True)
         self.images = w.HTML()
         self.nfe.observe(self._begin, "value")
