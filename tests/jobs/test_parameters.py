@@ -1,16 +1,24 @@
 """Parameters of a notebook become settings."""
 
+from types import SimpleNamespace
+
+import nbformat
+import numpy as np
+import pandas as pd
 import pytest
 
 from tract.ema import decay_from_residual
+from tract.experiments.experiment import run_name
 from tract.jobs.parameters import (
     NOTEBOOKS,
     RENAMED,
     as_committed,
+    check_claims,
     check_parameters,
     declared_parameters,
     from_parameters,
 )
+from tract.metrics.features import metric_name
 from tract.settings import Distillation, Training
 
 
