@@ -232,9 +232,7 @@ def test_two_notebooks_show_one_run_and_a_finished_one_stays_as_a_picture(page, 
 
 def test_its_weights_are_those_of_tract_run(work, run, tmp_path):
     copy = tmp_path / "alone"
-    (copy / "teacher").mkdir(parents=True)
-    for name in ("experiment.json", "teacher/card.json", "teacher/model.safetensors"):
-        (copy / name).write_bytes((run.parent / name).read_bytes())
+    shutil.copytree(run.parent, copy, ignore=shutil.ignore_patterns("TRACT*"))
     threads = json.loads((run / JOB).read_text())["threads"]
     command = [sys.executable, "-m", "tract", "run", work / NOTEBOOK, tmp_path / "out.ipynb"]
     command += ["-p", "run_dir", copy, "-p", "threads", str(threads)]
