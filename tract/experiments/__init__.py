@@ -4,7 +4,7 @@ In reading order:
 
     run          train with history and checkpoints, resume
     checkpoints  states to resume from
-    names        names of run directories
+    names        names of runs, and their settings from a card
     card         the settings of a run, compared on resume
     history      one line a step, and TensorBoard events
     status       who trains a run, how far it is, a request to stop

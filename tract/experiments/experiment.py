@@ -20,7 +20,7 @@ from tract.datasets.load import load_data
 from tract.denoiser import Denoiser
 from tract.distill import DistillationState, distill, start_distillation
 from tract.experiments.card import claim
-from tract.experiments.names import TEACHER, run_name
+from tract.experiments.names import TEACHER, run_name, settings_from
 from tract.experiments.run import Checkpointing, Run, complete
 from tract.experiments.team import team_size, together
 from tract.levels import FIXED, Level, levels_of
@@ -132,8 +132,9 @@ class Experiment:
     def begin(self) -> dict:
         """Claim the folder, and return the card; ValueError if another experiment has it."""
         note = {"data_dir": self._places()["data_dir"]}
-        claim(self.folder / "experiment.json", self.card(), note=note)
-        return self.card()
+        card = self.card()
+        claim(self.folder / "experiment.json", card, note=note)
+        return card
 
     def task(self, settings: Training, network: str = "") -> dict:
         """A run of this experiment as JSON, for `from_task` in another process."""
@@ -276,5 +277,4 @@ def open_experiment(folder: str | Path, compute: Compute = EAGER) -> Experiment:
 def from_task(task: dict) -> tuple[Experiment, Training]:
     """Experiment and settings of a run, as `Experiment.task` describes it."""
     about, settings = task["experiment"], task["settings"]
-    kind = Distillation if "step_schedule" in settings else Training
-    return Experiment(**about | {"compute": Compute(**about["compute"])}), kind(**settings)
+    return Experiment(**about | {"compute": Compute(**about["compute"])}), settings_from(settings)

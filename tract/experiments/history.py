@@ -14,7 +14,7 @@ import pandas as pd
 from tract.base.files import write_atomically
 from tract.records import Record
 
-HISTORY = "history.jsonl"  # name of the file in a run directory
+HISTORY, METRIC = "history.jsonl", "metric.jsonl"  # names of files in a run directory
 FIELDS = {"step": int, "num_steps": int, "images_seen": int, "loss": float, "mse": float}
 FIELDS |= {"phase": str, "seconds": int | float}
 

@@ -21,7 +21,8 @@ from tract.base.compute import use_threads
 from tract.datasets.load import load_data
 from tract.denoiser import Denoiser
 from tract.experiments.card import claim
-from tract.experiments.experiment import TEACHER, Experiment, from_task, run_name
+from tract.experiments.experiment import Experiment, from_task
+from tract.experiments.names import label_of, run_name
 from tract.experiments.preview import Preview, distance_to_data
 from tract.experiments.run import Checkpointing, Run, complete
 from tract.experiments.status import (
@@ -36,7 +37,7 @@ from tract.experiments.status import (
     read_status,
     write_status,
 )
-from tract.settings import Distillation, Training
+from tract.settings import Training
 
 JOB, LOG = "job.json", "job.log"
 
@@ -64,8 +65,7 @@ class Task:
     @property
     def label(self) -> str:
         """Method and schedule, for a reader."""
-        distilled = isinstance(self.settings, Distillation)
-        return f"{self.settings.method} {self.settings.schedule}" if distilled else TEACHER
+        return label_of(self.settings)
 
     def run(self) -> Run:
         """The run, with previews; ValueError, with the remedy, for what cannot be trained."""

@@ -1,4 +1,4 @@
-"""Names of run directories: what tells one distillation of an experiment from another."""
+"""Names of runs: of their directories, for a reader, and back from settings on a card."""
 
 from dataclasses import MISSING, fields
 
@@ -28,6 +28,17 @@ def run_name(settings: Training) -> str:
         and getattr(settings, field.name) != UNNAMED.get(field.name, field.default)
     ]
     return "-".join([settings.method, steps, images, *changed, f"seed{settings.seed}"])
+
+
+def label_of(settings: Training) -> str:
+    """Method and schedule of a run, for a reader."""
+    distilled = isinstance(settings, Distillation)
+    return f"{settings.method} {settings.schedule}" if distilled else TEACHER
+
+
+def settings_from(card: dict) -> Training:
+    """The settings on a card: of a distillation, or of a teacher's training."""
+    return (Distillation if "step_schedule" in card else Training)(**card)
 
 
 def _short(value: object) -> str:

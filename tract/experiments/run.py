@@ -21,7 +21,7 @@ from tract.denoiser import Denoiser
 from tract.distill import DistillationState
 from tract.experiments.card import claim, recorded_threads
 from tract.experiments.checkpoints import card_in, checkpoints, remove, resume, write_checkpoint
-from tract.experiments.history import History, append, trim
+from tract.experiments.history import METRIC, History, append, trim
 from tract.experiments.status import Reporter
 from tract.networks.weights import fingerprint, load_model, save_model
 from tract.optimize import StudentOutOfMemory, check_finite
@@ -153,7 +153,7 @@ class Run:
     def _steps(self, mark: dict | None, reporter: Reporter) -> Iterator[Record]:
         """Pass the records on: each is written first, the state saved when it is time."""
         folder, state, settings, saving = self.folder, self.state, self.settings, self.saving
-        measured = [line["metric"] for line in trim(folder / "metric.jsonl", state.step)]
+        measured = [line["metric"] for line in trim(folder / METRIC, state.step)]
         best = min((value for value in measured if value < math.inf), default=math.inf)  # skips nan
         _check_same(state)
         ending = False
@@ -232,7 +232,7 @@ def _measure(
     """Measure the average, keep it if it is better than the best so far, and return its value."""
     value = float(metric(state.ema))
     found = {"step": state.step, "metric": value}
-    append(folder / "metric.jsonl", found)
+    append(folder / METRIC, found)
     if value < best:  # which nan is not
         save_model(folder / "best.safetensors", state.ema, card | found)
     return value

@@ -16,7 +16,7 @@ from typing import NamedTuple
 import torch
 
 from tract.base.compute import EAGER, Compute, device
-from tract.experiments.experiment import TEACHER
+from tract.experiments.names import label_of
 from tract.jobs.synthetic import begin, memory, random_data
 from tract.levels import Level
 from tract.methods import METHODS
@@ -101,9 +101,8 @@ def estimate(
         flop: _try(config, settings, noise_schedule, flops.index(flop), compute)
         for flop in set(flops)
     }
-    distilled = isinstance(settings, Distillation)
     return {
-        "run": f"{settings.method} {settings.schedule}" if distilled else TEACHER,
+        "run": label_of(settings),
         "images": settings.num_steps * settings.batch_size,
         "steps": settings.num_steps,
         "flop": float(sum(flops) * settings.steps_per_phase * settings.batch_size),

@@ -10,7 +10,7 @@ import ipywidgets as w
 from tract.distill import check_solver
 from tract.experiments.experiment import Experiment
 from tract.experiments.job import Task
-from tract.experiments.names import TEACHER, run_name
+from tract.experiments.names import TEACHER, label_of, run_name
 from tract.experiments.results import RESULTS, read_results
 from tract.experiments.status import FAILED, FINISHED, NEW, STOPPED, read_status
 from tract.jobs.parameters import line, parameters_of, presets_in, yaml_of
@@ -215,7 +215,7 @@ class Editor(LiveBox):
         said = "a new run" if state == NEW else told(status)
         if state == FINISHED:
             said += f"{self._distance(settings)}. Change a setting, such as seed, for another run"
-        self.summary.value = text(f"{settings.method} {settings.schedule}: {said}")
+        self.summary.value = text(f"{label_of(settings)}: {said}")
 
     def _distance(self, settings: Distillation) -> str:
         try:

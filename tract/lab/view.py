@@ -10,10 +10,10 @@ import ipywidgets as w
 from torch import Tensor
 
 from tract.experiments.card import read_card
-from tract.experiments.history import HISTORY
+from tract.experiments.history import HISTORY, METRIC
 from tract.experiments.job import JOB
 from tract.experiments.measure import REAL, SAMPLES
-from tract.experiments.names import TEACHER
+from tract.experiments.names import TEACHER, settings_from
 from tract.experiments.preview import PHASE_METRIC, PREVIEW, read_preview
 from tract.experiments.results import RESULTS, read_results
 from tract.experiments.status import FAILED, NEW, RUNNING, Status, read_status
@@ -25,10 +25,9 @@ from tract.lab.style import DATA, SELF_TEACHER, STUDENT, TEACHER_COLOUR
 from tract.metrics.features import metric_name
 from tract.networks.weights import read_tensors
 from tract.phases import in_steps
-from tract.settings import Distillation, Training
+from tract.settings import Distillation
 
 PAUSE = 2.0  # seconds between two drawings
-METRIC = "metric.jsonl"
 ACROSS = (TEACHER_COLOUR, DATA, SELF_TEACHER)  # colours of horizontal lines
 
 
@@ -88,8 +87,7 @@ class RunView(w.VBox):
         return f"As of step {last['step']:,}" + (f", phase {last['phase']}" * bool(last["phase"]))
 
     def _charts_of(self, card: dict, preview: dict[str, Tensor]) -> list[Chart]:
-        distilled, settings = card["method"] != TEACHER, card["settings"]
-        made = Distillation(**settings) if distilled else Training(**settings)
+        distilled, made = card["method"] != TEACHER, settings_from(card["settings"])
         grid = made.grid_steps if distilled else card["experiment"]["teacher_steps"]
         images, phase = (n * made.batch_size for n in (made.num_steps, made.steps_per_phase))
         rows, shown = self._lines[HISTORY].read(), {}
