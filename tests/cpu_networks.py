@@ -56,23 +56,22 @@ def trained(config: dict, data: Data, compute: Compute, seconds: float) -> tuple
     """A teacher of so many seconds, and the images that it saw."""
     images = 64 * 11  # whose time tells how many there will be
     for _ in range(2):
-        settings = Training(images=images, batch=64)
+        settings = Training(train_images=images, batch_size=64)
         state = start_training(build_denoiser(config), settings)
         records = train_teacher(state, data, LEVELS, settings, compute)
         next(records)
         start = time.process_time()
         steps = sum(1 for _ in records)
         images = int(seconds * steps / (time.process_time() - start)) * 64
-    return state.ema, settings.images
+    return state.ema, settings.train_images
 
 
 def moments(images: Tensor) -> dict[str, Moments]:
     """Of uint8 images (N, 1, H, W) without their padding, by the name of the distance."""
-    classifier, _ = read_classifier(MODELS / "fashion_mnist_classifier.safetensors")
+    classifier, _ = read_classifier(MODELS / "fashion_mnist_28_classifier.safetensors")
     border = (images.shape[-1] - 28) // 2
     images = images[..., border : border + 28, border : border + 28]
-    padded = torch.nn.functional.pad(images, (2, 2, 2, 2))  # as the classifier was taught
-    features = torch.cat([classifier.features(to_unit(x)) for x in padded.split(256)])
+    features = torch.cat([classifier.features(to_unit(x)) for x in images.split(256)])
     return {"fd_classifier": moments_of(features), "fd_pixels": moments_of(pixels(images))}
 
 
