@@ -293,7 +293,7 @@ def test_kinds_of_recipes_are_lines_over_their_evaluations():
         for n, value in ((1, 2.0), (4, 1.0))
     ]
     (ax,) = charts.quality_by_steps(None, pd.concat(rows), STUDY, ["family_1", "family_4"]).axes
-    lines = {n.get_label(): n.get_xydata().tolist() for n in ax.lines if n.get_marker() == "None"}
+    lines = {n.get_label(): n.get_xydata().tolist() for n in ax.lines if n.get_label()[0] != "_"}
     assert lines == {"MCT": [[1, 2], [4, 1]], "TRACT from 32": [[1, 4], [4, 4]]}
 
 
@@ -377,7 +377,7 @@ def test_grids_are_lines_over_the_number_of_steps(paper):
     (ax,) = charts.ablation_chart(
         paper, results(labels, comparison="finest_grid"), "finest_grid", STUDY
     ).axes
-    lines = {n.get_label(): n.get_xydata().tolist() for n in ax.lines if n.get_marker() == "None"}
+    lines = {n.get_label(): n.get_xydata().tolist() for n in ax.lines if n.get_label()[0] != "_"}
     assert lines == {"fixed": [[16, 2.0], [64, 4.0]], "growing": [[16, 5.0]]}
 
 
@@ -432,7 +432,7 @@ def test_charts_speak_in_words_name_their_scale_and_have_one_colour_a_method(req
 def test_lines_go_through_the_means_of_the_seeds(paper):
     table = results({"TRACT, 1 times": [1.0, 4.0], "TRACT, 2 times": [2.0]}, comparison="images")
     _, ours = charts.quality_by_images(paper, table, STUDY).axes
-    (line,) = [line for line in ours.lines if line.get_marker() == "None"]
+    (line,) = [line for line in ours.lines if line.get_label()[0] != "_"]
     assert line.get_xydata().tolist() == [[30720, 2.5], [61440, 2.0]]
 
 
@@ -446,7 +446,7 @@ def test_a_valley_is_drawn_from_the_grids_that_do_not_grow(paper):
     rollout = truth.assign(metric="rmse_to_rollout", value=truth["value"] / 2)
     table = pd.concat([truth, own, stranger, rollout])
     (ax,) = charts.trade_off(table, {"fd_pixels": STUDY}).axes
-    lines = [line.get_xydata().tolist() for line in ax.lines if line.get_marker() == "None"]
+    lines = [n.get_xydata().tolist() for n in ax.lines if n.get_label()[0] != "_"]
     assert lines == [[[16, 0.5], [64, 0.2]], [[16, 1], [64, 2]], [[16, 2], [64, 4]]]
 
 

@@ -26,7 +26,8 @@ METHOD_STYLES = {
     "teacher": Style(TEACHER_COLOUR, "s"),
     "real images": Style(DATA, "x"),
 }
-LINES = ("-", "--", ":", "-.")  # of several lines of one method
+# Of several lines of one method, and of their points.
+LINES, FILLS = ("-", "--", ":", "-."), ("full", "none", "left", "right")
 
 # What identifiers of metrics, data and settings are called in titles, axes and tables.
 WORDS = {
@@ -84,13 +85,13 @@ def method_style(label: str) -> Style:
 
 
 def line_styles(labels: list[str]) -> dict[str, dict]:
-    """Options of `plot` by label: the method's colour, and a line style of its own."""
+    """Options of `plot` by label: the method's colour, a line style and a fill of its own."""
     counts: dict[str, int] = {}
     styles = {}
     for label in labels:
         method = method_of(label)
         count = counts[method] = counts.get(method, -1) + 1
         color = METHOD_STYLES[method].color
-        again = count // len(LINES)
-        styles[label] = {"color": color, "linestyle": LINES[count % 4], "alpha": 0.5**again}
+        styles[label] = {"color": color, "alpha": 0.5 ** (count // 4)}
+        styles[label] |= {"linestyle": LINES[count % 4], "fillstyle": FILLS[count % 4]}
     return styles

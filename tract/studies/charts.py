@@ -33,9 +33,9 @@ from tract.studies.tables import recipes_of
 PUBLISHED_LABEL = "published: CIFAR-10"
 LOWER = "(log scale, lower is better)"
 FLOOR = "real images"
+LEGEND = {"fontsize": 8, "edgecolor": "none", "framealpha": 0.85}
 ROWS = {  # what the rows of a comparison are, where that is not a schedule
-    "self_ema": "self-teacher's\ndecay",
-    "growing_self_ema": "self-teacher's\ndecay",
+    **dict.fromkeys(("self_ema", "growing_self_ema"), "self-teacher's\ndecay"),
     "ema_residual": "share of the start\nleft in the average",
     "loss_weight": "loss weight",
     "student_network": "student",
@@ -129,7 +129,7 @@ def _add_levels(ax: Axes, study: Study, results: pd.DataFrame, rows: pd.DataFram
     _levels(ax.axhline, study, results, rows)
     plain_ticks(ax.yaxis)
     if ax.lines:
-        ax.legend(frameon=False, fontsize=8)
+        ax.legend(**LEGEND)
 
 
 def quality_by_steps(
@@ -240,17 +240,18 @@ def _lines(
     for ax, (title, metric, table) in zip(axes[0], panels, strict=True):
         styles = looks or line_styles(list(table["line"].unique()))
         for name, rows in table.astype({x: float, "value": float}).groupby("line", sort=False):
-            means = rows.groupby(x)["value"].mean()
-            color, marker = styles[name]["color"], "o" if looks else method_style(name).marker
-            ax.plot(means, linewidth=1.4, label=in_words(name), **styles[name])
-            ax.plot(rows[x], rows["value"], marker, color=color, markersize=4, alpha=0.7)
+            look = styles[name] | {"marker": "o" if looks else method_style(name).marker}
+            means, points = rows.groupby(x)["value"].mean(), {"linestyle": "none", "alpha": 0.7}
+            # Without points, but with a marker in the legend.
+            ax.plot(means, linewidth=1.4, label=in_words(name), markevery=[], markersize=4, **look)
+            ax.plot(rows[x], rows["value"], markersize=4, **look | points)
         ax.set(xscale="log", yscale="log", xlabel=f"{label} (log scale)")
         ax.set_title(title, fontsize=10)
         ax.set_ylabel(f"{in_words(metric)}\n{LOWER}")
         plain_ticks(ax.yaxis)
         _mark_steps(ax, x)
         if ax.lines and not looks:
-            ax.legend(frameon=False, fontsize=8)
+            ax.legend(**LEGEND)
     if looks:
         _legend(figure, axes[0, :1])
     return figure
