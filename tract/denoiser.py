@@ -4,6 +4,7 @@ Teacher, student, averages, exact oracles and loaded checkpoints are all such ca
 """
 
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -13,37 +14,39 @@ from tract.levels import Level, broadcast
 
 Denoise = Callable[..., Tensor]  # denoise(x_t, level, labels=None) -> x0, shaped like x_t
 
-# A prediction type is (c_skip, c_out, c_in) with x0 = c_skip x_t + c_out F(c_in x_t). With
-# n^2 = alpha^2 + sigma^2, which is 1 for VP, the first three show the network x_t / n: the VP
-# picture of a VE sample, so that one network and one definition serve both.
+# (c_skip, c_out, c_in) of a prediction type: x0 = c_skip x_t + c_out F(c_in x_t). The first three
+# show the network x_t / n, the VP picture of a VE sample, with n^2 = alpha^2 + sigma^2.
+Scalings = tuple[Tensor, Tensor, Tensor]
 
 
-def x0_scalings(level: Level, sigma_data: float) -> tuple[Tensor, Tensor, Tensor]:
+def x0_scalings(level: Level, sigma_data: float) -> Scalings:
     """The network outputs x0 itself, as the paper's VP networks do."""
     norm = (level.alpha**2 + level.sigma**2).sqrt()
     return torch.zeros_like(norm), torch.ones_like(norm), 1 / norm
 
 
-def eps_scalings(level: Level, sigma_data: float) -> tuple[Tensor, Tensor, Tensor]:
+def eps_scalings(level: Level, sigma_data: float) -> Scalings:
     """The network outputs the noise; Ho et al. 2020. An error in it grows by sigma / alpha."""
     norm = (level.alpha**2 + level.sigma**2).sqrt()
     return 1 / level.alpha, -level.sigma / level.alpha, 1 / norm
 
 
-def v_scalings(level: Level, sigma_data: float) -> tuple[Tensor, Tensor, Tensor]:
+def v_scalings(level: Level, sigma_data: float) -> Scalings:
     """The network outputs v = (alpha eps - sigma x0) / n; Salimans & Ho 2022, appendix D."""
     norm = (level.alpha**2 + level.sigma**2).sqrt()
     return level.alpha / norm**2, -level.sigma / norm, 1 / norm
 
 
-def edm_scalings(level: Level, sigma_data: float) -> tuple[Tensor, Tensor, Tensor]:
+def edm_scalings(level: Level, sigma_data: float, least: float = 0.0) -> Scalings:
     """EDM's unit-variance input and target for data of standard deviation sigma_data.
 
-    Karras et al. 2022, table 1, written for any alpha. With sigma_data = 1 it is -v.
+    Karras et al. 2022, table 1, written for any alpha. With sigma_data = 1 it is -v. least: sigma /
+    alpha where x0 is the sample itself, in consistency models; Song et al. 2023, appendix C.
     """
+    beyond = level.sigma - least * level.alpha
     variance = level.alpha**2 * sigma_data**2 + level.sigma**2
-    c_skip = level.alpha * sigma_data**2 / variance
-    return c_skip, level.sigma * sigma_data / variance.sqrt(), 1 / variance.sqrt()
+    c_skip = level.alpha * sigma_data**2 / (level.alpha**2 * sigma_data**2 + beyond**2)
+    return c_skip, beyond * sigma_data / variance.sqrt(), 1 / variance.sqrt()
 
 
 SCALINGS = {
@@ -51,6 +54,7 @@ SCALINGS = {
     "eps": eps_scalings,
     "v": v_scalings,
     "edm": edm_scalings,
+    "consistency": partial(edm_scalings, least=0.002),
     "x0_eps": v_scalings,  # two outputs, of which Denoiser makes a v
 }
 
@@ -58,11 +62,10 @@ SCALINGS = {
 class Denoiser(nn.Module):
     """A network `net(x, logsnr, labels)` and what its output means, as a denoiser.
 
-    prediction: a name in SCALINGS. "x0_eps": a net of twice the image's channels that predicts
-    both, x0 trusted where there is noise and eps where there is little (Salimans & Ho 2022, the
-    paper's ImageNet-64 nets). sigma_data: the data's standard deviation, for "edm". The network
-    runs in its own dtype on inputs of about unit variance and sees the level as log-SNR clipped to
-    +-20, so that sigma = 0 is not a special case.
+    prediction: a name in SCALINGS. "x0_eps": a net of twice the image's channels predicts both, x0
+    trusted where there is noise, eps where there is little (Salimans & Ho 2022, for ImageNet-64).
+    sigma_data: the data's standard deviation, for "edm". The network runs in its own dtype on
+    inputs of about unit variance and sees log-SNR clipped to +-20: sigma = 0 is not special.
     """
 
     def __init__(self, net: nn.Module, prediction: str = "x0", sigma_data: float = 0.5):
@@ -81,8 +84,7 @@ class Denoiser(nn.Module):
         F_x = self.net(inputs, logsnr, labels).to(x_t.dtype)
         if self.prediction == "x0_eps":
             x0, eps = F_x.chunk(2, dim=1)
-            norm = (level.alpha**2 + level.sigma**2).sqrt()
-            F_x = broadcast(level.alpha / norm, eps) * eps - broadcast(level.sigma / norm, x0) * x0
+            F_x = broadcast(level.alpha * c_in, eps) * eps + broadcast(c_out, x0) * x0
         return broadcast(c_skip, x_t) * x_t + broadcast(c_out, x_t) * F_x
 
 

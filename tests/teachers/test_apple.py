@@ -4,14 +4,17 @@ import os
 import pickle
 import zipfile
 from collections import OrderedDict
+from pathlib import Path
 
 import flax_net
 import pytest
 import torch
 
+from tract.cli.main import main
 from tract.networks.build import build_denoiser, named_network
+from tract.networks.weights import save_model
 from tract.teachers import apple
-from tract.teachers.apple import read_apple, write_apple
+from tract.teachers.apple import read_apple
 from tract.teachers.containers import read_torch
 from tract.teachers.paper_unet import describe
 
@@ -94,6 +97,10 @@ def tensors_of(network):
     return arrays, authors_tensors(arrays, network["mult"], network["blocks"])
 
 
+def read(path):
+    return read_apple(Path(path), read_torch(Path(path)))
+
+
 def saved(path, content):
     torch.save(content, path)
     return path
@@ -102,7 +109,7 @@ def saved(path, content):
 @NETWORKS
 def test_outputs_are_those_of_the_authors_network(tmp_path, network):
     arrays, tensors = tensors_of(network)
-    denoiser = read_apple(saved(tmp_path / "a.pt", OrderedDict(tensors)))
+    denoiser = read(saved(tmp_path / "a.pt", OrderedDict(tensors)))
     x = torch.randn(2, 3, 16, 16, generator=torch.Generator().manual_seed(0))
     logsnr = torch.tensor([20.0, 9.0])
     labels = torch.tensor([4, 0]) if network.get("classes") else None
@@ -118,7 +125,7 @@ def test_the_norms_add_as_much_to_the_variance_as_the_authors(tmp_path):
     arrays = flax_net.random_arrays(**flax_net.TINY)
     arrays["conv_in/kernel"] *= 1e-3  # so that the first norms see hardly any variance
     tensors = authors_tensors(arrays, (1, 2), 1)
-    denoiser = read_apple(saved(tmp_path / "a.pt", tensors))
+    denoiser = read(saved(tmp_path / "a.pt", tensors))
     x, logsnr = torch.randn(1, 3, 16, 16), torch.tensor([9.0])
     right, wrong = (
         flax_net.forward(arrays, x, logsnr, attentive=(1,), norm_eps=eps) for eps in (1e-5, 1e-6)
@@ -131,23 +138,31 @@ def test_the_norms_add_as_much_to_the_variance_as_the_authors(tmp_path):
 @NETWORKS
 def test_every_tensor_arrives_bit_for_bit(tmp_path, network):
     _, tensors = tensors_of(network)
-    state = read_apple(saved(tmp_path / "a.pt", tensors)).net.state_dict()
+    state = read(saved(tmp_path / "a.pt", tensors)).net.state_dict()
     ours = torch.cat([t.flatten() for t in state.values()]).sort().values
     assert torch.equal(ours, torch.cat([t.flatten() for t in tensors.values()]).sort().values)
 
 
 @NETWORKS
-def test_a_network_is_written_back_tensor_by_tensor(tmp_path, network):
+def test_a_student_is_exported_as_the_state_dict_that_the_authors_load(tmp_path, network, capsys):
     _, tensors = tensors_of(network)
-    denoiser = read_apple(saved(tmp_path / "a.pt", tensors))
-    write_apple(denoiser, tmp_path / "b.pt")
-    again = torch.load(tmp_path / "b.pt", weights_only=True)
+    student = read(saved(tmp_path / "a.pt", tensors))
+    card = {"experiment": {"noise_schedule": "cosine", "clamp": True}}
+    (tmp_path / "run").mkdir()
+    save_model(tmp_path / "run" / "model.safetensors", student, card)
+    export = ["export", str(tmp_path / "run"), str(tmp_path / "new" / "b.pt")]
+    assert main(export) == 0
+    again = torch.load(tmp_path / "new" / "b.pt", weights_only=True)
+    assert type(again) is dict  # flat: their fid_model.py gives it to load_state_dict as it is
     assert again.keys() == tensors.keys()
     assert [name for name in tensors if not torch.equal(again[name], tensors[name])] == []
-    with pytest.raises(FileExistsError):
-        write_apple(denoiser, tmp_path / "b.pt")
-    with pytest.raises(ValueError, match="only a student of one of the authors' networks"):
-        write_apple(build_denoiser(named_network("digits")), tmp_path / "c.pt")
+    assert main(export) == 1
+    assert "b.pt exists already" in capsys.readouterr().err
+    save_model(
+        tmp_path / "run" / "model.safetensors", build_denoiser(named_network("digits")), card
+    )
+    assert main([*export[:2], str(tmp_path / "c.pt")]) == 1
+    assert "only a student of one of the authors' networks" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -173,8 +188,8 @@ def test_a_network_is_written_back_tensor_by_tensor(tmp_path, network):
 def test_the_averaged_network_is_found_in_what_is_around_it(tmp_path, wrap):
     _, tensors = tensors_of(flax_net.TINY)
     noise = {n: torch.randn(t.shape) for n, t in tensors.items()}
-    plain = read_apple(saved(tmp_path / "plain.pt", tensors)).state_dict()
-    wrapped = read_apple(saved(tmp_path / "a.pt", wrap(tensors, noise))).state_dict()
+    plain = read(saved(tmp_path / "plain.pt", tensors)).state_dict()
+    wrapped = read(saved(tmp_path / "a.pt", wrap(tensors, noise))).state_dict()
     assert all(torch.equal(plain[name], wrapped[name]) for name in plain)
 
 
@@ -222,7 +237,7 @@ def test_code_in_a_file_is_named_and_not_executed(tmp_path, monkeypatch, legacy)
     _, tensors = tensors_of(flax_net.TINY)
     torch.save({**tensors, "x": Evil()}, "a.pt", _use_new_zipfile_serialization=not legacy)
     with pytest.raises(ValueError, match=r"a\.pt holds more.*nothing of it.*it names \w+\.system"):
-        read_apple("a.pt")
+        read("a.pt")
     assert not (tmp_path / "executed").exists()
 
 
@@ -232,7 +247,7 @@ def test_a_truncated_file_is_refused(tmp_path, share):
     content = path.read_bytes()
     path.write_bytes(content[: int(len(content) * share)])
     with pytest.raises(ValueError, match=r"a\.pt holds more than weights, or is damaged"):
-        read_apple(path)
+        read(path)
 
 
 @pytest.mark.parametrize(
@@ -242,7 +257,7 @@ def test_a_truncated_file_is_refused(tmp_path, share):
         (lambda t: {1: torch.ones(1)}, "holds no named weights"),
         (
             lambda t: {"fc.weight": torch.ones(1)},
-            r"lacks down\.0\.weight: use a network of the aut",
+            r"lacks down\.0\.weight: use a checkpoint of",
         ),
         (
             lambda t: {n: v for n, v in t.items() if n != "mid.1.resblocks.conv2.bias"},
@@ -263,14 +278,14 @@ def test_a_truncated_file_is_refused(tmp_path, share):
 def test_a_file_of_something_else_is_refused_by_name(tmp_path, change, message):
     path = saved(tmp_path / "a.pt", change(tensors_of(flax_net.TINY)[1]))
     with pytest.raises(ValueError, match=message):
-        read_apple(path)
+        read(path)
 
 
 def test_files_of_before_torchs_zip_are_read_too(tmp_path):
     _, tensors = tensors_of(flax_net.TINY)
     torch.save(tensors, tmp_path / "a.pt", _use_new_zipfile_serialization=False)
     torch.save(tensors, tmp_path / "b.pt")
-    old, new = (read_apple(tmp_path / name).state_dict() for name in ("a.pt", "b.pt"))
+    old, new = (read(tmp_path / name).state_dict() for name in ("a.pt", "b.pt"))
     assert all(torch.equal(old[name], new[name]) for name in new)
 
 
@@ -278,7 +293,7 @@ def test_a_plain_pickle_is_refused_without_executing_it(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "a.pt").write_bytes(pickle.dumps(Evil(), protocol=2))
     with pytest.raises(ValueError, match="nothing of it was executed"):
-        read_apple("a.pt")
+        read("a.pt")
     assert not (tmp_path / "executed").exists()
 
 
@@ -295,5 +310,5 @@ def test_a_flipped_bit_and_packed_records_are_refused(tmp_path):
         read_torch(path)
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("archive/data.pkl", bytes(10**6))
-    with pytest.raises(ValueError, match="packed records, which torch does not write"):
+    with pytest.raises(ValueError, match="compressed records, which torch does not write"):
         read_torch(path)

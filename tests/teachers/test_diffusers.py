@@ -277,7 +277,7 @@ def cut(name):
 
 
 REFUSED = {
-    "no weights": (remove(WEIGHTS), "has no .*safetensors or .*bin: give a folder"),
+    "no weights": (remove(WEIGHTS), "has no .*safetensors or .*bin: give the complete folder"),
     "no network": (remove(CONFIGS), "unet has no config.json: give"),
     "no scheduler": (remove(SCHEDULER), "scheduler has no scheduler_config.json: give"),
     "cut weights": (cut(WEIGHTS), r"\.safetensors is damaged .*: fetch it again"),
@@ -300,7 +300,7 @@ REFUSED = {
     ),
     "latent": (
         change("model_index.json", vqvae=["diffusers", "VQModel"]),
-        "names vqvae beside unet and scheduler: use a pipeline that works on pixels",
+        "names vqvae besides unet and scheduler: use a pipeline that works on pixels",
     ),
     "text": (change(CONFIGS, _class_name="UNet2DConditionModel"), "UNet2DConditionModel'.*use"),
     "VE": (change(CONFIGS, time_embedding_type="fourier"), "time_embedding_type 'fourier'"),

@@ -369,15 +369,15 @@ EDITS = {
     "ema is something else": (lambda c: c.update(ema=[1]), "object of class 'list'"),
     "an unknown preconditioning": (
         lambda c: c["ema"].__dict__["meta"].update(class_name="MyPrecond"),
-        "'MyPrecond', which is none of EDM's",
+        "'MyPrecond', which none of EDM's",
     ),
     "an unknown block": (
         lambda c: c["ema"].model.enc["8x8_block0"].__dict__["meta"].update(class_name="Backdoor"),
-        "'Backdoor', which is none of EDM's",
+        "'Backdoor', which none of EDM's",
     ),
     "a class without name": (
         lambda c: c["ema"].__dict__["meta"].update(class_name=[[1]]),
-        "[[1]], which is none of EDM's",
+        "[[1]], which none of EDM's",
     ),
     "another model": (
         lambda c: setattr(c["ema"], "model", c["ema"].model.map_layer0),
@@ -406,27 +406,27 @@ EDITS = {
     ),
     "a module in itself": (
         lambda c: c["ema"].model.enc._modules.update(again=c["ema"].model.enc),
-        "modules in modules without end",
+        "nests modules without end",
     ),
     "modules in modules": (
         lambda c: c["ema"].model.enc._modules.update(again=chain(5)),
-        "modules in modules without end",
+        "nests modules without end",
     ),
     "a module twice": (
         lambda c: c["ema"].model._modules.update(again=c["ema"].model.map_layer0),
-        "modules in modules without end",
+        "nests modules without end",
     ),
     "no modules by name": (
         lambda c: c["ema"].model.enc.__dict__.update(_modules=[]),
-        "a ModuleDict without _modules by name",
+        "a ModuleDict whose _modules have no names",
     ),
     "a long name": (
         lambda c: c["ema"].model._modules.update({"x" * 65: None}),
-        "a SongUNet without _modules by name",
+        "a SongUNet whose _modules have no names",
     ),
     "numbers for names": (
         lambda c: c["ema"].model._modules.update({1: None}),
-        "a SongUNet without _modules by name",
+        "a SongUNet whose _modules have no names",
     ),
     "a number for a tensor": (
         lambda c: c["ema"].model._buffers.update(extra=1.5),
@@ -464,10 +464,10 @@ def test_records_of_another_version_are_refused(path, version):
         ({"label_dim": -1}, "has -1 as the argument label_dim"),
         ({"label_dim": 4}, "model.map_label"),
         ({"channel_mult": 2}, "has 2 as the argument channel_mult"),
-        ({"channel_mult": []}, "no blocks"),
+        ({"channel_mult": []}, "without blocks"),
         ({"channel_mult": [1, 2, "2"]}, "as the argument channel_mult"),
         ({"num_blocks": 10**9}, "1000000000 among its options, more than 131,072"),
-        ({"num_blocks": 0}, "no blocks"),
+        ({"num_blocks": 0}, "without blocks"),
         ({"model_channels": 2**40}, "describes no network to build"),
         ({"model_channels": 2**16}, "of shape"),
         ({"dropout": 2}, "describes no network to build"),

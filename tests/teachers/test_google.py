@@ -189,26 +189,28 @@ def test_a_checkpoint_denoises_at_once_and_says_how_to_build_it(tiny):
 def test_a_truncated_checkpoint_is_refused(tiny, share):
     content = tiny.read_bytes()
     tiny.write_bytes(content[: int(len(content) * share)])
-    with pytest.raises(ValueError, match="tiny is not a whole flax checkpoint .*: fetch it again"):
+    with pytest.raises(
+        ValueError, match="tiny is not a complete flax checkpoint .*: fetch it again"
+    ):
         read_google(tiny)
 
 
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"", "not a whole flax"),
-        (b"\x93\x01\x02\x03", "not a whole flax"),
-        (b"\xc1" * 40, "not a whole flax"),
+        (b"", "not a complete flax"),
+        (b"\x93\x01\x02\x03", "not a complete flax"),
+        (b"\xc1" * 40, "not a complete flax"),
         (flax_net.encoded({"step": 1}), "has no ema_params: use a checkpoint of prog"),
-        (flax_net.encoded({"step": 1}) + b"junk", "4 bytes too many at its end"),
-        (b"\xdf\xff\xff\xff\xff", "not a whole flax"),
+        (flax_net.encoded({"step": 1}) + b"junk", "4 extra bytes at its end"),
+        (b"\xdf\xff\xff\xff\xff", "not a complete flax"),
         (flax_net.encoded({"ema_params": {}}), "holds no network of this kind .*conv_in/kernel"),
         (flax_net.encoded({"ema_params": 7}), "ema_params is not an array of weights"),
         (
             b"\x81" + flax_net.encoded("ema_params") + b"\x81" * 5000,
-            "not a whole flax",
+            "not a complete flax",
         ),
-        (b"\x81\x81\x01\x02\x03", "not a whole flax"),
+        (b"\x81\x81\x01\x02\x03", "not a complete flax"),
     ],
 )
 def test_what_is_no_checkpoint_is_refused(tmp_path, content, message):

@@ -131,7 +131,7 @@ def test_a_format_is_recognised_by_its_content_and_distilled_at_once(
         (b"version https://git-lfs.github.com/spec/v1\n", "begins with b'version h'"),
         (b"\x80\x04.", "is damaged"),
         (b"PK\x03\x04" + bytes(50), "is damaged"),
-        (b"\x84" + bytes(50), "not a whole flax"),
+        (b"\x84" + bytes(50), "not a complete flax"),
         (bytes(8) + b"{", "is damaged"),
     ],
 )
@@ -150,7 +150,7 @@ def test_a_teacher_is_put_on_the_device(tmp_path):
 
 
 def test_a_folder_of_no_known_format_is_refused(tmp_path):
-    with pytest.raises(ValueError, match="is a folder of no known format: give a file or folder"):
+    with pytest.raises(ValueError, match="is a folder of unknown format: give a file or folder"):
         load_teacher(tmp_path)
 
 

@@ -69,11 +69,12 @@ def export_run(run_dir: str | Path, target: str | Path, *, half: bool = False) -
     rows = table[table["run"] == run_dir.name][["metric", "value", "nfe", "samples"]]
     if len(rows) or "measured" not in card:  # a file that was exported has its own
         card = card | {"measured": rows.to_dict("records")}
+    if is_file:
+        check_new(target)
+        target.parent.mkdir(parents=True, exist_ok=True)
     if target.suffix == ".pt":
         write_apple(denoiser, target)
     elif is_file:
-        check_new(target)
-        target.parent.mkdir(parents=True, exist_ok=True)
         save_model(target, denoiser, card, half=half)
     else:
         levels = levels_of(noise_schedule, first_grid(schedule))

@@ -3,6 +3,7 @@
 In reading order:
 
     mlp             a residual network for points
+    timestep        noise levels by number
     edm_blocks      building blocks of EDM's networks
     edm_unet        EDM's networks: DDPM++, NCSN++ and ADM
     diffusers_unet  the network of diffusers' pixel-space pipelines

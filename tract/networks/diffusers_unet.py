@@ -3,14 +3,10 @@
 `net(x, logsnr, labels)` around its UNet2DModel, for levels between the numbered ones too.
 """
 
-import torch
 from torch import Tensor, nn
 
-from tract.base.checks import check_whole
 from tract.base.compute import Float32Conv2d
-from tract.levels import levels_of
-
-NEAR = 1e-3  # of a number; float32 log-SNRs are off by up to 3e-5 of one
+from tract.networks.timestep import Timestep
 
 
 class DiffusersUNet(nn.Module):
@@ -30,7 +26,6 @@ class DiffusersUNet(nn.Module):
         unet: dict,
     ):
         super().__init__()
-        check_whole("num_steps", num_steps, 2)
         from diffusers import UNet2DModel  # takes seconds
 
         self.unet = UNet2DModel(
@@ -42,8 +37,7 @@ class DiffusersUNet(nn.Module):
         )
         for conv in (self.unet.conv_in, self.unet.conv_out):
             conv.__class__ = Float32Conv2d
-        logsnr = levels_of(noise_schedule, num_steps)[1:].logsnr
-        self.register_buffer("logsnr", logsnr, persistent=False)
+        self.timestep = Timestep(noise_schedule, num_steps)
 
     @property
     def recompute(self) -> bool:
@@ -56,19 +50,6 @@ class DiffusersUNet(nn.Module):
             self.unet.enable_gradient_checkpointing()
         else:
             self.unet.disable_gradient_checkpointing()
-
-    def timestep(self, logsnr: Tensor) -> Tensor:
-        """Number of the level (B,), interpolated in ln sigma; exact at numbered levels.
-
-        Levels beyond the first and the last count as these.
-        """
-        # searchsorted wants rising values, and log-SNRs fall.
-        value = logsnr.to(self.logsnr.dtype)
-        upper = torch.searchsorted(-self.logsnr, -value).clamp(1, len(self.logsnr) - 1)
-        before, after = self.logsnr[upper - 1], self.logsnr[upper]
-        number = upper - 1 + ((before - value) / (before - after)).clamp(0, 1)
-        nearest = number.round()
-        return torch.where((number - nearest).abs() < NEAR, nearest, number).float()
 
     def forward(self, x: Tensor, logsnr: Tensor, labels: Tensor | None = None) -> Tensor:
         return self.unet(x, self.timestep(logsnr), class_labels=labels).sample

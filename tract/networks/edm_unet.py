@@ -22,6 +22,7 @@ from tract.networks.edm_blocks import (
     group_norm,
     halve,
 )
+from tract.networks.timestep import Timestep
 from tract.unet import halved_sizes, zero_init
 
 BOX, BINOMIAL = (1, 1), (1, 3, 3, 1)  # filters of `halve` and `double`
@@ -203,14 +204,29 @@ class SongUNet(EDMUNet):
 
 
 class ADMUNet(EDMUNet):
-    """ADM; options are those of EDMUNet."""
+    """ADM; options are those of EDMUNet.
+
+    It is told the level as time_scale ln(sigma) / 4; or, with a noise_schedule, by its number.
+    """
 
     block = ADMBlock
     attend_up = True
 
-    def __init__(self, image_size: int, image_channels: int, *, channels: int, **options):
+    def __init__(
+        self,
+        image_size: int,
+        image_channels: int,
+        *,
+        channels: int,
+        time_scale: float = 1.0,
+        noise_schedule: str = "",
+        num_steps: int = 1000,
+        **options,
+    ):
         super().__init__(image_size, image_channels, channels=channels, **options)
         emb_channels = 4 * channels
+        self.time_scale = time_scale
+        self.timestep = Timestep(noise_schedule, num_steps) if noise_schedule else None
         self.map_noise = GeometricAngles(channels // 2, False)
         self.map_layer0 = nn.Linear(channels, emb_channels)
         self.map_layer1 = nn.Linear(emb_channels, emb_channels)
@@ -226,7 +242,9 @@ class ADMUNet(EDMUNet):
                 zero_init(block.proj)
 
     def embed(self, c_noise: Tensor, classes: Tensor) -> Tensor:
-        angles = self.map_noise(c_noise)
+        numbered = self.timestep is not None
+        time = self.timestep(-8 * c_noise).double() if numbered else self.time_scale * c_noise
+        angles = self.map_noise(time)
         waves = torch.cat([angles.cos(), angles.sin()], 1).to(classes.dtype)
         emb = self.map_layer1(F.silu(self.map_layer0(waves)))
         if self.map_label is not None:

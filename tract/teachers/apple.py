@@ -1,7 +1,7 @@
 """Read the paper's authors' own checkpoints (.pt files).
 
 Their network is Google's with norms that add 1e-5, not 1e-6, to the variance. A file holds its
-weights, or all networks of a training run, of which the average that is sampled from is taken.
+weights, or all networks of a training run: then the average that is sampled from is read.
 """
 
 import itertools
@@ -11,9 +11,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from tract.base.files import check_new
 from tract.denoiser import Denoiser
-from tract.teachers.containers import read_torch
 from tract.teachers.fill import Take, fill
 from tract.teachers.paper_unet import describe, layers
 from tract.unet import Attention, DownBlock, UNet, UpBlock
@@ -22,26 +20,24 @@ NORM_EPS = 1e-5
 HEAD_CHANNELS = 64  # of their networks with classes; the others have one head
 
 INNER = {"emb_proj": "time.1", "shortcut": "skip", "proj_out": "out"}
-WRAPPINGS = ("ema", "state_dict", "model_state_dict", "model")  # of those that others put around it
-ROLES = ("model_eval.module.", "module.", "")  # before the names: a run's average, or DDP's
+ROLES = ("model_eval.module.", "module.", "")  # prefixes of names: of a run's average, of DDP
 
 
-def read_apple(path: str | Path) -> Denoiser:
-    """The network of a file of the authors'; ValueError, with the name, for any other content."""
-    path = Path(path)
-    tensors = _tensors(read_torch(path, WRAPPINGS), path)
+def read_apple(path: Path, content: dict[str, Tensor]) -> Denoiser:
+    """The network in a file's named tensors; ValueError, with the name, for any others."""
+    tensors = _tensors(content, path)
     return fill(path, tensors, describe(path, tensors, _options), _weights)
 
 
 def write_apple(denoiser: Denoiser, path: str | Path) -> None:
     """Write a network of the authors' as the .pt that their fid_model.py loads.
 
-    ValueError for any other network, FileExistsError if the file is there.
+    ValueError for any other network.
     """
     config = getattr(denoiser, "config", {"net": "", "options": {}})
     if config["net"] != "unet" or config["options"].get("norm_eps") != NORM_EPS:
         raise ValueError(
-            f"{path}: only a student of one of the authors' networks can be written as theirs, use "
+            f"{path}: only a student of one of the authors' networks can be written as .pt: use "
             "NAME.safetensors"
         )
     net, tensors = denoiser.net, {}
@@ -51,17 +47,16 @@ def write_apple(denoiser: Denoiser, path: str | Path) -> None:
                 heads = net.get_submodule(ours.removesuffix(".qkv")).num_heads
                 tensor = tensor.unflatten(0, (3, heads, -1)).transpose(0, 1).flatten(0, 2)
             tensors[f"{theirs.replace('/', '.')}.{name}"] = tensor.cpu()
-    check_new(Path(path))
     torch.save(tensors, path)
 
 
 def _tensors(content: dict[str, Tensor], path: Path) -> dict[str, Tensor]:
-    """Named tensors of the one network that is wanted."""
+    """Named tensors of the network to read."""
     role = next((r for r in ROLES if f"{r}down.0.weight" in content), None)
     if role is None:
         raise ValueError(
-            f"{path} lacks down.0.weight: use a network of the authors', or of a format named in "
-            "tract.teachers.load"
+            f"{path} lacks down.0.weight: use a checkpoint of TRACT's authors or of OpenAI's for "
+            "ImageNet-64"
         )
     return {n.removeprefix(role): t for n, t in content.items() if n.startswith(role)}
 

@@ -2,7 +2,7 @@
 
 import math
 import zipfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -11,24 +11,25 @@ from torch import Tensor
 from tract.base.checks import reading, shown
 from tract.teachers.pickles import check_program, load_weights
 
-SHARED = 4  # networks that a file holds once may have as many names
+SHARED = 4  # names that a file may give to the same weights: a run's networks begin equal
 FLOATS = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 INTEGERS = {"int32": torch.int32, "int64": torch.int64}
 ARRAY, SCALAR = 1, 3  # flax's extension codes; 2 is a complex number, which no network here has
+WRAPPINGS = ("ema", "state_dict", "model_state_dict", "model")  # that people put around weights
 CHUNKED = "__msgpack_chunked_array__"  # marks a map {shape, chunks}; flax splits arrays of 2^30
 
 
 def read_flax(path: Path, wanted: set[str]) -> dict[str, object]:
-    """Of a flax checkpoint the wanted entries of its outermost map, undecoded; others are skipped.
+    """The wanted entries of a flax checkpoint's outermost map, not decoded; others are skipped.
 
-    Only what is wanted is ever in memory. ValueError for a file that is damaged or no such map.
+    Only these are ever in memory. ValueError for a damaged file or one that holds no such map.
     """
     import msgpack
 
     size = path.stat().st_size
     limits = {f"max_{kind}_len": size for kind in ("str", "bin", "array", "map", "ext")}
     entries = {}
-    with reading(path, "is not a whole flax checkpoint"), path.open("rb") as file:
+    with reading(path, "is not a complete flax checkpoint"), path.open("rb") as file:
         unpacker = msgpack.Unpacker(file, max_buffer_size=size, strict_map_key=True, **limits)
         for _ in range(unpacker.read_map_header()):
             name = unpacker.unpack()
@@ -39,7 +40,7 @@ def read_flax(path: Path, wanted: set[str]) -> dict[str, object]:
             else:
                 unpacker.skip()
         if unpacker.tell() != size:
-            raise ValueError(f"{size - unpacker.tell():,} bytes too many at its end")
+            raise ValueError(f"{size - unpacker.tell():,} extra bytes at its end")
     return entries
 
 
@@ -90,8 +91,8 @@ def _chunked(tree: dict) -> Tensor:
     return torch.cat(chunks).reshape(shape)
 
 
-def read_torch(path: Path, wrappings: Sequence[str] = ()) -> dict[str, Tensor]:
-    """Named tensors that torch.save wrote, perhaps in dicts of these names one in another.
+def read_torch(path: Path) -> dict[str, Tensor]:
+    """Named tensors that torch.save wrote, perhaps inside dicts named as in WRAPPINGS.
 
     ValueError for anything else, which is not executed, for a damaged file, and for tensors of
     more bytes than the file.
@@ -99,7 +100,7 @@ def read_torch(path: Path, wrappings: Sequence[str] = ()) -> dict[str, Tensor]:
     with reading(path, "holds more than weights, or is damaged; nothing of it was executed"):
         _check_torch(path)
         content = load_weights(path)
-    for name in wrappings:
+    for name in WRAPPINGS:
         if isinstance(content, dict) and isinstance(content.get(name), dict):
             content = content[name]
     if not isinstance(content, dict) or not all(isinstance(name, str) for name in content):
@@ -114,7 +115,7 @@ def read_torch(path: Path, wrappings: Sequence[str] = ()) -> dict[str, Tensor]:
 
 
 def _check_torch(path: Path) -> None:
-    """An exception if a file's checksums, or the programs of its pickles, are not as torch's."""
+    """Raise if a file's checksums, or its pickles' programs, are not what torch writes."""
     if not zipfile.is_zipfile(path):  # as torch wrote them before 1.6: five pickles, then numbers
         with path.open("rb") as file:
             for _ in range(5):
@@ -122,7 +123,7 @@ def _check_torch(path: Path) -> None:
         return
     with zipfile.ZipFile(path) as archive:
         if any(info.compress_type != zipfile.ZIP_STORED for info in archive.infolist()):
-            raise ValueError("packed records, which torch does not write")
+            raise ValueError("compressed records, which torch does not write")
         if (bad := archive.testzip()) is not None:
             raise ValueError(f"the checksum of {bad} does not match")
         for name in archive.namelist():

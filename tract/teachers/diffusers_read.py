@@ -18,8 +18,8 @@ from tract.teachers.containers import read_torch
 from tract.teachers.fill import fill, same_names
 
 INDEX, UNET, SCHEDULER = "model_index.json", "config.json", "scheduler_config.json"
-# Names of files of weights, in the order in which they are taken: whole, in parts by an index, of
-# a variant such as fp16.
+# Names of weight files in order of preference: whole, in parts with an index, of a variant such as
+# fp16.
 FILE = "diffusion_pytorch_model"
 ENDINGS = ("safetensors", "bin", "safetensors.index.json", "bin.index.json")
 ENDINGS += ("safetensors.index.*.json", "bin.index.*.json", "*.safetensors", "*.bin")
@@ -27,19 +27,19 @@ ENDINGS += ("safetensors.index.*.json", "bin.index.*.json", "*.safetensors", "*.
 PREDICTIONS = {"epsilon": "eps", "sample": "x0", "v_prediction": "v"}
 NOISE_SCHEDULES = {"linear": "ddpm_linear", "squaredcos_cap_v2": "ddpm_cosine"}  # by beta_schedule
 LINEAR = {"beta_start": 1e-4, "beta_end": 0.02}
-# Values of a U-Net and of a scheduler; others are made for other levels or conditions.
+# Supported values of a U-Net and of a scheduler.
 USUAL_UNET = {"_class_name": "UNet2DModel", "time_embedding_type": "positional"}
 USUAL_UNET |= {"class_embed_type": None}
 USUAL_SCHEDULER = {"trained_betas": None, "rescale_betas_zero_snr": False}
 OLD_NAMES = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
-TIMEOUT = 10  # seconds that the hub has for an answer
+TIMEOUT = 10  # seconds to wait for the hub
 
 
 def read_pipeline(folder: str | Path) -> Denoiser:
     """The network of a pipeline in a folder; its process and number of levels are its options.
 
-    What was taken of several files, and ignored of a description, is printed. FileNotFoundError
-    names a file that is missing, ValueError what is damaged or not supported.
+    Prints which of several files was read, and what was ignored. FileNotFoundError names a missing
+    file, ValueError what is damaged or not supported.
     """
     folder = Path(folder)
     _check_components(folder)
@@ -67,8 +67,8 @@ def _find(names: list[str], *folders: Path) -> Path:
             if found := sorted(folder.glob(name)):
                 return found[0]
     raise FileNotFoundError(
-        f"{folders[0]} has no {' or '.join(names[:2])}: give a folder that save_pretrained wrote, "
-        "whole, of a pipeline with a UNet2DModel"
+        f"{folders[0]} has no {' or '.join(names[:2])}: give the complete folder, as "
+        "save_pretrained writes it, of a pipeline with a UNet2DModel"
     )
 
 
@@ -83,13 +83,13 @@ def _check_components(folder: Path) -> None:
     others = sorted(name for name in others if not name.startswith("_"))
     if others:
         raise ValueError(
-            f"{index} names {', '.join(others)} beside unet and scheduler: use a pipeline that "
+            f"{index} names {', '.join(others)} besides unet and scheduler: use a pipeline that "
             "works on pixels"
         )
 
 
 def _check_usual(path: Path, config: dict, usual: dict) -> None:
-    """ValueError for what is another value than the usual one, that of a missing entry."""
+    """ValueError for an entry that has another value than the usual one, its default."""
     for name, value in usual.items():
         if config.get(name, value) != value:
             raise ValueError(f"{path} has {name} {shown(config[name])}: use one of {value!r}")
@@ -113,7 +113,7 @@ def _read_options(path: Path) -> dict:
     config = _read_json(path)
     size, channels = config.get("sample_size"), config.get("in_channels", 3)
     check_whole(f"{path}: sample_size", size, 1)
-    # As many as come in: a network of learned variances makes twice that.
+    # As many outputs as inputs: a network that learns variances has twice as many.
     _check_usual(path, config, USUAL_UNET | {"out_channels": channels})
     from diffusers import UNet2DModel  # takes seconds
 
@@ -131,7 +131,7 @@ def _read_options(path: Path) -> dict:
 
 
 def _read_weights(path: Path) -> dict[str, Tensor]:
-    """Named tensors of a file, or of all that an index names, by the names of today."""
+    """Named tensors of a file, or of all that an index names, under today's names."""
     if path.suffix == ".json":
         parts = _read_json(path).get("weight_map")
         names = set(parts.values()) if isinstance(parts, dict) else set()
@@ -153,9 +153,9 @@ def _read_weights(path: Path) -> dict[str, Tensor]:
 
 
 def fetch(name: str) -> Path:
-    """Folder of a pipeline by its hub name, fetched there or found among what was fetched before.
+    """Folder of a pipeline by its hub name, downloaded or found in the local cache.
 
-    FileNotFoundError, after some seconds, without network or without such a name.
+    FileNotFoundError, after some seconds, if there is no network or no such name.
     """
     from huggingface_hub import HfApi, hf_hub_download, snapshot_download
 
@@ -170,7 +170,7 @@ def fetch(name: str) -> Path:
                 wanted += fnmatch.filter(found, "*-of-*")
             for file in wanted:
                 hf_hub_download(name, file, etag_timeout=TIMEOUT)
-    except Exception as error:  # of network, name or hub, in the classes of several libraries
+    except Exception as error:  # of the network, the name or the hub, of several libraries
         reason = f" ({type(error).__name__}: {' '.join(str(error).split()):.200})"
     try:
         return Path(snapshot_download(name, local_files_only=True))

@@ -21,7 +21,7 @@ ARGUMENTS = {
     "num_blocks": ("num_blocks", 4, 3),
     "attn_resolutions": ("attention", [16], [32, 16, 8]),
 }
-# What is in use together only; DDPM++'s are the defaults.
+# Arguments that are used together only; DDPM++'s are the defaults.
 DDPMPP = {
     "embedding_type": "positional",
     "channel_mult_noise": 1,
@@ -35,8 +35,9 @@ NCSNPP = {
     "resample_filter": [1, 3, 3, 1],
 }
 VARIANTS = {"ddpm++": DDPMPP, "ncsn++": NCSNPP}
-FIXED = {"augment_dim": 0, "channel_mult_emb": 4, "decoder_type": "standard"}  # or not known here
-# How to train, what to compute in, between which sigmas to sample.
+# Arguments of which no other value is known here.
+FIXED = {"augment_dim": 0, "channel_mult_emb": 4, "decoder_type": "standard"}
+# How to train, in which precision to compute, between which sigmas to sample.
 WITHOUT_EFFECT = ("model_type", "use_fp16", "sigma_min", "sigma_max", "label_dropout")
 
 CLASSES = ["EDMPrecond", "VPPrecond", "VEPrecond", "iDDPMPrecond", *NETS, "ModuleDict"]
@@ -65,7 +66,7 @@ def read_edm(path: str | Path) -> Denoiser:
 
 
 def _config(denoiser: object) -> dict:
-    """Description, for `build_denoiser`, of what the arguments of the constructor make."""
+    """Description, for `build_denoiser`, of the network that the constructor's arguments make."""
     kind = _class_of(denoiser)
     if kind != "EDMPrecond":
         raise ValueError(
@@ -91,12 +92,12 @@ def _config(denoiser: object) -> dict:
     if unknown:
         raise ValueError(f"has {unknown[0]} in its arguments, with a value that is not known here")
     if not options["num_blocks"] or not options["channel_mult"]:
-        raise ValueError("describes a network of no blocks")
+        raise ValueError("describes a network without blocks")
     return config | {"options": options}
 
 
 def _take(left: dict, name: str, default: int | list[int] | None) -> int | list[int]:
-    """Takes a whole number, or a list of them if the default is one, out of the arguments."""
+    """Remove and return an argument: a whole number, or a list of them if the default is one."""
     value = left.pop(name, default)
     numbers = value if isinstance(default, list) else [value]
     if not isinstance(numbers, list) or not all(type(n) is int and n >= 0 for n in numbers):
@@ -105,7 +106,7 @@ def _take(left: dict, name: str, default: int | list[int] | None) -> int | list[
 
 
 def _variant(left: dict) -> str:
-    """Takes out of the arguments of SongUNet those that tell DDPM++ and NCSN++ apart."""
+    """Remove the arguments of SongUNet that tell DDPM++ and NCSN++ apart; returns which it is."""
     given = {name: left.pop(name, default) for name, default in VARIANTS["ddpm++"].items()}
     for variant, arguments in VARIANTS.items():
         if given == arguments:
@@ -121,7 +122,7 @@ def _tensors(denoiser: Node, size: int) -> Iterator[tuple[str, Tensor]]:
         prefix, node = ahead.pop()
         _class_of(node)
         if prefix.count(".") > DEEPEST or id(node) in visited:
-            raise ValueError(f"has modules in modules without end, as in {prefix}")
+            raise ValueError(f"nests modules without end, as in {prefix}")
         visited.add(id(node))
         for name, weight in (_part(node, "_parameters") | _part(node, "_buffers")).items():
             if weight is None:  # a layer that resamples nothing
@@ -141,7 +142,7 @@ def _class_of(node: object) -> str:
     """Name of a node's class, one of EDM's."""
     name = node.class_name if isinstance(node, Node) else type(node).__name__
     if not isinstance(node, Node) or name not in CLASSES:
-        raise ValueError(f"has an object of class {shown(name)}, which is none of EDM's networks")
+        raise ValueError(f"has an object of class {shown(name)}, which none of EDM's networks has")
     return name
 
 
@@ -151,5 +152,5 @@ def _part(node: Node, kind: str) -> dict:
     if not isinstance(part, dict) or not all(
         isinstance(name, str) and len(name) <= LONGEST_NAME for name in part
     ):
-        raise ValueError(f"has a {node.class_name} without {kind} by name")
+        raise ValueError(f"has a {node.class_name} whose {kind} have no names")
     return part

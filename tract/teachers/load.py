@@ -10,17 +10,19 @@ from tract.denoiser import Denoiser
 from tract.networks.cards import about_model
 from tract.networks.weights import load_model
 from tract.teachers.apple import read_apple
+from tract.teachers.containers import read_torch
 from tract.teachers.diffusers_read import fetch, read_pipeline
 from tract.teachers.edm import read_edm
 from tract.teachers.google import read_google
+from tract.teachers.openai import FIRST, NUMBERED, read_openai
 
 PAPER_STEPS = 1024  # of the paper's teachers on the cosine levels
 EDM_STEPS = 40  # of its teachers on EDM's
 HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
 FILE_SUFFIXES = (".safetensors", ".pkl", ".pt", ".pth", ".ckpt", ".bin", ".msgpack", ".zip")
 FORMATS = (
-    "tract's safetensors, EDM's pickle, Google's msgpack, the TRACT authors' .pt, or a folder or "
-    "hub name of a diffusers pipeline"
+    "tract's safetensors, EDM's pickle, Google's msgpack, the TRACT authors' .pt, OpenAI's for "
+    "ImageNet-64, or a folder or hub name of a diffusers pipeline"
 )
 
 
@@ -73,7 +75,7 @@ def load_teacher(path_or_name: str | Path, device: str = "cpu") -> Teacher:
 
 
 def may_be_hub_name(text: str) -> bool:
-    """Whether a text is OWNER/NAME, and no file that could be meant."""
+    """Whether a text has the form OWNER/NAME and cannot mean a file."""
     first = text.split("/")[0]
     return bool(HUB_NAME.fullmatch(text)) and not (
         Path(first).exists() or Path(text).suffix in FILE_SUFFIXES
@@ -85,11 +87,11 @@ def _read_folder(path: Path) -> Teacher:
         return _ours(path)
     if any(path.glob("*.json")) or (path / "unet").is_dir():
         return _pipeline(path)
-    raise ValueError(f"{path} is a folder of no known format: give a file or folder of {FORMATS}")
+    raise ValueError(f"{path} is a folder of unknown format: give a file or folder of {FORMATS}")
 
 
 def _read_file(path: Path) -> Teacher:
-    """A teacher from a file whose first bytes tell its format."""
+    """Read a file in the format that its first bytes show."""
     with path.open("rb") as file:
         start = file.read(9)
     for starts_as, read in FILE_FORMATS:
@@ -98,8 +100,16 @@ def _read_file(path: Path) -> Teacher:
     raise ValueError(f"{path} begins with {start!r}, which is none of {FORMATS}: give another file")
 
 
-def _apple(path: Path) -> Teacher:
-    return Teacher(read_apple(path), "cosine", PAPER_STEPS, "a network of TRACT's authors")
+def _torch(path: Path) -> Teacher:
+    """A network of OpenAI's or of the authors', told apart by a name."""
+    tensors = read_torch(path)
+    if f"{FIRST}.weight" not in tensors:
+        denoiser = read_apple(path, tensors)
+        return Teacher(denoiser, "cosine", PAPER_STEPS, "a network of TRACT's authors")
+    denoiser = read_openai(path, tensors)
+    if denoiser.prediction == "eps":
+        return Teacher(denoiser, *NUMBERED.values(), "a network of guided-diffusion")
+    return Teacher(denoiser, "karras", EDM_STEPS, "a network of consistency_models")
 
 
 def _edm(path: Path) -> Teacher:
@@ -131,10 +141,10 @@ def _is_msgpack_map(start: bytes) -> bool:
     return bool(start) and (0x81 <= start[0] <= 0x8F or start[0] in (0xDE, 0xDF))
 
 
-# Formats of files: whether nine first bytes are of it, and what reads it.
+# File formats: whether a file's first nine bytes are of it, and its reader.
 FILE_FORMATS: list[tuple[Callable[[bytes], bool], Callable[[Path], Teacher]]] = [
     (lambda start: start[8:] == b"{", _ours),  # safetensors: JSON after eight bytes of length
-    (lambda start: start.startswith((b"PK\x03\x04", b"\x80\x02\x8a\x0a")), _apple),  # torch.save
+    (lambda start: start.startswith((b"PK\x03\x04", b"\x80\x02\x8a\x0a")), _torch),  # torch.save
     (lambda start: start.startswith(b"\x80"), _edm),  # a pickle of protocol 2 or later
     (_is_msgpack_map, _google),
 ]

@@ -1,4 +1,4 @@
-"""Build the paper's U-Net from other projects' tensors: its description and layer names."""
+"""Describe a U-Net by another project's tensors, and name the layers of the paper's."""
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -14,7 +14,7 @@ SMALLEST = 8  # pixels at the last resolution of every published one, of 32, 64 
 def describe(
     path: Path, tensors: dict[str, Tensor], read_options: Callable[[dict[str, Tensor]], dict]
 ) -> dict:
-    """Description, for `build_denoiser`, of the network that named tensors are of.
+    """Description, for `build_denoiser`, of the paper's network that these tensors are of.
 
     read_options: from tensors to options of UNet, but for what follows from the image's size, and
     "attentive", the indices of resolutions with attention. ValueError if there is no such network.
@@ -26,8 +26,8 @@ def describe(
     outputs, channels = options["out_channels"], options["image_channels"]
     if outputs not in (channels, 2 * channels):
         raise ValueError(
-            f"{path} makes {outputs} channels of {channels}: use a network that predicts x0, or x0 "
-            "and eps"
+            f"{path} makes {outputs} channels of {channels}: use a network that makes as many, or "
+            "twice as many"
         )
     prediction = "x0" if outputs == channels else "x0_eps"
     return {"net": "unet", "prediction": prediction, "sigma_data": 0.5, "options": options}

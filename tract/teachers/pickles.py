@@ -3,7 +3,7 @@
 A pickle is a program for a small machine that can import and call anything. Here the standard
 library's machine runs, but a file may use only the instructions and the ten names that EDM's own
 files use, and what it gets for a name is a harmless stand-in from this file. The source code
-that EDM's files carry remains a text.
+that EDM's files carry stays a text.
 """
 
 import io
@@ -23,8 +23,8 @@ from torch import Tensor
 
 from tract.base.checks import reading, shown
 
-# What Python's pickler writes as protocol 4, for objects such as EDM's. Not among them: what
-# reaches objects by other ways than a name, and what makes a few bytes claim much memory.
+# What Python's pickler writes as protocol 4, for objects such as EDM's. Left out: what
+# reaches objects other than by name, and what makes a few bytes claim much memory.
 OPCODES = """
     PROTO FRAME STOP MEMOIZE BINGET LONG_BINGET MARK NONE NEWTRUE NEWFALSE BININT BININT1 BININT2
     LONG1 BINFLOAT BINUNICODE SHORT_BINUNICODE BINBYTES SHORT_BINBYTES BINBYTES8 EMPTY_LIST APPEND
@@ -33,7 +33,7 @@ OPCODES = """
 """
 MAX_OPCODES = 1_000_000  # about twenty times what the published networks need
 MAX_AGAIN = 16  # tuples that are named again, by which they double
-MAX_TUPLES = 20_000  # tuples in tuples are hashed by recursion, which C does not survive forever
+MAX_TUPLES = 20_000  # nested tuples are hashed by recursion, which overflows C's stack
 PERSISTENCE_VERSION = 6  # of EDM's records of objects
 # How torch.save began a file until 1.6, and a storage in a pickle ever since; not compressed.
 LEGACY_MAGIC = pickle.dumps(0x1950A86A20F9469CFC6C, protocol=2)
@@ -159,17 +159,17 @@ def load_weights(file: Path | BinaryIO) -> object:
 
 
 def check_program(file: BinaryIO | mmap.mmap, allowed: Collection[str] | None = None) -> None:
-    """ValueError if the pickle that follows could take long, or much memory, to be carried out.
+    """ValueError if the pickle that follows could take long, or much memory, to load.
 
-    allowed: names of instructions. Tuples in tuples are hashed one by one, as often as they are
-    named: 200 bytes, of tuples that each hold the one before twice, never ended. A bytearray makes
-    as many bytes as a number says.
+    allowed: names of instructions. Nested tuples are hashed each time they are named: 200 bytes of
+    tuples that each hold the one before twice never end. A bytearray takes the bytes that a number
+    says.
     """
     counts, tuples, last = Counter(), set(), ""
     for opcode, argument, _ in genops(file):
         name = opcode.name
         if allowed is not None and name not in allowed:
-            raise ValueError(f"uses {name} of pickles, which EDM's do not")
+            raise ValueError(f"uses the instruction {name}, which EDM's pickles do not")
         if name == "MEMOIZE":
             argument = counts["memo"]
             counts["memo"] += 1
@@ -183,5 +183,5 @@ def check_program(file: BinaryIO | mmap.mmap, allowed: Collection[str] | None = 
         if counts["instructions"] > MAX_OPCODES or counts["tuples"] > MAX_TUPLES:
             raise ValueError(f"has more than {MAX_OPCODES:,} instructions or {MAX_TUPLES:,} tuples")
         if counts["again"] > MAX_AGAIN or counts["bytearrays"]:
-            raise ValueError("has tuples in tuples without end, or bytes made of a number")
+            raise ValueError("nests tuples without end, or makes bytes from a number")
         last = name
