@@ -1,6 +1,8 @@
 """The whole measurement: equal to clean-fid's, refused where it means nothing, told in full."""
 
 import json
+import math
+from collections import Counter
 
 import numpy as np
 import pytest
@@ -16,7 +18,6 @@ from tract.denoiser import clamped
 from tract.metrics import fid
 from tract.metrics.distances import (
     frechet_distance,
-    inception_score,
     kernel_distance,
     moments_of,
     precision_recall,
@@ -205,14 +206,34 @@ def test_a_row_says_all_that_its_number_depends_on(tmp_path):
 
 
 def test_the_inception_score_is_of_all_images_in_ten_parts(monkeypatch):
-    classes = Extractor("inception_classes", {}, lambda x: x.flatten(1).double().softmax(1))
-    monkeypatch.setattr(fid, "extractor", lambda *_, **__: classes)
+    sure = Extractor("inception_classes", {}, lambda x: torch.eye(3)[x[:, 0, 0, 0].long() % 3])
+    monkeypatch.setattr(fid, "extractor", lambda *_, **__: sure)
     monkeypatch.setattr(fid, "KEPT_FEATURES", 20)
     images = noise_images(50, 1)
     (row,) = compare(Data("a", images), GREY, features="inception_classes", metrics=["is"])
     assert (row["metric"], row["kept"], row["note"]) == ("is", 50, "")
-    order = open_source(Data("a", images))(None, 0).read(0, 50)
-    assert row["value"] == pytest.approx(inception_score(classes(order)))
+    order = open_source(Data("a", images))(None, 0).read(0, 50)[:, 0, 0, 0] % 3
+    scores = []  # of images that are sure: the exponential of the entropy of their classes
+    for part in order.split(5):
+        shares = [n / 5 for n in Counter(part.tolist()).values()]
+        scores.append(math.exp(-sum(p * math.log(p) for p in shares)))
+    assert row["value"] == pytest.approx(sum(scores) / 10)
+
+
+def test_sfid_is_the_distance_of_the_gaussians_of_spatial_activations(tmp_path, monkeypatch):
+    # All 63 activations are the first pixel: covariances have one eigenvalue, 63 times its own.
+    same = Extractor("inception_spatial", {}, lambda x: x[:, :1, 0, 0].double().expand(-1, 63))
+    monkeypatch.setattr(fid, "extractor", lambda *_, **__: same)
+    a, b = noise_images(80, 1), noise_images(90, 2, dark=100)
+    (row,) = compare(Data("a", a), Data("b", b), features="inception_spatial")
+    (m_1, s_1), (m_2, s_2) = ((x.mean(), x.std()) for x in (y[:, 0, 0, 0].double() for y in (a, b)))
+    assert row["metric"] == "sfid"
+    assert row["value"] == pytest.approx(63 * ((m_1 - m_2) ** 2 + (s_1 - s_2) ** 2).item())
+    # ADM's files of statistics have both kinds.
+    spatial = {"mu_s": np.full(63, m_2), "sigma_s": np.full((63, 63), s_2**2)}
+    np.savez(tmp_path / "adm.npz", mu=np.zeros(9), sigma=np.eye(9), **spatial)
+    (of_file,) = compare(Data("a", a), tmp_path / "adm.npz", features="inception_spatial")
+    assert of_file["value"] == pytest.approx(row["value"])
 
 
 def test_few_images_are_measured_with_a_warning_that_says_what_it_means():
@@ -247,7 +268,7 @@ GREY, COLOUR = Data("grey", noise_images(9, 1)), Data("colour", noise_images(9, 
     ("arguments", "problem"),
     [
         ({"metrics": ["lpips"]}, "metrics is 'lpips': choose one of"),
-        ({"metrics": ["is"]}, "metrics 'is' alone and features 'inception_classes' belong"),
+        ({"metrics": ["is"]}, "metrics 'is' and features 'inception_classes' go only"),
         ({"metrics": []}, "give one or more"),
         ({"seeds": []}, "give one or more"),
         ({"seeds": [1, 1], "samples": 5}, "give one or more, each once"),
@@ -332,7 +353,7 @@ def test_statistics_of_a_file_are_a_reference_as_their_images_are(tmp_path):
     (expected,) = compare(source, images, features="pixels")
     assert row["value"] == pytest.approx(expected["value"], rel=1e-6)
     assert row["reference_samples"] is None
-    with pytest.raises(ValueError, match="reference.npz holds a mean .* kid need images"):
+    with pytest.raises(ValueError, match="reference.npz holds a mean .* too little for kid: give"):
         compare(source, path, features="pixels", metrics=("fd", "kid"))
     with pytest.raises(ValueError, match=r"reference.npz is of \d+ features, Inception has 2048"):
         _check_statistics(open_source(path)(None, 0), Extractor("inception", {}, None), ("fd",))

@@ -80,11 +80,14 @@ def test_a_teacher_steps_by_heun_on_a_grid_of_its_own(tmp_path):
     assert (source.about["grid_steps"], source.about["sampler"]) == (18, "heun")
     x = sample(clamped(teacher().eval()), noise((1, 8, 8), 0, 5, 0), karras(18), 18, solver=heun_x0)
     assert torch.equal(torch.as_tensor(source.read(0, 5)), to_uint8(x))
+    assert open_source(path, solver="addim")(20, 0).about["nfe"] == 20
     with pytest.raises(ValueError, match="18, which does not divide the grid of 40 steps"):
         open_source(path)(18, 0)
 
 
 def test_a_grid_of_its_own_is_refused_where_levels_are_fixed(tmp_path):
     path = saved(tmp_path / "model.safetensors", "ddpm_linear")
-    with pytest.raises(ValueError, match="knows its own levels alone, those of DDPM: leave out"):
+    with pytest.raises(
+        ValueError, match="knows its own levels alone, those of DDPM: omit own_grid"
+    ):
         open_source(path, own_grid=True)

@@ -39,7 +39,9 @@ def _add_fid(commands: argparse._SubParsersAction) -> None:
     command = commands.add_parser("fid", help="FID and its kin of images, samples or a model")
     command.add_argument("source", help="folder, zip, .npz, .safetensors, run or data set")
     command.add_argument("reference", help="the same; taken whole")
-    command.add_argument("--features", default="inception", help="what distances are measured in")
+    command.add_argument(
+        "--features", default="inception", help="what to measure in; sFID: inception_spatial"
+    )
     command.add_argument("--weights", type=place, help="file of Inception's or the classifier's")
     command.add_argument("--metrics", nargs="+", default=["fd"], help="fd kid precision recall is")
     command.add_argument("--samples", type=int, help="how many; 50,000 of a model, else all")

@@ -9,5 +9,5 @@ In reading order:
     sources             images to measure: data, files, models
     feature_statistics  mean and covariance of features, cached
     fid                 FID and the others with their conditions
-    sample_file         samples of a model as a file, resumable
+    sample_file         samples of a model as PNG files, resumable
 """

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from tract.base.checks import MOST_SAMPLES, check_whole
+from tract.base.checks import MOST_SAMPLES, check_whole, reading
 from tract.base.compute import EAGER, matmul_precision
 from tract.base.progress import progress
 from tract.base.provenance import provenance
@@ -118,15 +118,11 @@ def read_classifier(
     Raises ValueError if the file is damaged or holds something else.
     """
     tensors, card = read_tensors(path)
-    try:
+    with reading(path, "holds no classifier", "give the file that one was written to"):
         if missing := CARD - card.keys():
             raise KeyError(*missing)
         with torch.device("meta"):  # shapes alone, so that no description can claim memory
             classifier = Classifier(**card["classifier"])
         weights = {name: tensor.float() for name, tensor in tensors.items()}
         classifier.load_state_dict(weights, assign=True)
-    except (KeyError, TypeError, ValueError, RuntimeError) as error:
-        raise ValueError(
-            f"{path} holds no classifier ({error!r}): give the file that one was written to"
-        ) from error
     return classifier.to(device).eval().requires_grad_(False), card

@@ -58,7 +58,7 @@ def frechet_distance(moments: Moments, reference: Moments) -> float:
     return max(0.0, distance.item())
 
 
-ROWS = 1000  # of a matrix of all pairs that are in memory at a time
+ROWS = 1000  # of the matrix of all pairs, in memory at a time
 
 
 def kernel_distance(features: Tensor, reference: Tensor) -> float:
@@ -86,7 +86,7 @@ def _kernel_sum(x: Tensor, y: Tensor) -> Tensor:
 def precision_recall(features: Tensor, reference: Tensor, k: int = 3) -> tuple[float, float]:
     """Share of features (N, D) within the reference (M, D), and of the reference within them.
 
-    Within a set is what lies no farther from one of its members than that one's k-th nearest
+    A point is within a set if it is no farther from a member than that member's k-th nearest
     neighbour in the set. Kynkaanniemi et al. 2019, equations 1 and 2. N and M above k.
     """
     origin = reference.double().mean(0)

@@ -1,7 +1,7 @@
 """Mean and covariance of the features of a source, computed in batches and cached.
 
-Each has a file there, named by a hash of all that it is of: what was interrupted goes on where it
-stopped, and nothing is looked at twice.
+Each has a file there, named by a hash of its conditions: interrupted work resumes where it
+stopped, and no image is looked at twice.
 """
 
 import hashlib
@@ -44,10 +44,10 @@ def statistics(
 ) -> Statistics:
     """Statistics of the first count images, under a progress bar, resumed or read from the cache.
 
-    kept: features to keep. They are saved every so many minutes, and when Ctrl-C, SIGTERM or an
-    error ends it: the next call goes on there and returns the same numbers. batch: images at a
-    time; fewer need less memory. Processes that have joined deal the batches out among them, and
-    all get the numbers of one; the first alone reads and writes the cache.
+    kept: features to keep. All is saved every so many minutes, and when Ctrl-C, SIGTERM or an
+    error ends it: the next call resumes there and returns the same numbers. batch: images at a
+    time; fewer need less memory. Processes that have joined share the batches and return the same
+    numbers; only the first reads and writes the cache.
     """
     if source.moments:
         return Statistics(source.moments, torch.empty(0, 0))
@@ -88,7 +88,7 @@ def _more(
     kept: int,
     batch: int,
 ) -> Iterator[Statistics]:
-    """Statistics of more and more images, under a progress bar; None in all processes but one."""
+    """Statistics of more and more images, under a progress bar; None in all but one process."""
     done = broadcast_object(found.moments.count if found else 0)
     batches = [(start, min(start + batch, count)) for start in range(done, count, batch)]
 

@@ -24,11 +24,11 @@ from tract.data import Data, to_unit
 from tract.metrics.classifier import fit_classifier, read_classifier
 
 TENSORFLOW, PYTORCH = "inception-2015-12-05.pt", "pt_inception-2015-12-05-6726825d.pth"
-PUBLISHED_WEIGHTS = {  # beginnings of the SHA-256 of clean-fid's networks, by file name
+PUBLISHED_WEIGHTS = {  # prefixes of the SHA-256 of clean-fid's networks, by file name
     TENSORFLOW: "f58cb9b6ec323ed63459aa4fb441fe750cfe39fafad6da5cb504a16f19e958f4",
     PYTORCH: "6726825d",
 }
-# Inception's pooled features: what clean-fid calls their mode, which says how images are resized.
+# Inception's pooled features, and clean-fid's mode of each, which says how images are resized.
 INCEPTIONS = {
     "inception": "clean",
     "inception_legacy_pytorch": "legacy_pytorch",
@@ -97,7 +97,7 @@ def extractor(
     check_choice("features", name, FEATURES)
     make, takes = FEATURES[name]
     if weights is not None and "weights" not in takes:
-        raise ValueError(f"weights are given, and {name} takes none: leave them out")
+        raise ValueError(f"weights are given, and {name} takes none: omit them")
     options = {"weights": weights, "data": data}
     return make(device=device, **{option: options[option] for option in takes})
 
@@ -118,7 +118,7 @@ def classifier(
     Raises ValueError if the file belongs to other data.
     """
     if weights is None:
-        raise ValueError("features 'classifier' needs weights: the file it is or will be kept in")
+        raise ValueError("features 'classifier' needs weights: give its file, old or new")
     if Path(weights).is_file():
         network, card = read_classifier(weights, device)
     elif data is not None:
@@ -130,8 +130,8 @@ def classifier(
         )
     if data is not None and card["data_sha256"] != data.sha256:
         raise ValueError(
-            f"{weights} is a classifier of other data than {data.name}: give weights another name, "
-            "under which one is trained"
+            f"{weights} is a classifier of other data than {data.name}: give weights a new file "
+            "name, and one is trained"
         )
     about = {"weights_sha256": file_sha256(weights)}
     about |= {key: card[key] for key in ("data", "data_sha256", "accuracy", "held_out")}
@@ -192,7 +192,7 @@ def inception(
     file = PYTORCH if mode == "legacy_pytorch" else TENSORFLOW
     path = _fetched(file) if weights is None else Path(weights)
     if not path.is_file():
-        raise FileNotFoundError(f"no weights {path}: correct the path, or leave them out")
+        raise FileNotFoundError(f"no weights {path}: correct the path, or omit weights")
     sha256 = file_sha256(path)
     if not sha256.startswith(PUBLISHED_WEIGHTS[file]):
         raise ValueError(
@@ -223,7 +223,7 @@ def inception(
 
 
 def _torchscript(path: Path, mode: str, device: torch.device | str) -> Callable[[Tensor], Tensor]:
-    """Pooled features of images in 0..255 by the network of StyleGAN's FID, asked as clean-fid."""
+    """Pooled features of images in 0..255 by StyleGAN's network of FID, as clean-fid asks it."""
     network = torch.jit.load(path, device).eval()
     if mode == "legacy_tensorflow":  # it resizes and scales by itself
         return partial(network, return_features=True)
@@ -261,7 +261,7 @@ def _address(name: str) -> str:
 
 
 def _fetched(name: str) -> Path:
-    """Path of a published file in torch's cache, where it is put, under a progress bar, once."""
+    """Path of a published file in torch's cache, downloaded once, under a progress bar."""
     folder = Path(torch.hub.get_dir()) / "checkpoints"
     path, address = folder / name, _address(name)
     if not path.is_file():

@@ -1,4 +1,4 @@
-"""Compute FID and its kin of images or models, with the conditions that they depend on."""
+"""FID, KID, precision, recall and Inception Score of images or models, with their conditions."""
 
 import time
 from collections.abc import Sequence
@@ -18,7 +18,7 @@ from tract.metrics.distances import (
     precision_recall,
 )
 from tract.metrics.feature_statistics import Statistics, statistics
-from tract.metrics.features import CLASSES, INCEPTIONS, Extractor, extractor
+from tract.metrics.features import CLASSES, INCEPTIONS, SPATIAL, Extractor, extractor
 from tract.metrics.sources import Source, is_named, named_data, open_source
 
 METRICS = ("fd", "kid", "precision", "recall", "is")
@@ -26,7 +26,7 @@ MODEL_SAMPLES = 50_000  # of publications
 KEPT_FEATURES = 10_000  # features at most for metrics that look at pairs
 INCEPTION_SIZE = 2048
 NEIGHBOURS = 3  # of precision and recall
-REFERENCE_SEED = 2**32  # noise of a model as the reference: what it shared would bring them closer
+REFERENCE_SEED = 2**32  # of a model as the reference: noise in common would bring them closer
 
 
 def compare(
@@ -52,7 +52,7 @@ def compare(
     of noise, or of the part taken; value, std are over them. Raises ValueError for bad arguments.
     """
     _check(features, metrics, samples, seeds, batch)
-    opening |= {"device": device}
+    opening |= {"device": device, "spatial": features == SPATIAL}
     if is_named(reference):
         reference = named_data(str(reference), **opening)
     data = reference if isinstance(reference, Data) and features == "classifier" else None
@@ -114,7 +114,9 @@ def _check(
     if not metrics or not seeds or len(set(seeds)) < len(seeds):
         raise ValueError(f"metrics are {metrics} and seeds {seeds}: give one or more, each once")
     if ("is" in metrics) != (features == CLASSES) or ("is" in metrics and len(metrics) > 1):
-        raise ValueError(f"metrics 'is' alone and features {CLASSES!r} belong together: give both")
+        raise ValueError(
+            f"metrics 'is' and features {CLASSES!r} go only with each other: give both alone"
+        )
     if samples is not None:
         check_whole("samples", samples, 2, MOST_SAMPLES)
     check_whole("batch", batch, 1, LARGEST_BATCH)
@@ -126,7 +128,7 @@ def _check_statistics(target: Source, extract: Extractor, metrics: Sequence[str]
         return
     if others := [metric for metric in metrics if metric != "fd"]:
         raise ValueError(
-            f"{target.name} holds a mean and a covariance, and {', '.join(others)} need images: "
+            f"{target.name} holds a mean and a covariance, too little for {', '.join(others)}: "
             "give images as the reference, or metrics fd alone"
         )
     size = len(target.moments.mean)
@@ -227,5 +229,5 @@ def _few(*moments: Moments) -> str:
         return ""
     return (
         f"{least:,} images are too few for {size:,} features: their covariance is singular and "
-        f"the distance too large; compare it with none of another count, and use more than {size:,}"
+        f"the distance too large; compare it at equal counts only, or use more than {size:,}"
     )

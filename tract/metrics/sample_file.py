@@ -22,7 +22,7 @@ CARD = "samples.json"  # in the folder: which model, steps and seed the images a
 def write_samples(source: Source, count: int, path: str | Path, *, batch: int = 256) -> None:
     """Write the first count images of a model's source under a progress bar.
 
-    path: a folder, which comes to hold 000000.png and so on; NAME.npz or NAME.zip packs those of
+    path: a folder, for 000000.png and so on; NAME.npz or NAME.zip packs those of
     the folder NAME as uint8 arr_0 (count, H, W, C), or as a zip, which `open_source` reads.
     Images that are there are not made again. Processes that have joined make and write their
     shares. Ctrl-C and SIGTERM end it between batches. ValueError for another ending or a folder of

@@ -19,7 +19,7 @@ BLOCK = 256  # samples whose noise is drawn at once: a generator each would take
 def noise(shape: tuple[int, ...], start: int, stop: int, seed: int) -> Tensor:
     """Noise (stop - start, *shape) of the samples from start up to stop.
 
-    That of sample i depends on seed and i alone, however it is batched and how many there are.
+    That of sample i depends on seed and i alone, not on batches or on how many there are.
     """
     first = start // BLOCK
     blocks = [

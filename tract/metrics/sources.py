@@ -63,15 +63,16 @@ def open_source(
     compute: Compute = EAGER,
     solver: str = "ddim",
     own_grid: bool = False,
+    spatial: bool = False,
 ) -> Opened:
     """The images of data, of a data set by name, a folder, zip, file of samples or a model.
 
     image_size, grey: of data "images" in data_dir. Samples are .npz of uint8, or .safetensors as
-    `measure` writes it; .npz with mu and sigma can be the reference. A model is of a run, its file
-    or folder, or what `load_teacher` reads, whose predictions are clamped to [-1, 1]; compute,
-    solver: how it is computed and steps, own_grid: whether on as many levels as steps. All image
-    files are decoded once: a bad one is refused by name before the long part. Raises ValueError or
-    FileNotFoundError for anything else.
+    `measure` writes it. The reference can be .npz with mu and sigma; with spatial, mu_s and
+    sigma_s. A model is of a run, its file or folder, or what `load_teacher` reads, whose
+    predictions are clamped to [-1, 1]; compute, solver: how it is computed and steps, own_grid:
+    whether on as many levels as steps. All image files are decoded once: a bad one is refused by
+    name before the long part. Raises ValueError or FileNotFoundError for anything else.
     """
     if isinstance(source, Data):
         return _data(source)
@@ -85,8 +86,9 @@ def open_source(
             f"no source {path}: give a folder, zip, .npz, .safetensors, a model or one of "
             f"{list(LOADERS)}"
         )
-    if path.suffix == ".npz" and {"mu", "sigma"} <= set(array_names(path)):
-        return _statistics(path)
+    names = ["mu_s", "sigma_s"] if spatial else ["mu", "sigma"]
+    if path.suffix == ".npz" and set(names) <= set(array_names(path)):
+        return _statistics(path, names)
     if path.suffix == ".npz":
         return _array(path.name, read_images(path)[0], {"sha256": file_sha256(path)})
     if path.suffix == ".safetensors":
@@ -143,20 +145,20 @@ def _finite(
     return at
 
 
-def _statistics(path: Path) -> Opened:
-    """Mean mu (D,) and covariance sigma (D, D) of features, as FID's projects publish them."""
+def _statistics(path: Path, names: list[str]) -> Opened:
+    """Mean (D,) and covariance (D, D) of features, as FID's projects publish them."""
     mean, covariance = (
-        torch.from_numpy(np.array(a, dtype=np.float64)) for a in read_arrays(path, ["mu", "sigma"])
+        torch.from_numpy(np.array(a, dtype=np.float64)) for a in read_arrays(path, names)
     )
     finite = bool(mean.isfinite().all() and covariance.isfinite().all())
     if mean.ndim != 1 or covariance.shape != (len(mean), len(mean)) or not finite:
         raise ValueError(
-            f"{path} has mu of shape {tuple(mean.shape)} and sigma of {tuple(covariance.shape)}: "
-            "use finite ones, a mean (D,) and a covariance (D, D)"
+            f"{path} has {names[0]} of shape {tuple(mean.shape)} and {names[1]} of "
+            f"{tuple(covariance.shape)}: use finite ones, a mean (D,) and a covariance (D, D)"
         )
     many = 2**31  # images, whose number these files do not tell
     moments = Moments(many, mean, covariance * (many - 1))
-    about = {"sha256": file_sha256(path), "statistics": "mu and sigma"}
+    about = {"sha256": file_sha256(path), "statistics": " and ".join(names)}
     source = Source(path.name, about, frozenset(), None, lambda *_: [], moments)
     return lambda num_steps, seed: source
 
@@ -220,7 +222,7 @@ def open_run(path: Path, device: str, role: str = "", **options: object) -> Open
 
     role: which network of a checkpoint. options: compute, solver and own_grid as for `open_source`;
     progress, called with the share done after each step of a reading. ValueError for a model that
-    is of no run.
+    is not of a run.
     """
     denoiser, card = load_model(path, device, role)
     about = about_model(card, path)
@@ -246,7 +248,7 @@ def _model(
     if len(shape) < 3:
         raise ValueError(f"{path} makes points, not images: give a model of images")
     if own_grid and teacher.noise_schedule in FIXED:
-        raise ValueError(f"{path} knows its own levels alone, those of DDPM: leave out own_grid")
+        raise ValueError(f"{path} knows its own levels alone, those of DDPM: omit own_grid")
     trained = levels_of(teacher.noise_schedule, teacher.teacher_steps)
     options = {"clamp": clamp, "compute": compute, "shown": False, "on_step": progress}
     options |= {"solver": SOLVERS[solver]}
@@ -274,7 +276,7 @@ def _model(
             return _rounded(x, str(path))
 
         # Heun asks twice a step, but for the last, which ends at clean data.
-        nfe = num_steps if solver == "ddim" else 2 * num_steps - 1
+        nfe = 2 * num_steps - 1 if solver == "heun" else num_steps
         now = about | {"grid_steps": levels.num_steps, "nfe": nfe, "seed": seed}
         return Source(str(path), now, frozenset([shape]), None, read)
 
