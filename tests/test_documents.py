@@ -55,6 +55,11 @@ def test_every_parameter_of_a_notebook_has_its_help(path):
     assert papermill.inspect_notebook(path).keys() == declared_parameters(path).keys()
 
 
+def test_every_setting_of_a_distillation_is_a_parameter_of_notebook_03():
+    settings = {field.name for field in dataclasses.fields(Distillation)} - {"step_schedule"}
+    assert settings <= declared_parameters(ROOT / "notebooks" / "03_tract.ipynb").keys()
+
+
 PAGES = [ROOT / "README.md", *(ROOT / f / "README.md" for f in ("notebooks", "figures", "tract"))]
 LINK = re.compile(r"(!?)\[([^\]]*)\]\(([^)\s]+)\)")
 
