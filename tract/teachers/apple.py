@@ -4,7 +4,6 @@ Their network is Google's with norms that add 1e-5, not 1e-6, to the variance. A
 weights, or all networks of a training run: then the average that is sampled from is read.
 """
 
-import itertools
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,7 +12,7 @@ from torch import Tensor, nn
 
 from tract.denoiser import Denoiser
 from tract.teachers.fill import Take, fill
-from tract.teachers.paper_unet import describe, layers
+from tract.teachers.paper_unet import describe, layers, numbers
 from tract.unet import Attention, DownBlock, UNet, UpBlock
 
 NORM_EPS = 1e-5
@@ -64,15 +63,8 @@ def _tensors(content: dict[str, Tensor], path: Path) -> dict[str, Tensor]:
 def _options(tensors: dict[str, Tensor]) -> dict:
     """Options for `describe`."""
     channels, image_channels = tensors["down.0.weight"].shape[:2]
-    stages = [[]]  # of blocks of one resolution
-    for i in itertools.count(1):
-        if f"down.{i}.resblocks.conv1.bias" in tensors:
-            stages[-1].append(f"down.{i}")
-        elif f"down.{i}.conv1.bias" in tensors:  # a block that halves
-            stages.append([])
-        else:
-            break
-    first = [blocks[0] for blocks in stages]
+    halving = numbers(tensors, r"down\.(\d+)\.conv1\.bias")  # blocks between two sizes
+    first = [f"down.{i + 1}" for i in (0, *halving)]  # of each size
     widths = [len(tensors[f"{block}.resblocks.conv1.bias"]) for block in first]
     num_classes = tensors["class_emb.weight"].shape[1] if "class_emb.weight" in tensors else 0
     return {
@@ -81,7 +73,7 @@ def _options(tensors: dict[str, Tensor]) -> dict:
         "channels": channels,
         "emb_channels": len(tensors["time.0.bias"]),
         "channel_mult": [width // channels for width in widths],
-        "num_blocks": len(stages[0]),
+        "num_blocks": halving[0] - 1,
         "attentive": [i for i, b in enumerate(first) if f"{b}.attention.qkv.weight" in tensors],
         "head_channels": HEAD_CHANNELS if num_classes else None,
         "norm_eps": NORM_EPS,

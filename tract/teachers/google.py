@@ -4,7 +4,6 @@ Their network is the paper's, `tract.unet.UNet`. A block's name has a dot in it 
 as in "down_0.block_1/conv1/kernel"; arrays have their output channels last.
 """
 
-import itertools
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,7 +13,7 @@ from torch import Tensor, nn
 from tract.denoiser import Denoiser
 from tract.teachers.containers import flax_int, flax_tensors, read_flax
 from tract.teachers.fill import Take, fill
-from tract.teachers.paper_unet import describe, layers
+from tract.teachers.paper_unet import describe, layers, numbers
 from tract.unet import DownBlock, UNet, UpBlock
 
 TEACHER_STEPS = 1024  # of their samplers, for networks that were trained in continuous time
@@ -41,7 +40,8 @@ def read_google(path: str | Path) -> tuple[Denoiser, int]:
 def _options(arrays: dict[str, Tensor]) -> dict:
     """Options for `describe`."""
     _, _, image_channels, channels = arrays["conv_in/kernel"].shape
-    widths = [len(bias) for bias in _each(arrays, "down_{}.block_0/conv1/bias")]
+    sizes = numbers(arrays, r"down_(\d+)\.block_0/conv1/bias")
+    widths = [len(arrays[f"down_{i}.block_0/conv1/bias"]) for i in sizes]
     queries = [bias for name, bias in arrays.items() if name.endswith("/q/bias")]  # (heads, C)
     head_channels = {bias.shape[1] for bias in queries if len(bias) > 1}
     if len(head_channels) > 1:
@@ -52,17 +52,11 @@ def _options(arrays: dict[str, Tensor]) -> dict:
         "channels": channels,
         "emb_channels": len(arrays["dense0/bias"]),
         "channel_mult": [width // channels for width in widths],
-        "num_blocks": len(_each(arrays, "down_0.block_{}/conv1/bias")),
-        "attentive": [i for i in range(len(widths)) if f"down_{i}.attn_0/q/bias" in arrays],
+        "num_blocks": len(numbers(arrays, r"down_0\.block_(\d+)/conv1/bias")),
+        "attentive": numbers(arrays, r"down_(\d+)\.attn_0/q/bias"),
         "head_channels": head_channels.pop() if head_channels else None,
         "num_classes": len(arrays.get("class_emb/kernel", ())),
     }
-
-
-def _each(arrays: dict[str, Tensor], name: str) -> list[Tensor]:
-    """Arrays whose name has 0, 1, 2, ... in its gap."""
-    numbered = (name.format(i) for i in itertools.count())
-    return [arrays[name] for name in itertools.takewhile(arrays.__contains__, numbered)]
 
 
 def _flat(array: Tensor) -> Tensor:

@@ -4,7 +4,6 @@ Both are `tract.networks.edm_unet.ADMUNet` under other names, which count blocks
 those of q, then k, then v. guided-diffusion's predicts eps, and variances, which are not read.
 """
 
-import re
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -15,7 +14,7 @@ from tract.denoiser import Denoiser
 from tract.networks.edm_blocks import low_pass
 from tract.networks.edm_unet import BOX, ADMUNet
 from tract.teachers.fill import Take, fill
-from tract.teachers.paper_unet import describe
+from tract.teachers.paper_unet import describe, numbers
 
 FIRST = "input_blocks.0.0"  # the first convolution, by which a file is recognised
 STAGES, LEAST_CHANNELS = 4, 128  # 64 to 8 pixels; with fewer channels their norms have other groups
@@ -56,8 +55,7 @@ def read_openai(path: Path, tensors: dict[str, Tensor]) -> Denoiser:
 def _options(tensors: dict[str, Tensor]) -> dict:
     """Options for `describe`."""
     channels, image_channels = tensors[f"{FIRST}.weight"].shape[:2]
-    doubling = (re.fullmatch(r"output_blocks\.(\d+)\.[12]\.in_layers\.2\.bias", n) for n in tensors)
-    ends = sorted(int(found[1]) for found in doubling if found)  # last blocks of a size
+    ends = numbers(tensors, r"output_blocks\.(\d+)\.[12]\.in_layers\.2\.bias")  # they double
     num_blocks = ends[0]
     first = [f"input_blocks.{1 + i * (num_blocks + 1)}" for i in range(len(ends) + 1)]
     widths = [len(tensors[f"{block}.0.out_layers.3.bias"]) for block in first]

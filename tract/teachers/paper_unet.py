@@ -1,5 +1,6 @@
 """Describe a U-Net by another project's tensors, and name the layers of the paper's."""
 
+import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -31,6 +32,12 @@ def describe(
         )
     prediction = "x0" if outputs == channels else "x0_eps"
     return {"net": "unet", "prediction": prediction, "sigma_data": 0.5, "options": options}
+
+
+def numbers(tensors: dict[str, Tensor], pattern: str) -> list[int]:
+    """Numbers, rising, that a pattern's group stands for in names that match it."""
+    found = (re.fullmatch(pattern, name) for name in tensors)
+    return sorted(int(match[1]) for match in found if match)
 
 
 def layers(
