@@ -1,6 +1,6 @@
-"""The one contract of all models, `x0 = denoise(x_t, level, labels=None)`, and networks under it.
+"""The interface of all models, `x0 = denoise(x_t, level, labels=None)`, and networks that have it.
 
-Teacher, student, averages, exact oracles and loaded checkpoints are all such callables.
+Teachers, students, averages, exact oracles and loaded checkpoints are all such callables.
 """
 
 from collections.abc import Callable
@@ -14,8 +14,8 @@ from tract.levels import Level, broadcast
 Denoise = Callable[..., Tensor]  # denoise(x_t, level, labels=None) -> x0, shaped like x_t
 
 # A prediction type is (c_skip, c_out, c_in) with x0 = c_skip x_t + c_out F(c_in x_t). With
-# n^2 = alpha^2 + sigma^2, which is 1 for VP, the first three show the network x_t / n: the VP
-# picture of a VE sample, so that one network and one definition serve both.
+# n^2 = alpha^2 + sigma^2, which is 1 for VP, the input of the first three is x_t / n: the VP
+# equivalent of a VE sample, so that one network and one definition serve both.
 
 
 def x0_scalings(level: Level, sigma_data: float) -> tuple[Tensor, Tensor, Tensor]:
@@ -25,7 +25,7 @@ def x0_scalings(level: Level, sigma_data: float) -> tuple[Tensor, Tensor, Tensor
 
 
 def eps_scalings(level: Level, sigma_data: float) -> tuple[Tensor, Tensor, Tensor]:
-    """The network outputs the noise; Ho et al. 2020. An error in it grows by sigma / alpha."""
+    """The network outputs the noise; Ho et al. 2020. Its errors are multiplied by sigma / alpha."""
     norm = (level.alpha**2 + level.sigma**2).sqrt()
     return 1 / level.alpha, -level.sigma / level.alpha, 1 / norm
 
@@ -39,7 +39,7 @@ def v_scalings(level: Level, sigma_data: float) -> tuple[Tensor, Tensor, Tensor]
 def edm_scalings(level: Level, sigma_data: float) -> tuple[Tensor, Tensor, Tensor]:
     """EDM's unit-variance input and target for data of standard deviation sigma_data.
 
-    Karras et al. 2022, table 1, written for any alpha. With sigma_data = 1 it is -v.
+    Karras et al. 2022, table 1, extended to any alpha. With sigma_data = 1 the output is -v.
     """
     variance = level.alpha**2 * sigma_data**2 + level.sigma**2
     c_skip = level.alpha * sigma_data**2 / variance
@@ -51,18 +51,18 @@ SCALINGS = {
     "eps": eps_scalings,
     "v": v_scalings,
     "edm": edm_scalings,
-    "x0_eps": v_scalings,  # two outputs, of which Denoiser makes a v
+    "x0_eps": v_scalings,  # two outputs, which Denoiser combines into v
 }
 
 
 class Denoiser(nn.Module):
-    """A network `net(x, logsnr, labels)` and what its output means, as a denoiser.
+    """A network `net(x, logsnr, labels)` with the meaning of its output: a denoiser.
 
-    prediction: a name in SCALINGS. "x0_eps": a net of twice the image's channels that predicts
-    both, x0 trusted where there is noise and eps where there is little (Salimans & Ho 2022, the
-    paper's ImageNet-64 nets). sigma_data: the data's standard deviation, for "edm". The network
-    runs in its own dtype on inputs of about unit variance and sees the level as log-SNR clipped to
-    +-20, so that sigma = 0 is not a special case.
+    prediction: a name in SCALINGS. "x0_eps": a net with twice the image's channels that predicts
+    both; x0 is used at high noise and eps at low noise (Salimans & Ho 2022; the paper's ImageNet-64
+    nets). sigma_data: the data's standard deviation, for "edm". The network runs in its own dtype
+    on inputs of about unit variance. It receives the level as log-SNR clipped to +-20, so that
+    sigma = 0 needs no special case.
     """
 
     def __init__(self, net: nn.Module, prediction: str = "x0", sigma_data: float = 0.5):
@@ -74,7 +74,7 @@ class Denoiser(nn.Module):
         self.sigma_data = sigma_data
 
     def forward(self, x_t: Tensor, level: Level, labels: Tensor | None = None) -> Tensor:
-        """x0 for x_t (B, ...) at a level () or (B,); labels are (B,) integers or None."""
+        """Predict x0 from x_t (B, ...) at a level () or (B,); labels are (B,) integers or None."""
         c_skip, c_out, c_in = SCALINGS[self.prediction](level, self.sigma_data)
         logsnr = level.logsnr.clamp(-20, 20).to(x_t).expand(len(x_t))
         inputs = (broadcast(c_in, x_t) * x_t).to(next(self.net.parameters(), x_t).dtype)
@@ -87,5 +87,5 @@ class Denoiser(nn.Module):
 
 
 def clamped(denoise: Denoise) -> Denoise:
-    """The same denoiser with its x0 clamped to [-1, 1], the range of images."""
+    """Return the denoiser with its x0 clamped to [-1, 1], the range of images."""
     return lambda x_t, level, labels=None: denoise(x_t, level, labels).clamp(-1, 1)

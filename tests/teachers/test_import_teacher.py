@@ -113,7 +113,7 @@ def test_a_training_that_was_begun_is_not_replaced(tmp_path, source):
         ),
         (
             {"noise_schedule": "karras", "conditional": True},
-            "comes with 10 classes, the network is made",
+            "has 10 classes, the network takes",
         ),
     ],
 )
