@@ -216,7 +216,7 @@ def test_dropout_acts_in_training_only():
         (lambda: SongUNet(6, 3, **SONG_SMALL), "image_size is 6, which cannot be halved 2 times"),
         (
             lambda: ADMUNet(8, 3, channels=32, channel_mult=[1], num_blocks=1),
-            "attention stands where there are 32 channels, less than one head of 64",
+            "attention is at a size with 32 channels, less than one head of 64",
         ),
     ],
 )

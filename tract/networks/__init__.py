@@ -1,4 +1,4 @@
-"""Networks beside the paper's U-Net, networks by name, and weights as files.
+"""Further networks, networks by name, and weight files.
 
 In reading order:
 
@@ -9,5 +9,5 @@ In reading order:
     named           networks by name
     build           networks by description
     cards           the card of a model: its fields, checked once
-    weights         weights and training states as safetensors
+    weights         weights and training states as safetensors files
 """

@@ -1,6 +1,6 @@
-"""The network of diffusers' pixel-space pipelines, which knows levels by their number.
+"""The network of diffusers' pixel-space pipelines, which takes the level as a timestep number.
 
-`net(x, logsnr, labels)` around its UNet2DModel, for levels between the numbered ones too.
+`net(x, logsnr, labels)` wraps its UNet2DModel; levels between timesteps are interpolated.
 """
 
 import torch
@@ -10,13 +10,13 @@ from tract.base.checks import check_whole
 from tract.base.compute import Float32Conv2d
 from tract.levels import levels_of
 
-NEAR = 1e-3  # of a number; float32 log-SNRs are off by up to 3e-5 of one
+NEAR = 1e-3  # in timesteps; rounding float32 log-SNRs costs up to 3e-5
 
 
 class DiffusersUNet(nn.Module):
-    """diffusers' UNet2DModel, made for the noisy levels of a process, numbered 0 .. num_steps - 1.
+    """diffusers' UNet2DModel for the noisy levels of a process, numbered 0 .. num_steps - 1.
 
-    unet: arguments of UNet2DModel other than sizes and classes, which are given as for UNet.
+    unet: arguments of UNet2DModel except sizes and classes, which are given as for UNet.
     """
 
     def __init__(
@@ -58,11 +58,11 @@ class DiffusersUNet(nn.Module):
             self.unet.disable_gradient_checkpointing()
 
     def timestep(self, logsnr: Tensor) -> Tensor:
-        """Number of the level (B,), interpolated in ln sigma; exact at numbered levels.
+        """Return the timestep (B,) of a level, interpolated in ln sigma; exact at numbered levels.
 
-        Levels beyond the first and the last count as these.
+        Levels beyond the first or last count as the first or last.
         """
-        # searchsorted wants rising values, and log-SNRs fall.
+        # searchsorted needs rising values, but log-SNRs fall.
         value = logsnr.to(self.logsnr.dtype)
         upper = torch.searchsorted(-self.logsnr, -value).clamp(1, len(self.logsnr) - 1)
         before, after = self.logsnr[upper - 1], self.logsnr[upper]
