@@ -323,7 +323,7 @@ ROWS = [
     ("no finished teacher", lambda f: experiment()(f).distill(recipe()),
      "no model at", TEACHER, "finish its run first"),
     ("an unfinished teacher", lambda f: load_model(f), "no model at", "finish its run"),
-    ("a missing model", lambda f: load_model(f / "no.safetensors"), "no model at", "correct the path"),
+    ("a missing model", lambda f: load_model(f / "no.safetensors"), "no model at", "correct the"),
     ("an empty model", model_file(b""), "model.safetensors is damaged", "restore or remove it"),
     ("a pickle as a model", model_file(b"\x80\x04cos\nsystem\n."), "is damaged", "restore"),
     ("an unknown prediction", lambda f: Denoiser(MLP(2), "y"), "prediction is 'y': choose one"),

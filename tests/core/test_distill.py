@@ -717,7 +717,7 @@ def test_a_student_of_two_outputs_teachers_stays_like_them():
     teacher.prediction = "x0_eps"
     settings = settings_for(step_schedule=(8, 8, 1), student_prediction="v")
     with pytest.raises(
-        ValueError, match="student_prediction is 'v', and its teacher predicts both"
+        ValueError, match="student_prediction is 'v', but the teacher predicts both"
     ):
         student_for(teacher, settings)
 

@@ -228,7 +228,7 @@ def test_what_cannot_be_is_refused(make, message):
 def test_presets_fit_their_data():
     pictures = torch.zeros(4, 3, 32, 32, dtype=torch.uint8)
     check_fits(named_network("edm_cifar10_ncsnpp"), Data("pictures", pictures))
-    with pytest.raises(ValueError, match="0 classes, the network is made for 1000"):
+    with pytest.raises(ValueError, match="0 classes, the network takes 1000"):
         check_fits(named_network("edm_imagenet64_adm"), Data("p", torch.zeros(4, 3, 64, 64).byte()))
 
 

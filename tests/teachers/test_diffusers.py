@@ -222,7 +222,7 @@ def test_data_of_other_channels_or_classes_is_refused(teacher):
     with pytest.raises(ValueError, match=r"\(1, 8, 8\), the network takes .*\(3, 8, 8\)"):
         check_fits(teacher.config, grey)
     labelled = Data("cats", torch.zeros(2, 3, 8, 8, dtype=torch.uint8), torch.arange(2))
-    with pytest.raises(ValueError, match="2 classes, the network is made for 0"):
+    with pytest.raises(ValueError, match="2 classes, the network takes 0"):
         check_fits(teacher.config, labelled)
 
 

@@ -33,7 +33,7 @@ def write_tensors(path: str | Path, tensors: dict[str, Tensor], card: dict) -> N
 def read_tensors(path: str | Path) -> tuple[dict[str, Tensor], dict]:
     """Read tensors and card from a file of ours; raises ValueError if it is damaged or foreign."""
     if Path(path).is_dir():
-        raise ValueError(f"{path} is a folder, not a file of weights: remove it")
+        raise ValueError(f"{path} is a folder instead of a file of weights: remove it")
     # The file is mapped, and the sizes it claims are checked against its own: it takes no more
     # memory than its length.
     with reading(path, remedy=RESTORE), safe_open(path, framework="pt") as file:
