@@ -43,7 +43,7 @@ def test_a_part_of_a_run_is_not_its_result(runs, run, part):
     folder = run("whole")
     source = runs / ("whole" if part == "phase-1" else "part") / f"{part}.safetensors"
     shutil.copyfile(source, folder / "model.safetensors")
-    with pytest.raises(ValueError, match=r"belongs to another run or of a part of it, with a"):
+    with pytest.raises(ValueError, match=r"belongs to another run or to a part of it, with a"):
         load_model(folder)
 
 
