@@ -75,7 +75,7 @@ def test_a_teacher_is_read_once(tmp_path, source, capsys):
     shutil.rmtree(moved)
     assert torch.equal(weights(begun.import_teacher(str(moved))), before)
     assert files(tmp_path / "run") == kept
-    assert "teacher: imported before, read from" in capsys.readouterr().out
+    assert "teacher: already imported, read from" in capsys.readouterr().out
 
 
 def test_another_teacher_is_refused_where_one_is(tmp_path, source):

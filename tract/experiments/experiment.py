@@ -221,7 +221,7 @@ class Experiment:
             if not finished:
                 save_model(folder / "model.safetensors", teacher.denoiser, card | note)
         if finished:
-            print(f"{TEACHER}: imported before, read from {folder / 'model.safetensors'}")
+            print(f"{TEACHER}: already imported, read from {folder / 'model.safetensors'}")
         return load_model(folder, device())[0]
 
     def _check_levels(self, teacher: Teacher) -> None:
