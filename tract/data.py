@@ -1,4 +1,4 @@
-"""Data sets in memory: samples, labels, batches, and how pixels become numbers in [-1, 1]."""
+"""Data sets in memory: samples, labels, batches, and the conversion of pixels to [-1, 1]."""
 
 import hashlib
 from dataclasses import dataclass, replace
@@ -9,16 +9,16 @@ from torch import Tensor
 
 
 def start_hash(shape: tuple[int, ...], dtype: torch.dtype):
-    """The SHA-256 to which samples of this shape and type, and then their labels, are added."""
+    """Return a SHA-256 seeded with the samples' shape and dtype, to be updated with their bytes."""
     return hashlib.sha256(str((tuple(shape), dtype)).encode())
 
 
 @dataclass(frozen=True)
 class Data:
-    """Samples to train on: uint8 images (N, C, H, W), or float points (N, D) as they are.
+    """Samples to train on: uint8 images (N, C, H, W), or float points (N, D) used unchanged.
 
-    labels: (N,) integers below num_classes, or None. flip: mirror half of the images drawn.
-    hashes: the sha256 without and with labels, where known already.
+    labels: (N,) integers below num_classes, or None. flip: mirror half of the images drawn. hashes:
+    the SHA-256 without and with labels, if known.
     """
 
     name: str
@@ -26,7 +26,7 @@ class Data:
     labels: Tensor | None = None
     flip: bool = False
     hashes: tuple[str, str] | None = None
-    classes: int = 0  # of networks that know more classes, such as a null class
+    classes: int = 0  # for networks that know more classes, such as a null class
 
     def __len__(self) -> int:
         return len(self.samples)
@@ -47,7 +47,7 @@ class Data:
 
     @cached_property
     def sha256(self) -> str:
-        """Hash of samples and labels, to tell one data set from another."""
+        """Hash of samples and labels, which identifies the data set."""
         if self.hashes is not None:
             return self.hashes[self.labels is not None]
         digest = start_hash(self.shape, self.samples.dtype)
@@ -57,7 +57,7 @@ class Data:
         return digest.hexdigest()
 
     def to(self, device: torch.device | str) -> "Data":
-        """The same on a device; RuntimeError if a GPU has no room for all of it."""
+        """Copy to a device; raises RuntimeError if the GPU has too little free memory."""
         if torch.device(device).type == "cuda" and not self.samples.is_cuda:
             free, _ = torch.cuda.mem_get_info(device)
             if self.samples.nbytes > free:
@@ -74,7 +74,7 @@ class Data:
     def batch(self, size: int, generator: torch.Generator) -> tuple[Tensor, Tensor | None]:
         """Draw size samples with replacement: x0 (size, ...) in [-1, 1], and their labels.
 
-        generator must live on the data's device. ValueError if size exceeds the data.
+        generator must be on the data's device. Raises ValueError if size exceeds the data.
         """
         self.check_batch(size)
         device = self.samples.device
@@ -86,7 +86,7 @@ class Data:
         return x0, None if self.labels is None else self.labels[index]
 
     def check_batch(self, size: int) -> None:
-        """ValueError if a batch of this size would repeat the data."""
+        """Raise ValueError if the batch is larger than the data."""
         if size > len(self):
             raise ValueError(
                 f"batch_size is {size} but {self.name} has {len(self)} samples: use {len(self)} "
@@ -95,10 +95,10 @@ class Data:
 
 
 def to_unit(samples: Tensor) -> Tensor:
-    """uint8 pixels 0..255 to float32 in [-1, 1]; floating-point samples pass unchanged."""
+    """Map uint8 pixels 0..255 to float32 in [-1, 1]; return floating-point samples unchanged."""
     return samples if samples.is_floating_point() else samples.float() / 127.5 - 1
 
 
 def to_uint8(x0: Tensor) -> Tensor:
-    """Numbers in [-1, 1] to uint8 pixels, rounded to the nearest and clipped."""
+    """Map numbers in [-1, 1] to uint8 pixels, rounded to the nearest and clipped."""
     return ((x0 + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)

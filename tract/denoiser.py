@@ -1,6 +1,6 @@
-"""The one contract of all models, `x0 = denoise(x_t, level, labels=None)`, and networks under it.
+"""The interface of all models, `x0 = denoise(x_t, level, labels=None)`, and networks that have it.
 
-Teacher, student, averages, exact oracles and loaded checkpoints are all such callables.
+Teachers, students, averages, exact oracles and loaded checkpoints are all such callables.
 """
 
 from collections.abc import Callable
@@ -26,7 +26,7 @@ def x0_scalings(level: Level, sigma_data: float) -> Scalings:
 
 
 def eps_scalings(level: Level, sigma_data: float) -> Scalings:
-    """The network outputs the noise; Ho et al. 2020. An error in it grows by sigma / alpha."""
+    """The network outputs the noise; Ho et al. 2020. Its errors are multiplied by sigma / alpha."""
     norm = (level.alpha**2 + level.sigma**2).sqrt()
     return 1 / level.alpha, -level.sigma / level.alpha, 1 / norm
 
@@ -40,8 +40,8 @@ def v_scalings(level: Level, sigma_data: float) -> Scalings:
 def edm_scalings(level: Level, sigma_data: float, least: float = 0.0) -> Scalings:
     """EDM's unit-variance input and target for data of standard deviation sigma_data.
 
-    Karras et al. 2022, table 1, written for any alpha. With sigma_data = 1 it is -v. least: sigma /
-    alpha where x0 is the sample itself, in consistency models; Song et al. 2023, appendix C.
+    Karras et al. 2022, table 1, extended to any alpha. With sigma_data = 1 the output is -v. least:
+    sigma / alpha where x0 is the sample itself, in consistency models; Song et al. 2023, appendix C.
     """
     beyond = level.sigma - least * level.alpha
     variance = level.alpha**2 * sigma_data**2 + level.sigma**2
@@ -55,17 +55,17 @@ SCALINGS = {
     "v": v_scalings,
     "edm": edm_scalings,
     "consistency": partial(edm_scalings, least=0.002),
-    "x0_eps": v_scalings,  # two outputs, of which Denoiser makes a v
+    "x0_eps": v_scalings,  # two outputs, which Denoiser combines into v
 }
 
 
 class Denoiser(nn.Module):
-    """A network `net(x, logsnr, labels)` and what its output means, as a denoiser.
+    """A network `net(x, logsnr, labels)` with the meaning of its output: a denoiser.
 
-    prediction: a name in SCALINGS. "x0_eps": a net of twice the image's channels predicts both, x0
-    trusted where there is noise, eps where there is little (Salimans & Ho 2022, for ImageNet-64).
-    sigma_data: the data's standard deviation, for "edm". The network runs in its own dtype on
-    inputs of about unit variance and sees log-SNR clipped to +-20: sigma = 0 is not special.
+    prediction: a name in SCALINGS. "x0_eps": a net with twice the image's channels predicts both;
+    x0 is used at high noise, eps at low noise (Salimans & Ho 2022, for ImageNet-64). sigma_data:
+    the data's standard deviation, for "edm". The network runs in its own dtype on inputs of about
+    unit variance. It receives log-SNR clipped to +-20, so that sigma = 0 needs no special case.
     """
 
     def __init__(self, net: nn.Module, prediction: str = "x0", sigma_data: float = 0.5):
@@ -77,7 +77,7 @@ class Denoiser(nn.Module):
         self.sigma_data = sigma_data
 
     def forward(self, x_t: Tensor, level: Level, labels: Tensor | None = None) -> Tensor:
-        """x0 for x_t (B, ...) at a level () or (B,); labels are (B,) integers or None."""
+        """Predict x0 from x_t (B, ...) at a level () or (B,); labels are (B,) integers or None."""
         c_skip, c_out, c_in = SCALINGS[self.prediction](level, self.sigma_data)
         logsnr = level.logsnr.clamp(-20, 20).to(x_t).expand(len(x_t))
         inputs = (broadcast(c_in, x_t) * x_t).to(next(self.net.parameters(), x_t).dtype)
@@ -89,5 +89,5 @@ class Denoiser(nn.Module):
 
 
 def clamped(denoise: Denoise) -> Denoise:
-    """The same denoiser with its x0 clamped to [-1, 1], the range of images."""
+    """Return the denoiser with its x0 clamped to [-1, 1], the range of images."""
     return lambda x_t, level, labels=None: denoise(x_t, level, labels).clamp(-1, 1)

@@ -1,8 +1,8 @@
-"""Distillation by phases: BTD, TRACT and consistency distillation as one loop.
+"""Distillation in phases: one loop for BTD, TRACT and consistency distillation.
 
-In a phase n>m the student learns to cross a group of n / m teacher steps in one. In a phase n>n a
-student of another network learns the teacher's own steps and then takes its place. While the
-teacher's grid grows, k<n>m, the student and its averages continue.
+In a phase n>m the student learns to cross a group of n / m teacher steps in one step. In a phase
+n>n a student with another network learns the teacher's own steps and then replaces it. In a phase
+k<n>m the teacher's grid grows from k to n steps; the student and its averages continue.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -26,28 +26,28 @@ from tract.seeds import Stream
 from tract.settings import Distillation
 from tract.step import add_noise
 
-# Heun's x0 mixes in the second evaluation with half the ratio of sigma / alpha at both ends. From
-# the 22,026 of the cosine levels' noisiest that is useless; karras have 80, ddpm_linear 157.
+# Heun weighs its second evaluation by half the ratio of sigma / alpha at the two ends. Starting
+# at 22,026 (cosine levels) that is useless; karras levels start at 80, ddpm_linear at 157.
 HEUN_LIMIT = 1000
 
 
 @dataclass
 class DistillationState:
-    """All that changes in a distillation. The first teacher is any denoiser, even an oracle."""
+    """All mutable state of a distillation. The first teacher is any denoiser, even an oracle."""
 
     teacher: Denoise
     student: Denoiser
     self_teacher: Denoiser
     ema: Denoiser
     optimizer: torch.optim.Optimizer
-    new_student: Denoiser | None = None  # what student and averages start from ...
-    swap_phase: int = 0  # ... in this phase, in place of the teacher; 0 if there is none
+    new_student: Denoiser | None = None  # the network that student and averages change to
+    swap_phase: int = 0  # the phase in which they change; 0 for none
     phase: int = 0
     step: int = 0  # over all phases
-    averages: list[Denoiser] = field(default_factory=list)  # with settings.more_residuals
+    averages: list[Denoiser] = field(default_factory=list)  # for settings.more_residuals
 
     def modules(self) -> dict[str, nn.Module]:
-        """Networks to save; the first phase's teacher is given from outside and never changes."""
+        """Networks to save; the first phase's teacher comes from outside and never changes."""
         networks = {"student": self.student, "self_teacher": self.self_teacher, "ema": self.ema}
         networks |= {f"average_{i}": average for i, average in enumerate(self.averages)}
         return networks | ({"teacher": self.teacher} if self.phase > 0 else {})
@@ -56,8 +56,8 @@ class DistillationState:
         return {"phase": self.phase, "step": self.step}
 
     def restore_counters(self, counters: dict[str, int]) -> None:
-        """Make the networks of that phase, whose weights are still to be loaded."""
-        for phase in (self.swap_phase, counters["phase"]):  # the others change no network
+        """Recreate the networks of that phase; their weights are loaded afterwards."""
+        for phase in (self.swap_phase, counters["phase"]):  # others keep their networks
             if self.phase < phase <= counters["phase"]:
                 self.phase = phase - 1
                 start_next_phase(self)
@@ -67,22 +67,22 @@ class DistillationState:
 def start_distillation(
     teacher: Denoise, settings: Distillation, student: Denoiser | None = None
 ) -> DistillationState:
-    """State at step 0. Everything starts from the teacher, or from a student of another network.
+    """Return the state at step 0, with all networks copied from the teacher or from student.
 
-    student: takes over in the phase of equal steps, or without one at once: it should then know
-    the data. ValueError where it is missing: for equal steps, or if the teacher is not a network.
+    student: takes over in the phase of equal steps; without one it starts at once, already trained.
+    Raises ValueError if it is missing: for equal steps, or if the teacher is not a network.
     """
     swap_phase = equal_steps(settings.phases)
     if student is None and swap_phase is not None:
         raise ValueError(
-            f"{settings.phases[swap_phase]} shortens nothing, a changed network starts there: give "
-            "a student, or omit the repeated entry"
+            f"{settings.phases[swap_phase]} repeats a number of steps, which is for a change of "
+            "network: give a student, or omit the repeated entry"
         )
     start, new_student = (teacher, frozen(student)) if swap_phase else (student or teacher, None)
     if not isinstance(start, Denoiser):
         raise ValueError(
-            "this teacher is not a network to start from: give a student, and let it take over in "
-            "the first phase"
+            "this teacher is not a network to start from: give a student that takes over in the "
+            "first phase"
         )
     networks = _networks(start, settings.learning_rate, len(settings.more_residuals))
     teacher = frozen(teacher) if isinstance(teacher, nn.Module) else teacher
@@ -92,7 +92,7 @@ def start_distillation(
 
 
 def _networks(start: Denoiser, learning_rate: float, num_averages: int) -> dict:
-    """Student, optimizer and averages of a DistillationState, all at the weights of start."""
+    """Return student, optimizer and averages for a DistillationState, with the weights of start."""
     student = frozen(start).requires_grad_(True)
     return {
         "student": student,
@@ -104,9 +104,9 @@ def _networks(start: Denoiser, learning_rate: float, num_averages: int) -> dict:
 
 
 def start_next_phase(state: DistillationState, phase_change: str = "restart") -> None:
-    """Make the inference average the teacher, from which everything starts afresh.
+    """Make the inference average the teacher, and restart everything else from it.
 
-    "carry_on": the teacher alone changes. In the swap phase all else starts from new_student.
+    "carry_on" replaces the teacher only. In the swap phase the rest starts from new_student.
     """
     state.phase += 1
     state.teacher = frozen(state.ema)
@@ -124,11 +124,11 @@ def distill(
     settings: Distillation,
     compute: Compute = EAGER,
 ) -> Iterator[Record]:
-    """Distil through all phases; yields one record per step, state.ema is the result.
+    """Distil through all phases; yields one record per step, and state.ema is the result.
 
-    data: samples to noise, as the teacher saw them. levels: the first teacher's grid. Paper,
-    algorithm 1. ValueError, at once, if schedule, grid, data and networks do not fit together;
-    other errors are those of `guarded`.
+    data: samples like those the teacher was trained on. levels: the first teacher's grid. Paper,
+    algorithm 1. Raises ValueError at once if schedule, grid, data and networks do not fit together;
+    other errors are raised as by `guarded`.
     """
     phases = parse_schedule(settings.step_schedule, levels.num_steps)  # which also checks T
     _check_prediction(state.student, phases[state.phase :], levels)
@@ -140,25 +140,25 @@ def distill(
 
 
 def check_solver(solver: str, levels: Level) -> None:
-    """ValueError if levels are too noisy for the teacher to step between them by this solver."""
+    """Raise ValueError if the levels are too noisy for the teacher to use this solver."""
     ratio = (levels.sigma[-1] / levels.alpha[-1]).item()
     if solver == "heun" and ratio > HEUN_LIMIT:
         raise ValueError(
-            f"solver is 'heun', and at the noisiest level sigma / alpha is {ratio:,.0f}, "
-            "where Heun's step multiplies the teacher's errors by thousands: use karras or "
+            f"solver is 'heun', and sigma / alpha is {ratio:,.0f} at the noisiest level, so that "
+            "Heun's step multiplies the teacher's errors by thousands: use karras or "
             "ddpm_linear levels, or solver 'ddim'"
         )
 
 
 def _check_prediction(student: Denoiser, phases: Sequence[Phase], levels: Level) -> None:
-    """ValueError if a student predicts eps and is to take fewer steps than its teacher."""
+    """Raise ValueError if a student that predicts eps is to take fewer steps than its teacher."""
     ratio = (levels.sigma[-1] / levels.alpha[-1]).item()
     if student.prediction == "eps" and any(phase.segment > 1 for phase in phases):
         raise ValueError(
-            "the student predicts eps, and fewer steps rely on the noisiest level, where an error "
-            f"in eps is multiplied by sigma / alpha, {ratio:,.0f}: give student 'v' or 'x0', and "
-            "repeat the first entry of step_schedule, so that it learns the teacher's own steps "
-            "before it shortens them"
+            "the student predicts eps, but few-step sampling depends on the noisiest level, where "
+            f"errors in eps are multiplied by sigma / alpha, {ratio:,.0f}: give student 'v' or "
+            "'x0', and repeat the first entry of step_schedule, so that it learns the teacher's "
+            "own steps first"
         )
 
 
@@ -197,27 +197,27 @@ def _phase_steps(
 def phase_target(
     state: DistillationState, settings: Distillation, compute: Compute = EAGER
 ) -> Callable[..., Tensor]:
-    """The target of the current phase, as a function of x_t, t, u, s, labels and x0=x0."""
+    """Return the target of the current phase as a function of x_t, t, u, s, labels and x0=x0."""
     teacher = with_precision(state.teacher, compute)
     teacher = clamped(teacher) if settings.clamp == "all" else teacher
     self_teacher = with_precision(state.self_teacher, compute)
     self_teacher = clamped(self_teacher) if settings.clamp != "none" else self_teacher
     phase, method = settings.phases[state.phase], METHODS[settings.method]
     second = method.second_hop(teacher, self_teacher) if phase.segment > 1 else None
-    # A student, which later phases have for a teacher, knows where its own DDIM step is to lead;
-    # it has no slope that Heun's method could average.
+    # In later phases the teacher is a student, trained for DDIM steps: its predictions are not
+    # slopes of the ODE, which Heun's method would average.
     solver = SOLVERS[settings.solver] if state.phase == 0 else ddim_x0
     return partial(closure_target, teacher, second, solver=method.first_hop or solver)
 
 
 def _averages(state: DistillationState, settings: Distillation) -> Callable[[], None]:
-    """A function that updates the averages of this phase after a step."""
+    """Return a function that updates the averages of this phase after a step."""
     steps = settings.steps_per_phase
     residuals = (settings.ema_residual, *settings.more_residuals)
     decays = [settings.self_ema, *(decay_from_residual(r, steps) for r in residuals)]
     averages = (state.self_teacher, state.ema, *state.averages)
     updaters = [ema_updater(average, state.student) for average in averages]
-    begun = state.phase  # the phase in which these networks started afresh
+    begun = state.phase  # the phase in which these networks started
     if settings.phase_change == "carry_on":
         begun = state.swap_phase if state.phase >= state.swap_phase else 0
 

@@ -1,4 +1,4 @@
-"""Exponential moving averages of a network's weights, without a host synchronisation."""
+"""Exponential moving averages of a network's weights, without host synchronisation."""
 
 from collections.abc import Callable
 
@@ -7,10 +7,10 @@ from torch import nn
 
 
 def ema_updater(target: nn.Module, source: nn.Module) -> Callable[[float], None]:
-    """A function of decay that moves all of target's parameters towards source's; copies buffers.
+    """Return f(decay), which moves target's parameters towards source's and copies buffers.
 
-    They become decay * target + (1 - decay) * source: decay in [0, 1] weighs the old value. Names
-    are looked up once, here. ValueError if they differ.
+    target becomes decay * target + (1 - decay) * source, with decay in [0, 1]. Names are matched
+    once, here. Raises ValueError if they differ.
     """
     averages, values = dict(target.named_parameters()), dict(source.named_parameters())
     if averages.keys() != values.keys():
@@ -30,7 +30,7 @@ def ema_updater(target: nn.Module, source: nn.Module) -> Callable[[float], None]
 
 
 def bias_corrected(decay: float, update: int) -> float:
-    """Decay of the update-th update (1, 2, ...) that makes the average forget its start value.
+    """Return the decay of the update-th update (1, 2, ...) that removes the influence of the start.
 
     1 - (1 - decay) / (1 - decay^update): the first update copies. Paper, section 3.1.
     """
@@ -38,8 +38,8 @@ def bias_corrected(decay: float, update: int) -> float:
 
 
 def decay_from_residual(residual: float, updates: int) -> float:
-    """Decay that leaves the share `residual` of the start after this many updates.
+    """Return the decay that leaves the share `residual` of the start after this many updates.
 
-    In terms of the residual the inference average does not depend on the length of a phase.
+    A residual fixes the inference average independently of the length of a phase.
     """
     return residual ** (1 / updates)

@@ -1,6 +1,6 @@
-"""Noise levels: how much signal and how much noise there is at every step of a diffusion.
+"""Noise levels: the amounts of signal and noise at every step of a diffusion.
 
-Everything here is a sequence of `Level`s in float64, index 0 = clean, index T = noisiest.
+A grid of levels is a sequence of `Level`s in float64; index 0 is clean, index T the noisiest.
 """
 
 from dataclasses import dataclass
@@ -47,9 +47,9 @@ class Level:
 
 
 def broadcast(coefficient: Tensor, x: Tensor) -> Tensor:
-    """Shape a coefficient () or (B,) to multiply x (B, ...), in the dtype and on the device of x.
+    """Reshape a coefficient () or (B,) to multiply x (B, ...), in x's dtype and on its device.
 
-    Coefficients are computed in float64 and rounded here, once: this is the precision rule.
+    Coefficients are computed in float64 and rounded only here: this is the precision rule.
     """
     coefficient = coefficient.to(dtype=x.dtype, device=x.device)
     return coefficient.reshape(coefficient.shape + (1,) * (x.ndim - coefficient.ndim))
@@ -67,7 +67,7 @@ def cosine(num_steps: int = 1024, logsnr_max: float = 20.0) -> Level:
     a = torch.atan(torch.exp(limit / 2)) - b
     time = torch.linspace(0, 1, num_steps + 1, dtype=torch.float64)
     logsnr = -2 * torch.log(torch.tan(a * time + b))
-    # Not 1 - alpha^2: at logsnr 20 that would leave 9 of float64's 16 digits of sigma.
+    # Not 1 - alpha^2: at logsnr 20 that would lose half of float64's digits of sigma.
     return Level(torch.sigmoid(logsnr).sqrt(), torch.sigmoid(-logsnr).sqrt())
 
 
@@ -86,19 +86,19 @@ def karras(
 
 
 def ddpm_linear(num_steps: int = 1000, beta_start: float = 1e-4, beta_end: float = 0.02) -> Level:
-    """VP levels of DDPM's linear betas; index i is that paper's timestep i, index 0 clean data.
+    """VP levels of DDPM's linear betas; index i is that paper's timestep i, index 0 is clean.
 
-    alpha_i^2 = product of (1 - beta_j) for j <= i. Ho et al. 2020, section 4. T + 1 levels.
+    alpha_i^2 = product of (1 - beta_j) for j <= i. Ho et al. 2020, section 4. Returns T + 1 levels.
     """
     check_whole("num_steps", num_steps, 1, MOST_STEPS)
     return _from_betas(torch.linspace(beta_start, beta_end, num_steps, dtype=torch.float64))
 
 
 def ddpm_cosine(num_steps: int = 1000) -> Level:
-    """VP levels of improved DDPM, index as for `ddpm_linear`: betas to alpha = cos, capped.
+    """VP levels of improved DDPM: alpha follows a cosine, betas are capped at 0.999.
 
-    alpha_i = cos(pi / 2 (i / T + 0.008) / 1.008) up to a factor, and no beta above 0.999. Nichol
-    & Dhariwal 2021, equation 17. Returns T + 1 levels.
+    alpha_i = cos(pi / 2 (i / T + 0.008) / 1.008) up to a factor; indices as for `ddpm_linear`.
+    Nichol & Dhariwal 2021, equation 17. Returns T + 1 levels.
     """
     check_whole("num_steps", num_steps, 1, MOST_STEPS)
     time = torch.linspace(0, 1, num_steps + 1, dtype=torch.float64)
@@ -114,10 +114,10 @@ def _from_betas(beta: Tensor) -> Level:
 
 
 NOISE_SCHEDULES = {make.__name__: make for make in (cosine, karras, ddpm_linear, ddpm_cosine)}
-FIXED = ("ddpm_linear", "ddpm_cosine")  # whose levels depend on the number of steps
+FIXED = ("ddpm_linear", "ddpm_cosine")  # T changes the process itself, not just its grid
 
 
 def levels_of(noise_schedule: str, num_steps: int) -> Level:
-    """Levels by the name of their noise schedule; ValueError for an unknown one."""
+    """Return the levels of a named noise schedule; raises ValueError for an unknown name."""
     check_choice("noise_schedule", noise_schedule, NOISE_SCHEDULES)
     return NOISE_SCHEDULES[noise_schedule](num_steps)

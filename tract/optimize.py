@@ -1,4 +1,4 @@
-"""One optimizer step, shared by training and distillation, and what can go wrong in it."""
+"""One optimizer step, shared by training and distillation, and its failures."""
 
 import math
 from collections.abc import Callable, Iterator
@@ -24,10 +24,10 @@ from tract.step import mean_square
 def stepper(
     state, data: Data, settings: Training, compute: Compute, stream: Stream
 ) -> Callable[..., Record]:
-    """A function step(draw, example, phase) that makes one optimizer step and returns its record.
+    """Return step(draw, example, phase), which makes one optimizer step and returns its record.
 
-    draw(generator) gives integers (B,) that decide the levels; example(x0, labels, eps, drawn), of
-    rows (b, ...), what the student is taught: x_t, levels t and u, and the target (b, ...).
+    draw(generator) returns integers (B,) that choose the levels. example(x0, labels, eps, drawn)
+    returns training examples of rows (b, ...): x_t, levels t and u, and the target (b, ...).
     """
     device, batch_size = data.samples.device, settings.batch_size
     student, sigma_data = with_precision(state.student, compute), state.student.sigma_data
@@ -57,18 +57,18 @@ def stepper(
 
 
 def backward(loss: Tensor, error: Tensor, batch_size: int) -> Tensor:
-    """Backpropagate the share of b rows in a batch's mean loss; returns that of loss and error."""
+    """Backpropagate b rows' share of a batch's mean loss; returns their share of loss and error."""
     shares = torch.stack([loss.sum(), error.sum()]) / batch_size
     shares[0].backward()
     return shares.detach()
 
 
 def optimizer_step(losses: Tensor, state, settings: Training) -> Losses:
-    """One step of the optimizer on state.student, whose gradient is that of these losses (2,).
+    """Step the optimizer of state.student, whose gradient is that of these losses (2,).
 
-    Gradient and losses become the sums over all ranks. If they are not finite, weights stay as they
-    are: a CPU raises FloatingPointError; on a GPU, which would have to be waited for, this step and
-    all later ones are skipped, and `guarded` raises.
+    Gradient and losses are summed over all ranks. If they are not finite, weights stay unchanged:
+    on a CPU FloatingPointError is raised; on a GPU, without synchronisation, this and all later
+    steps are skipped, and `guarded` raises.
     """
     optimizer = state.optimizer
     for group in optimizer.param_groups:
@@ -87,30 +87,30 @@ def optimizer_step(losses: Tensor, state, settings: Training) -> Losses:
 
 
 def learning_rate(settings: Training, step: int) -> float:
-    """Adam's learning rate in the optimizer step that follows this many."""
+    """Return Adam's learning rate for the step after this many."""
     length = settings.cooldown * settings.steps_per_phase
-    left = settings.steps_per_phase - step % settings.steps_per_phase  # of the phase
+    left = settings.steps_per_phase - step % settings.steps_per_phase  # in the phase
     risen = min(1, (step + 1) * settings.batch_size / max(settings.warmup, 1))
     return settings.learning_rate * risen * (left / length if left < length else 1)
 
 
 def adam(network: nn.Module, learning_rate: float) -> torch.optim.Adam:
-    """The optimizer of a network: one kernel for all weights, which skips where found_inf is 1."""
+    """Return a network's optimizer: one fused kernel, which skips the step where found_inf is 1."""
     return torch.optim.Adam(network.parameters(), lr=learning_rate, fused=True)
 
 
 def frozen(module: nn.Module) -> nn.Module:
-    """A copy in evaluation mode that no optimizer can change."""
+    """Return a copy in evaluation mode without gradients."""
     return deepcopy(module).eval().requires_grad_(False)
 
 
 def guarded(
     steps: Callable, state, data: Data, levels: Level, settings: Training, compute: Compute
 ) -> Iterator[Record]:
-    """Records of steps(state, data, levels, settings, compute), which changes the state.
+    """Return the records of steps(state, data, levels, settings, compute), which changes the state.
 
-    ValueError, at once, if data, student, batch and ranks do not fit together. FloatingPointError
-    for a loss that is not finite. StudentOutOfMemory names the micro_batch that would fit.
+    Raises ValueError at once if data, student, batch and ranks do not fit together. Iterating
+    raises FloatingPointError if a loss is not finite, StudentOutOfMemory if memory runs out.
     """
     data.check_batch(settings.batch_size)
     check_share(settings.batch_size, world_size())
@@ -124,10 +124,10 @@ def guarded(
 def _guarded(
     records: Iterator[Record], state, data: Data, settings: Training, compute: Compute
 ) -> Iterator[Record]:
-    """Pass records on, after checks that all ranks make alike.
+    """Yield the records after checks that are the same on all ranks.
 
-    The loss is the previous step's, already on the host, and at the end of a phase this one's too:
-    a GPU is never waited for while there is work to send.
+    Checks the previous step's loss, which is already on the host, and the current one only at the
+    end of a phase, so that a GPU never waits for the host.
     """
     before, short = None, False
     try:
@@ -139,7 +139,7 @@ def _guarded(
             yield record
             before = record
     except torch.OutOfMemoryError:
-        short = True  # and the step, with all that it keeps, goes with this error
+        short = True  # handled outside: this error keeps the step's tensors
     if short:
         size = compute.micro_batch or settings.batch_size // world_size()
         fits = _images_that_fit(state, data, size, replace(compute, compile=False))
@@ -148,15 +148,15 @@ def _guarded(
 
 
 class StudentOutOfMemory(RuntimeError):
-    """A step did not find enough memory; the message names how many images at a time fit."""
+    """A step ran out of memory; the message says how many images at a time would fit."""
 
 
 def _images_that_fit(state, data: Data, size: int, compute: Compute) -> int:
-    """The most images, of size / 2, size / 4, ..., for which the student's two passes fit."""
+    """Return the most images, of size / 2, size / 4, ..., that fit the student's two passes."""
     student, level = with_precision(state.student, compute), cosine(1)[1]
     level = level.to(data.samples.device)
     moments = [] if state.optimizer.state else 2 * list(state.student.parameters())
-    moments = [torch.empty_like(p) for p in moments]  # which Adam has from its first step on
+    moments = [torch.empty_like(p) for p in moments]  # Adam's, from its first step
     while size := size // 2:
         torch.cuda.empty_cache()
         labels = None if data.labels is None else data.labels[:size]
@@ -167,9 +167,9 @@ def _images_that_fit(state, data: Data, size: int, compute: Compute) -> int:
 
 
 def check_finite(losses: Losses, step: int, settings: Training) -> None:
-    """FloatingPointError if the loss of a step, or its gradient, is not finite."""
+    """Raise FloatingPointError if the loss of a step, or its gradient, is not finite."""
     loss, _, norm = losses.read()
-    if not math.isfinite(loss + norm):  # a finite loss can have a gradient that is not
+    if not math.isfinite(loss + norm):  # a finite loss can have a gradient that is not finite
         raise FloatingPointError(
             f"the loss is {loss} at step {step}, its gradient {norm}: lower learning_rate (now "
             f"{settings.learning_rate}) or check the teacher and the data; weights are unchanged"
@@ -177,7 +177,7 @@ def check_finite(losses: Losses, step: int, settings: Training) -> None:
 
 
 def check_fits(config: dict | None, data: Data) -> None:
-    """ValueError if samples or labels do not fit the described network; None fits any."""
+    """Raise ValueError if samples or labels do not fit the described network; None fits any."""
     if config is None:
         return
     shape, num_classes = sample_shape(config)
@@ -188,13 +188,13 @@ def check_fits(config: dict | None, data: Data) -> None:
         )
     if data.num_classes != num_classes:
         raise ValueError(
-            f"{data.name} comes with {data.num_classes} classes, the network is made for "
+            f"{data.name} has {data.num_classes} classes, the network takes "
             f"{num_classes}: set conditional or num_classes to match"
         )
 
 
 def sample_shape(config: dict) -> tuple[tuple[int, ...], int]:
-    """Shape (C, H, W) or (D,) of what the described network denoises, and its number of classes."""
+    """Return the described network's sample shape (C, H, W) or (D,), and its number of classes."""
     options = config["options"]
     num_classes = options.get("num_classes", 0)
     if "point_dim" in options:

@@ -1,6 +1,6 @@
-"""Exact denoisers in closed form, for experiments and tests that need the truth.
+"""Exact denoisers in closed form, as ground truth for experiments and tests.
 
-Each obeys the contract of `denoiser` and returns E[x0 | x_t], at sigma = 0 too.
+Each is a denoiser as in `denoiser` and returns E[x0 | x_t], also at sigma = 0.
 """
 
 from dataclasses import dataclass
@@ -27,7 +27,7 @@ class Gaussian:
         return mean + (gain * ((x_t - alpha * mean) @ basis)) @ basis.T
 
     def flow(self, x_t: Tensor, t: Level, s: Level) -> Tensor:
-        """Where the exact ODE takes x_t (B, D) from t to s: each eigen-direction is rescaled."""
+        """Map x_t (B, D) from t to s by the exact ODE, which rescales each eigen-direction."""
         variance, basis = torch.linalg.eigh(self.covariance.to(x_t))
         mean = self.mean.to(x_t)
 
@@ -44,8 +44,8 @@ class Gaussian:
 class Mixture:
     """Data from K equal isotropic Gaussians: means (K, ...), one standard deviation std >= 0.
 
-    With std = 0 it is a finite data set, images (K, C, H, W) included: the ideal of a network
-    trained on exactly these. component_labels (K,) makes it conditional.
+    With std = 0 it is a finite data set, such as images (K, C, H, W): the optimal denoiser for
+    training on exactly these. component_labels (K,) makes it conditional.
     """
 
     means: Tensor
@@ -53,19 +53,19 @@ class Mixture:
     component_labels: Tensor | None = None
 
     def __call__(self, x_t: Tensor, level: Level, labels: Tensor | None = None) -> Tensor:
-        """E[x0 | x_t]: each component's own answer, weighted by its posterior probability."""
+        """E[x0 | x_t]: the components' posterior means, weighted by their probabilities."""
         means = self.means.to(x_t).flatten(1)  # (K, D)
         x = x_t.flatten(1)  # (B, D)
         alpha, sigma = broadcast(level.alpha, x), broadcast(level.sigma, x)
         variance = alpha**2 * self.std**2 + sigma**2
-        # |x - alpha m|^2 without |x|^2, which the softmax cancels.
+        # |x - alpha m|^2 without |x|^2, which cancels in the softmax.
         logits = (alpha * (x @ means.T) - alpha**2 * means.square().sum(1) / 2) / variance
         if labels is not None:
             if self.component_labels is None:
-                raise ValueError("labels given to a mixture that has no component_labels")
+                raise ValueError("labels given to a mixture without component_labels: omit them")
             mine = self.component_labels.to(labels)[None] == labels[:, None]  # (B, K)
             if not bool(mine.any(1).all()):
-                raise ValueError("labels name components that this mixture does not have")
+                raise ValueError("labels are not all in component_labels: use only those")
             logits = torch.where(mine, logits, -torch.inf)
         x0 = torch.softmax(logits, 1) @ means
         gain = alpha * self.std**2 / variance

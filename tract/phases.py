@@ -1,7 +1,7 @@
-"""Phase schedules: lists such as [1024, 32, 1], checked before any compute, and their groups.
+"""Phase schedules: lists such as [1024, 32, 1], validated before any compute, and their groups.
 
 The first entry may be a list of growing teacher grids, [[4, 8, 16, 32], 1], written 4<8<16<32>1.
-Plain integers, no tensors: editors, plots and cost estimates read them as well.
+Plain integers, no tensors: editors, plots and cost estimates read schedules too.
 """
 
 import itertools
@@ -10,17 +10,17 @@ from dataclasses import dataclass, replace
 
 from tract.base.checks import check_whole
 
-MOST_STEPS = 100_000  # of any grid: a few bytes can claim any number
-Entry = int | Sequence[int]  # a number of steps, or growing grids that the teacher takes in turn
+MOST_STEPS = 100_000  # in any grid: files may claim any number
+Entry = int | Sequence[int]  # a number of steps, or the teacher's growing grids
 
 
 @dataclass(frozen=True)
 class Phase:
-    """One arrow of a schedule: a student of student_steps learns from a teacher of teacher_steps.
+    """One phase of a schedule: a student of student_steps learns from a teacher of teacher_steps.
 
-    grid_steps is T, the length of the first teacher's grid; all indices count its levels. With
-    equal steps (segment 1) another network learns the teacher's own steps. coarser: teacher grids
-    that come before that of teacher_steps in this phase.
+    grid_steps is T, the length of the first teacher's grid; all indices refer to its levels. With
+    equal steps (segment 1) a student with another network learns the teacher's own steps. coarser:
+    teacher grids used before that of teacher_steps in this phase.
     """
 
     grid_steps: int
@@ -40,18 +40,18 @@ class Phase:
 
     @property
     def parts(self) -> list["Phase"]:
-        """The phase with each of its teacher grids alone, from the coarsest to the finest."""
+        """One phase for each teacher grid, from the coarsest to the finest."""
         grids = (*self.coarser, self.teacher_steps)
         return [replace(self, teacher_steps=steps, coarser=()) for steps in grids]
 
     def part_at(self, done: int, steps: int) -> "Phase":
-        """The part in use after done of the phase's optimizer steps: each grid equally long."""
+        """Return the part in use after `done` optimizer steps; all parts are equally long."""
         return self.parts[done * (len(self.coarser) + 1) // steps]
 
     def hops(self, first):
-        """Grid indices t, u, s of teacher steps first, an integer or tensor in 1..teacher_steps.
+        """Return grid indices t, u, s of teacher steps `first`, an integer or tensor from 1.
 
-        The teacher's hop leads from t to u; s is the clean end of the group that both are in.
+        The teacher's hop leads from t to u; s is the clean end of the group that contains both.
         """
         i_s = (first - 1) // self.segment * self.segment
         return first * self.stride, (first - 1) * self.stride, i_s * self.stride
@@ -61,23 +61,23 @@ class Phase:
 
 
 def parse_schedule(step_schedule: Sequence[Entry], grid_steps: int | None = None) -> list[Phase]:
-    """Phases of a schedule that starts at the teacher's grid; ValueError if it is impossible.
+    """Return the phases of a schedule; raises ValueError if it is invalid.
 
-    grid_steps: of the teacher, by default what the schedule starts with. Each entry must divide the
-    one before it. One may come twice, as in 1024>32>32>1: in that phase of equal steps another
+    grid_steps: the teacher's, by default the first entry. Each entry must divide the one before it.
+    One may be repeated, as in 1024>32>32>1: in that phase of equal steps a student with another
     network takes over. In a list of growing grids each must divide the next; the last is the
     teacher's grid.
     """
     shown = f"step_schedule is {list(step_schedule)}"
     grids = [_grids(entry) for entry in step_schedule]
     if not all(grids):
-        raise ValueError(f"{shown}: an empty list is not a grid, omit it")
+        raise ValueError(f"{shown}: an empty list is not a grid; omit it")
     for steps in itertools.chain(*grids):
         check_whole(f"{shown}: an entry", steps, 1, MOST_STEPS)
     if any(len(grid) > 1 for grid in grids[1:]):
         raise ValueError(
-            f"{shown}: only the first entry can be a list of growing grids, for the teacher of a "
-            "later phase is a student, which knows its own steps alone"
+            f"{shown}: only the first entry can be a list of growing grids, because the teacher "
+            "of a later phase is a student, which has only its own steps: use a number there"
         )
     steps = [grid[-1] for grid in grids]
     if len(steps) < 2:
@@ -104,55 +104,55 @@ def parse_schedule(step_schedule: Sequence[Entry], grid_steps: int | None = None
     phases = [replace(first, coarser=coarser), *others]
     if sum(phase.segment == 1 for phase in phases) > 1:
         raise ValueError(
-            f"{shown}: steps stay equal more than once, and the network changes only once; omit "
-            "what repeats"
+            f"{shown}: entries are repeated more than once, but the network changes only once: "
+            "omit a repetition"
         )
     return phases
 
 
 def _check_growth(shown: str, coarser: Sequence[int], finest: int, student_steps: int) -> None:
-    """ValueError unless growing grids refine each other, and the student's steps are no finer."""
+    """Raise ValueError unless growing grids refine each other and the student's steps."""
     for before, after in itertools.pairwise((*coarser, finest)):
         if before >= after or after % before:
             raise ValueError(
-                f"{shown}: the grid of {after} does not refine that of {before}: let each number "
-                "in the list divide the next"
+                f"{shown}: the grid of {after} does not refine that of {before}: each number in "
+                "the list must divide the next"
             )
     if coarser and (coarser[0] <= student_steps or coarser[0] % student_steps):
         raise ValueError(
-            f"{shown}: the coarsest grid of {coarser[0]} steps leaves a student of {student_steps} "
-            f"nothing to shorten, or no groups that line up: begin with a multiple of "
-            f"{student_steps}, {2 * student_steps} or more"
+            f"{shown}: the coarsest grid has {coarser[0]} steps, which is not a proper multiple of "
+            f"the student's {student_steps}: begin with a multiple of {student_steps}, "
+            f"{2 * student_steps} or more"
         )
 
 
 def format_schedule(step_schedule: Sequence[Entry]) -> str:
-    """A schedule as the paper writes it, 1024>32>1; growing grids as 4<8<16<32>1."""
+    """Format a schedule as in the paper, 1024>32>1; growing grids as 4<8<16<32>1."""
     return ">".join("<".join(map(str, _grids(entry))) for entry in step_schedule)
 
 
 def in_steps(number: int) -> str:
-    """1 step, 2 steps, for labels."""
+    """Format a number of steps for labels: 1 step, 2 steps."""
     return f"{number} step" + ("s" if number > 1 else "")
 
 
 def first_grid(step_schedule: Sequence[Entry]) -> int:
-    """T, the steps of the teacher's grid that a schedule starts from; of growing grids the last."""
+    """Return T, the steps of the schedule's teacher grid, the last one if it grows."""
     return _grids(step_schedule[0])[-1]
 
 
 def _grids(entry: Entry) -> tuple[int, ...]:
-    """The grids of an entry, of which there is one unless it is a list."""
+    """Return the grids of an entry: one unless it is a list."""
     return tuple(entry) if isinstance(entry, list | tuple) else (entry,)
 
 
 def equal_steps(phases: Sequence[Phase]) -> int | None:
-    """Index of the phase of equal steps, in which another network takes over; None without one."""
+    """Return the index of the phase of equal steps, in which the network changes, or None."""
     return next((i for i, phase in enumerate(phases) if phase.segment == 1), None)
 
 
 def halving_schedule(grid_steps: int, last: int = 1) -> list[int]:
-    """BTD's schedule T, T/2, ..., last; ValueError where halving does not lead there."""
+    """Return BTD's schedule T, T/2, ..., last; raises ValueError if halving misses last."""
     steps = [grid_steps]
     while steps[-1] > last and steps[-1] % 2 == 0:
         steps.append(steps[-1] // 2)
@@ -165,5 +165,5 @@ def halving_schedule(grid_steps: int, last: int = 1) -> list[int]:
 
 
 def doubling(coarsest: int, finest: int) -> list[int]:
-    """Growing grids coarsest, twice that, ..., finest; errors as of `halving_schedule`."""
+    """Return growing grids coarsest, twice that, ..., finest; raises as `halving_schedule`."""
     return halving_schedule(finest, coarsest)[::-1]

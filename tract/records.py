@@ -1,4 +1,4 @@
-"""What a finished optimizer step reports; on a GPU its losses are copied asynchronously."""
+"""Progress and losses of a finished optimizer step; on a GPU losses are copied asynchronously."""
 
 from dataclasses import dataclass
 
@@ -9,7 +9,7 @@ from tract.base.parallel import wait_until
 
 
 class Losses:
-    """Loss, squared error and gradient norm of a step; a GPU's are copied asynchronously."""
+    """Loss, squared error and gradient norm of a step, copied asynchronously from a GPU."""
 
     def __init__(self, numbers: Tensor):
         self._host = numbers.to("cpu", non_blocking=True)  # into pinned memory
@@ -20,7 +20,7 @@ class Losses:
 
     @property
     def late(self) -> bool:
-        """Whether they come from a GPU."""
+        """Whether they come from a GPU, and may arrive later."""
         return self._sent is not None
 
     @property
@@ -29,7 +29,7 @@ class Losses:
         return self._sent is None or self._sent.query()
 
     def read(self) -> tuple[float, float, float]:
-        """(loss, mse, norm), once they have arrived; errors are those of `wait_until`."""
+        """Return (loss, mse, norm) once they have arrived; raises the errors of `wait_until`."""
         if self._sent is not None:
             wait_until(self._sent.query)
         return tuple(self._host.tolist())
@@ -40,17 +40,17 @@ class Losses:
 
 @dataclass(frozen=True)
 class Record:
-    """A finished step; its losses are means over the batch and pixels, read when asked for."""
+    """A finished step; its losses are means over the batch and pixels, read on demand."""
 
     step: int  # optimizer steps done
-    num_steps: int  # of how many
+    num_steps: int  # of the whole run
     images_seen: int
     losses: Losses
-    phase: str = ""  # such as "1024>32", in distillation
+    phase: str = ""  # such as "1024>32"; "" for a teacher
 
     @property
     def loss(self) -> float:
-        """Weighted: what was minimised."""
+        """Weighted loss, which is minimised."""
         return self.losses.read()[0]
 
     @property
@@ -59,6 +59,6 @@ class Record:
         return self.losses.read()[1]
 
     def line(self) -> dict:
-        """All of it as numbers and text, for a file."""
+        """All of it as numbers and text, for a line of a file."""
         about = {"step": self.step, "num_steps": self.num_steps, "images_seen": self.images_seen}
         return about | {"loss": self.loss, "mse": self.mse, "phase": self.phase}

@@ -13,23 +13,23 @@ from tract.denoiser import Denoise
 from tract.levels import Level, broadcast
 from tract.step import ddim_step, mean_square
 
-# Returns x0 (B, ...) along which `ddim_step` moves x_t from t to s; the data are given in training.
+# Returns the x0 (B, ...) with which `ddim_step` moves x_t from t to s; gets the data in training.
 Solver = Callable[..., Tensor]
-ADDIM_ETA = 0.75  # share of the error of x0 that counts as missing variance; Heek et al. 2024
+ADDIM_ETA = 0.75  # share of the squared error of x0 used as variance; Heek et al. 2024
 
 
 def ddim_x0(denoise: Denoise, x_t: Tensor, t: Level, s: Level, labels=None, x0=None) -> Tensor:
-    """x0 (B, ...) along which DDIM, or Euler's method in VE, moves from t to s. One evaluation."""
+    """Return the x0 (B, ...) of a DDIM step from t to s, Euler's step in VE. One evaluation."""
     return denoise(x_t, t, labels)
 
 
 def heun_x0(denoise: Denoise, x_t: Tensor, t: Level, s: Level, labels=None, x0=None) -> Tensor:
-    """x0 (B, ...) along which Heun's method moves from t to s; the paper's Runge-Kutta teacher.
+    """Return the x0 (B, ...) of a Heun step from t to s; the paper's Runge-Kutta teacher.
 
-    Heun averages the noise estimates of both ends of an Euler step. In x0 this is D_t +
-    weight (D_s - D_t) with weight = (sigma_t / alpha_t) / (2 sigma_s / alpha_s), without
-    cancellation; where sigma_s = 0 D_t is left. Always two evaluations, for only the device knows
-    whether the second is needed. Karras et al. 2022, algorithm 1.
+    Heun averages the noise estimates at both ends of an Euler step. In x0 this is D_t + weight (D_s
+    - D_t) with weight = (sigma_t / alpha_t) / (2 sigma_s / alpha_s), without cancellation; D_t if
+    sigma_s = 0. Always two evaluations, because only the device knows whether the second is needed.
+    Karras et al. 2022, algorithm 1.
     """
     x0_t = denoise(x_t, t, labels)
     x0_s = denoise(ddim_step(x_t, x0_t, t, s), s, labels)
@@ -38,24 +38,24 @@ def heun_x0(denoise: Denoise, x_t: Tensor, t: Level, s: Level, labels=None, x0=N
 
 
 def addim_x0(denoise: Denoise, x_t: Tensor, t: Level, s: Level, labels=None, x0=None) -> Tensor:
-    """x0 (B, ...) along which aDDIM moves from t to s: DDIM with the variance that it lacks.
+    """Return the x0 (B, ...) of an aDDIM step from t to s: DDIM with its missing variance added.
 
     x_s = alpha_s D + sqrt(sigma_s^2 + d / |eps|^2 a^2 var) eps with a = alpha_s - alpha_t sigma_s /
-    sigma_t, eps the noise that D leaves in x_t, and d the dimension. var is that of x0 given x_t:
-    0.1 / (2 + SNR), or 0.75 |x0 - D|^2 / d where x0 is known. Heek et al. 2024, algorithm 3. As the
-    step along D + (root - sigma_s) / a eps it cancels nothing, and is DDIM where var = 0.
+    sigma_t, eps the noise that D leaves in x_t, and d the dimension. var is the variance of x0
+    given x_t: 0.1 / (2 + SNR), or 0.75 |x0 - D|^2 / d if x0 is known. Heek et al. 2024, algorithm
+    3. Computed as D + (root - sigma_s) / a eps without cancellation; equals DDIM where var = 0.
     """
     x0_hat = denoise(x_t, t, labels)
     eps = (x_t - broadcast(t.alpha, x_t) * x0_hat) / broadcast(t.sigma, x_t)
     variance = 0.1 / (2 + t.snr) if x0 is None else ADDIM_ETA * mean_square(x0 - x0_hat)
-    missing = variance / mean_square(eps)  # (B,), of the noise as it is
+    missing = variance / mean_square(eps)  # (B,), relative to the noise
     a = s.alpha - t.alpha * s.sigma / t.sigma
-    root = (s.sigma**2 + missing * a**2).sqrt().clamp(min=1e-30)  # 0 where nothing is missing
+    root = (s.sigma**2 + missing * a**2).sqrt().clamp(min=1e-30)  # 0 without missing variance
     return x0_hat + broadcast(a * missing / (root + s.sigma), x_t) * eps
 
 
 def data_x0(denoise: Denoise, x_t: Tensor, t: Level, s: Level, labels=None, x0=None) -> Tensor:
-    """The data: along x0, x_t moves to alpha_s x0 + sigma_s eps. Song et al. 2023, algorithm 3."""
+    """Return the data: a step leads to alpha_s x0 + sigma_s eps. Song et al. 2023, algorithm 3."""
     return x0
 
 
@@ -63,7 +63,7 @@ SOLVERS: dict[str, Solver] = {"ddim": ddim_x0, "heun": heun_x0, "addim": addim_x
 
 
 def step_indices(grid_steps: int, num_steps: int) -> list[int]:
-    """Grid indices visited by num_steps equal steps: T, ..., 0; ValueError unless they divide T."""
+    """Grid indices T, ..., 0 of num_steps equal steps; raises ValueError if T is not a multiple."""
     if not isinstance(num_steps, int) or num_steps < 1 or grid_steps % num_steps:
         raise ValueError(
             f"num_steps is {num_steps}, which does not divide the grid of {grid_steps} steps: "
@@ -87,7 +87,7 @@ def trajectory(
     eps: standard normal noise (B, ...), which becomes sigma_T eps at the start.
     """
     indices = step_indices(levels.num_steps, num_steps)
-    clean = levels.sigma[0].item() == 0  # then the last step has no second end
+    clean = levels.sigma[0].item() == 0  # then the last step is Euler's
     levels = levels.to(eps.device)
     x = broadcast(levels[-1].sigma, eps) * eps
     yield indices[0], x

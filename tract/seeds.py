@@ -1,4 +1,4 @@
-"""Random generators keyed by seed, purpose and step, so that a resumed run repeats itself."""
+"""Random generators keyed by seed, purpose and step, so that a resumed run is reproducible."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,7 +10,7 @@ from torch import Tensor
 
 
 class Stream(IntEnum):
-    """What a random stream is for: part of its key, so that no two uses share numbers."""
+    """The purpose of a random stream: part of its key, so that no two uses share numbers."""
 
     TEACHER = 0
     DISTILLATION = 1
@@ -21,24 +21,24 @@ class Stream(IntEnum):
 
 
 def generator_for(device: torch.device | str, *key: int) -> torch.Generator:
-    """Generator for one use, such as (seed, Stream.TEACHER, step), independent of all other keys.
+    """Return the generator of a key such as (seed, Stream.TEACHER, step), independent of others.
 
-    numpy's SeedSequence mixes them: torch's CPU generator reads 32 bits of a seed, so that shifted
-    or added seeds would collide.
+    numpy's SeedSequence mixes the key: torch's CPU generator reads 32 bits of a seed, so shifted or
+    added seeds would collide.
     """
     (seed,) = np.random.SeedSequence(key).generate_state(1)
     return torch.Generator(device).manual_seed(int(seed))
 
 
 def draw_uniform(most: int, batch: int, generator: torch.Generator) -> Tensor:
-    """Integers 1..most (B,), uniformly, on the generator's device."""
+    """Draw integers 1..most (B,) uniformly, on the generator's device."""
     device = generator.device
     return torch.randint(1, most + 1, (batch,), generator=generator, device=device)
 
 
 @contextmanager
 def dropout_keyed(device: torch.device, *key: int) -> Iterator[None]:
-    """Let dropout, which takes no generator, depend on this key alone; restored afterwards."""
+    """Make dropout, which takes no generator, depend only on this key; restores the state."""
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
         torch.manual_seed(generator_for("cpu", *key).initial_seed())
         yield

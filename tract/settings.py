@@ -1,4 +1,4 @@
-"""Settings of a training run and of a distillation, checked when they are made."""
+"""Settings of training and distillation, validated on construction."""
 
 from dataclasses import dataclass
 from functools import cached_property
@@ -12,25 +12,25 @@ from tract.samplers import SOLVERS
 
 
 def check_residual(name: str, value: object) -> None:
-    """ValueError unless the value is a share between 0 and 1."""
+    """Raise ValueError unless the value is a share between 0 and 1."""
     if not (is_number(value) and 0 < value < 1):
         raise ValueError(f"{name} is {value!r}: use a share between 0 and 1")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Training:
-    """Settings of a training run. ValueError names an invalid setting."""
+    """Settings of a training run. Raises ValueError that names an invalid setting."""
 
-    train_images: int  # samples seen in all, with repetitions
+    train_images: int  # samples drawn in total
     batch_size: int = 128
     learning_rate: float = 1e-3  # of Adam
-    warmup: int = 0  # images, the first of the run, over which the rate rises linearly from 0
-    cooldown: float = 0.0  # share of a phase, its last, in which the rate falls linearly to 0
+    warmup: int = 0  # images at the start, over which the rate rises linearly from 0
+    cooldown: float = 0.0  # share at the end of each phase, where the rate falls linearly to 0
     loss: str = "squared"  # a name in LOSSES
-    loss_reduction: str = "mean"  # over pixels; or "sum", as the authors
+    loss_reduction: str = "mean"  # over pixels; or "sum", as in the authors' code
     loss_weight: str = "truncated_snr"  # a name in WEIGHTS
-    ema_residual: float = 1e-3  # share of the start left in the average that is sampled from
-    clip_norm: float = 1.0  # of the gradient
+    ema_residual: float = 1e-3  # share of its start left in the inference average
+    clip_norm: float = 1.0  # largest norm of the gradient
     seed: int = 0
     num_phases: ClassVar[int] = 1
 
@@ -54,11 +54,11 @@ class Training:
         check_whole("seed", self.seed, 0)
 
     def check_step(self, what: object, step: int, phase: int = 0) -> None:
-        """ValueError about what, unless a run of these settings can be at this step."""
+        """Raise ValueError about what, unless a run with these settings can be at this step."""
         length = self.steps_per_phase
         if not (0 <= phase < self.num_phases and 0 <= step - phase * length <= length):
             raise ValueError(
-                f"{what} is at step {step} in phase {phase + 1}, and these settings have "
+                f"{what} is at step {step} in phase {phase + 1}, but these settings have "
                 f"{self.num_phases} phases of {length} steps: keep train_images, batch_size and "
                 "step_schedule"
             )
@@ -82,17 +82,17 @@ CLAMPS = ("none", "self_teacher", "all")
 class Distillation(Training):
     """Settings of a distillation; images are divided equally among the phases.
 
-    student_network, student_prediction: "" to keep the teacher's, else what the student changes to
-    in the schedule's phase of equal steps, see `networks.build.student_for`.
+    student_network, student_prediction: "" to keep the teacher's, else the student's from the phase
+    of equal steps on, see `networks.build.student_for`.
     """
 
     step_schedule: tuple[Entry, ...]  # such as (1024, 32, 1), from the teacher's grid
     method: str = "TRACT"  # a name in METHODS
     solver: str = "ddim"  # of the first teacher: a name in SOLVERS
     self_ema: float = 0.5  # mu_S, the decay of the self-teacher
-    more_residuals: tuple[float, ...] = ()  # of further averages, measured beside the result
-    phase_change: str = "restart"  # or "carry_on": the teacher alone is renewed, as the authors do
-    clamp: str = "none"  # whose predictions are clamped to [-1, 1] in targets: a name in CLAMPS
+    more_residuals: tuple[float, ...] = ()  # of further averages, which are measured too
+    phase_change: str = "restart"  # or "carry_on", as the authors: renew the teacher only
+    clamp: str = "none"  # predictions clamped to [-1, 1] in targets: a name in CLAMPS
     student_network: str = ""  # a name in networks.named.NETWORKS
     student_prediction: str = ""  # a name in denoiser.SCALINGS
 
@@ -124,13 +124,13 @@ class Distillation(Training):
             )
 
     def _check_student(self) -> None:
-        """ValueError if a student that differs from its teacher has no phase to start in."""
+        """Raise ValueError if a student that differs from its teacher has no phase to start in."""
         for name in ("student_network", "student_prediction"):
             value = getattr(self, name)
             if value and equal_steps(self.phases) is None:
                 *before, last = self.step_schedule
                 raise ValueError(
-                    f"{name} is {value!r}, and a changed network has to learn its teacher's own "
+                    f"{name} is {value!r}, but a changed network has to learn its teacher's own "
                     "steps first: repeat an entry of step_schedule, such as "
                     f"{[*before, before[-1], last]}"
                 )
@@ -142,7 +142,7 @@ class Distillation(Training):
 
     @property
     def schedule(self) -> str:
-        """The schedule as the paper writes it: 1024>32>1."""
+        """The schedule in the paper's notation: 1024>32>1."""
         return format_schedule(self.step_schedule)
 
     @property

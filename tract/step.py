@@ -7,7 +7,7 @@ from tract.levels import Level, broadcast
 
 
 def add_noise(x0: Tensor, eps: Tensor, t: Level) -> Tensor:
-    """Noise clean data to level t: x_t = alpha_t x0 + sigma_t eps. All of shape (B, ...)."""
+    """Add noise to clean data: x_t = alpha_t x0 + sigma_t eps. All of shape (B, ...)."""
     return broadcast(t.alpha, x0) * x0 + broadcast(t.sigma, x0) * eps
 
 
@@ -22,16 +22,16 @@ def ddim_step(x_t: Tensor, x0_hat: Tensor, t: Level, s: Level) -> Tensor:
 
 
 def mean_square(x: Tensor) -> Tensor:
-    """Mean (B,) of the squares of each sample's entries, x of shape (B, ...)."""
+    """Return the mean squares (B,) of samples x (B, ...)."""
     return x.square().flatten(1).mean(1)
 
 
 def closure_weight(t: Level, u: Level, s: Level) -> Tensor:
-    """Share of the first hop t -> u in the x0 that leads from t to s in one step; float64 (B,).
+    """Return the weight of the first hop's x0 in the target; float64 (B,).
 
-    If x0_a leads from t to u and x0_b from u to s, then lerp(x0_b, x0_a, weight) leads from t to
-    s. This is paper eq. 8 solved for its target, without a division by what may be zero: the
-    weight is in [0, 1], is 1 where u = s and 0 where sigma_s = 0 < sigma_u.
+    If x0_a leads from t to u and x0_b from u to s, then lerp(x0_b, x0_a, weight) leads from t to s.
+    This is paper eq. 8 solved for its target without a division by what may be zero: the weight is
+    in [0, 1], is 1 where u = s, and 0 where sigma_s = 0 < sigma_u.
     """
     first = s.sigma * (u.alpha * t.sigma - t.alpha * u.sigma)
     whole = u.sigma * (s.alpha * t.sigma - t.alpha * s.sigma)

@@ -1,6 +1,6 @@
 """Train a teacher from data.
 
-The loop is a generator that yields a small record after the optimizer and the average stepped.
+The loop is a generator that yields a record after each step of optimizer and average.
 """
 
 from collections.abc import Iterator
@@ -24,7 +24,7 @@ from tract.step import add_noise
 
 @dataclass
 class TeacherState:
-    """All that changes while a teacher is trained."""
+    """All mutable state of a teacher's training."""
 
     student: Denoiser
     ema: Denoiser
@@ -42,17 +42,17 @@ class TeacherState:
 
 
 def start_training(denoiser: Denoiser, settings: Training) -> TeacherState:
-    """State at step 0 of training this denoiser, which is trained in place."""
+    """Return the state at step 0; the denoiser itself is trained, in place."""
     return TeacherState(denoiser.train(), frozen(denoiser), adam(denoiser, settings.learning_rate))
 
 
 def train_teacher(
     state: TeacherState, data: Data, levels: Level, settings: Training, compute: Compute = EAGER
 ) -> Iterator[Record]:
-    """Train a denoiser from data; yields one record per step, state.ema is the result.
+    """Train a denoiser from data; yields one record per step, and state.ema is the result.
 
-    Levels are drawn uniformly from the grid; the loss is weight(t) |D(x_t) - x0|^2. Errors are
-    those of `guarded`.
+    Levels are drawn uniformly from the grid; the loss is weight(t) |D(x_t) - x0|^2. Raises the
+    errors of `guarded`.
     """
     return guarded(_teacher_steps, state, data, levels, settings, compute)
 
@@ -69,7 +69,7 @@ def _teacher_steps(
 
     def example(x0, labels, eps, i_t):  # i_t: grid indices (b,) in 1..T
         t = levels[i_t]  # (b,)
-        return add_noise(x0, eps, t), t, levels[0], x0  # x_t (b, ...), whose target is the data
+        return add_noise(x0, eps, t), t, levels[0], x0  # x_t (b, ...); target is x0
 
     while state.step < settings.num_steps:
         record = step(draw, example)

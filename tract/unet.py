@@ -1,7 +1,7 @@
-"""The paper's U-Net: residual blocks conditioned on the noise level, attention where it is small.
+"""The paper's U-Net: residual blocks conditioned on the noise level, attention at small sizes.
 
-The network of Salimans & Ho 2022, which the paper distils; layer by layer compatible with its
-published weights. `net(x, logsnr, labels)` returns a tensor shaped like x, or with out_channels.
+The network of Salimans & Ho 2022, which the paper distils; compatible with its published weights
+layer by layer. `net(x, logsnr, labels)` returns a tensor shaped like x, or with out_channels.
 """
 
 from collections.abc import Callable, Sequence
@@ -13,11 +13,11 @@ from torch import Tensor, nn
 
 from tract.base.compute import Float32Conv2d, Recomputable
 
-Norm = Callable[[int], nn.Module]  # a layer that normalises this many channels
+Norm = Callable[[int], nn.Module]  # makes a norm layer of this many channels
 
 
 class Embedding(nn.Module):
-    """Log-SNR (B,) and labels (B,) to one conditioning vector (B, emb_channels)."""
+    """Embed log-SNR (B,) and labels (B,) as one conditioning vector (B, emb_channels)."""
 
     def __init__(self, channels: int, emb_channels: int, num_classes: int):
         super().__init__()
@@ -33,7 +33,7 @@ class Embedding(nn.Module):
         if (labels is None) != (self.class_emb is None):
             wants = f"labels in 0..{self.num_classes - 1}" if self.num_classes else "no labels"
             raise ValueError(f"this network takes {wants}, got labels={labels}")
-        # Angle of the level on the VP quarter circle, 0 = clean, 1 = noise; then as in attention.
+        # Angle of the level on the VP quarter circle, 0 = clean, 1 = noise; sinusoidal embedding.
         time = torch.atan(torch.exp(-logsnr.float() / 2)) / (torch.pi / 2)
         angles = 1000 * time[:, None] * self.frequencies
         waves = torch.cat([angles.sin(), angles.cos()], 1)  # (B, channels)
@@ -99,20 +99,20 @@ class Attention(Recomputable):
 
 
 def pixels(x: Tensor) -> Tensor:
-    """Images (B, C, H, W) as sequences (B, H W, C) of pixels, contiguous as fused attention needs.
+    """Reshape images (B, C, H, W) to sequences (B, H W, C), contiguous as fused attention needs.
 
-    Channels-last images are so already, and nothing is copied.
+    Channels-last images are not copied.
     """
     return x.flatten(2).transpose(1, 2).contiguous()
 
 
 class UNet(nn.Module):
-    """Residual blocks at image_size, image_size / 2, ... and back, with skips between them.
+    """Residual blocks at image_size, image_size / 2, ... and back, with skip connections.
 
-    patch: each patch x patch pixels become channels of one pixel, and back at the end, so that
-    sizes are those of image_size / patch. channel_mult: width of each resolution in units of
+    patch: each patch x patch square becomes the channels of one pixel, and back at the end; sizes
+    are then those of image_size / patch. channel_mult: width of each resolution in units of
     channels; attention: sizes in pixels at which attention follows every block; head_channels: None
-    for one head; num_classes: 0 for no labels. ValueError for a size that does not fit.
+    for one head; num_classes: 0 for no labels. Raises ValueError if a size does not fit.
     """
 
     def __init__(
@@ -176,10 +176,10 @@ class UNet(nn.Module):
 def _blocks(
     stages: Sequence[tuple[int, bool]], width: int, num_blocks: int, res: Callable, attend: Callable
 ) -> tuple[nn.ModuleList, nn.ModuleList, nn.ModuleList]:
-    """Blocks on the way down, on the way up and in the middle.
+    """Return the blocks on the way down, on the way up and in the middle.
 
-    stages: width of each resolution, finest first, and whether its blocks have attention. width: of
-    the first block's input. Each block up also takes the output of one on the way down.
+    stages: width of each resolution, finest first, and whether its blocks have attention. width:
+    that of the first block's input. Each block up also takes the output of one on the way down.
     """
     down, up, skips = nn.ModuleList(), nn.ModuleList(), [width]
 
@@ -205,10 +205,10 @@ def _blocks(
 
 
 def halved_sizes(image_size: int, count: int, patch: int = 1) -> list[int]:
-    """image_size / patch, half of it, ...; ValueError if it cannot be halved so often."""
+    """Return image_size / patch, half of it, ...; raises ValueError if it is odd before the end."""
     sizes = [image_size // patch // 2**i for i in range(count)]
     if sizes[-1] * 2 ** (count - 1) * patch != image_size:
-        patches = f"made patches of {patch} and then " if patch > 1 else ""
+        patches = f"split into patches of {patch} and then " if patch > 1 else ""
         raise ValueError(
             f"image_size is {image_size}, which cannot be {patches}halved {count - 1} times: "
             "pad the images or give fewer entries in channel_mult"
@@ -217,7 +217,7 @@ def halved_sizes(image_size: int, count: int, patch: int = 1) -> list[int]:
 
 
 def zero_init(layer: nn.Conv2d) -> nn.Conv2d:
-    """Start a layer at zero, so that its residual branch starts as the identity."""
+    """Initialise a layer with zeros, so that its residual branch starts as the identity."""
     nn.init.zeros_(layer.weight)
     nn.init.zeros_(layer.bias)
     return layer

@@ -447,7 +447,7 @@ def test_out_of_memory_names_the_micro_batch_that_fits(monkeypatch, room, advice
 def test_a_network_without_blocks_cannot_recompute():
     settings = Training(train_images=10, batch_size=10)
     state = start_training(Denoiser(torch.nn.Conv2d(3, 3, 1), "x0"), settings)
-    with pytest.raises(ValueError, match="recompute is asked of a network without blocks"):
+    with pytest.raises(ValueError, match="recompute is set, but this network has no blocks"):
         train_teacher(state, IMAGES, cosine(8), settings, Compute(recompute=True))
 
 

@@ -180,7 +180,7 @@ def test_processes_agree(pair):
     for results in pair:
         assert results["first"] == 0
         assert results["anyone"] == [True, False]
-        assert "process 1 has another schedule than process 0" in results["same"]
+        assert "process 1 and process 0 differ in schedule" in results["same"]
 
 
 def test_alone_nothing_is_shared():

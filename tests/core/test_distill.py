@@ -635,12 +635,12 @@ def test_a_student_learns_its_teachers_flow_in_one_step(method, schedule, steps)
         ({"step_schedule": (8, 1), "method": "BTD"}, r"BTD halves .*8>1 does not: .*'TRACT'"),
         (
             {"step_schedule": (8, 4, 1), "method": "consistency"},
-            r"one phase, straight to 1 step: use step_schedule \[8, 1\], or method 'TRACT'",
+            r"one phase, which ends at 1 step: use step_schedule \[8, 1\], or method 'TRACT'",
         ),
         ({"step_schedule": (8, 2), "method": "consistency"}, r"use step_schedule \[8, 1\]"),
         (
             {"step_schedule": (8, 4, 4, 1), "method": "consistency"},
-            r"one phase, straight to 1 step: use step_schedule \[8, 1\]",
+            r"one phase, which ends at 1 step: use step_schedule \[8, 1\]",
         ),
         ({"step_schedule": (8, 8), "method": "consistency"}, r"use step_schedule \[8, 1\]"),
         ({"step_schedule": (8, 8, 1), "method": "BTD"}, "BTD halves .*8>1 does not"),
@@ -708,7 +708,7 @@ def test_equal_steps_are_no_shortening_that_a_method_could_refuse(method, schedu
 
 def test_equal_steps_need_a_network_to_take_over():
     settings = settings_for(step_schedule=(8, 4, 4, 1))
-    with pytest.raises(ValueError, match="4>4 shortens nothing, .*: give a student, or omit"):
+    with pytest.raises(ValueError, match="4>4 repeats a .*: give a student, or omit"):
         start_distillation(mlp(), settings)
 
 
@@ -717,7 +717,7 @@ def test_a_student_of_two_outputs_teachers_stays_like_them():
     teacher.prediction = "x0_eps"
     settings = settings_for(step_schedule=(8, 8, 1), student_prediction="v")
     with pytest.raises(
-        ValueError, match="student_prediction is 'v', and its teacher predicts both"
+        ValueError, match="student_prediction is 'v', but the teacher predicts both"
     ):
         student_for(teacher, settings)
 

@@ -47,16 +47,16 @@ def test_schedules_are_written_and_begin_with_the_finest_grid():
 @pytest.mark.parametrize(
     ("schedule", "problem", "remedy"),
     [
-        ([[8, 4], 1], "4 does not refine that of 8", "let each number in the list divide the next"),
+        ([[8, 4], 1], "4 does not refine that of 8", "each number in the list must divide"),
         ([[4, 4], 1], "4 does not refine that of 4", "divide the next"),
         ([[4, 6], 1], "6 does not refine that of 4", "divide the next"),
         ([[-4, 4], 1], "an entry is -4", "use 1 or more"),
-        ([[4, 8], 4], "of 4 steps leaves a student of 4 nothing", "a multiple of 4, 8 or more"),
-        ([[2, 8], 4], "of 2 steps leaves a student of 4 nothing", "a multiple of 4, 8 or more"),
-        ([[1, 8], 1], "of 1 steps leaves a student of 1 nothing", "a multiple of 1, 2 or more"),
-        ([[3, 12], 2], "3 steps .* no groups that line up", "a multiple of 2, 4 or more"),
+        ([[4, 8], 4], "has 4 steps, .* multiple of the student's 4", "a multiple of 4, 8 or more"),
+        ([[2, 8], 4], "has 2 steps, .* multiple of the student's 4", "a multiple of 4, 8 or more"),
+        ([[1, 8], 1], "has 1 steps, .* multiple of the student's 1", "a multiple of 1, 2 or more"),
+        ([[3, 12], 2], "has 3 steps, .* multiple of the student's 2", "a multiple of 2, 4 or more"),
         ([[4, 8], 3], "3 does not divide 8", "near divisors of 8 are 2 and 4"),
-        ([1024, [8, 32], 1], "only the first entry can be a list", "knows its own steps alone"),
+        ([1024, [8, 32], 1], "only the first entry can be a list", "use a number there"),
         ([[4, "8"], 1], "an entry is '8'", "use a whole number"),
         ([[], 1], "an empty list is not a grid", "omit it"),
         ([[4, 8]], r"\[\[4, 8\]\]", r"two entries or more, such as \[8, 1\]"),
@@ -70,7 +70,7 @@ def test_impossible_growth_is_refused_with_the_reason(schedule, problem, remedy)
 @pytest.mark.parametrize(
     ("setting", "message"),
     [
-        ({"method": "BTD"}, "BTD halves the steps in every phase, and 4<8<16>1 does not"),
+        ({"method": "BTD"}, "BTD halves the steps in every phase, but 4<8<16>1 does not"),
         (
             {"train_images": 47},
             "train_images is 47, less than one batch of 16 for each of 3 grids: use 48",

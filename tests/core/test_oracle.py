@@ -176,5 +176,5 @@ def test_float32_stays_near_float64_down_to_the_smallest_noise(levels, generator
 
 
 def test_labels_without_component_labels_are_refused():
-    with pytest.raises(ValueError, match="labels given to a mixture .* no component_labels"):
+    with pytest.raises(ValueError, match="labels given to a mixture without component_labels"):
         Mixture(MEANS)(torch.zeros(1, 1), karras(8)[3], torch.tensor([0]))

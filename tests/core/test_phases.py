@@ -33,8 +33,8 @@ def test_in_a_phase_of_equal_steps_every_step_is_a_group():
     [
         ([1024, 30, 1], "30 does not divide 1024", "near divisors of 1024 are 16 and 32"),
         ([1024, 33, 1], "33 does not divide 1024", "near divisors of 1024 are 16 and 32"),
-        ([1024, 32, 32, 32, 1], "equal more than once", "omit what repeats"),
-        ([1024, 1024, 32, 1, 1], "equal more than once", "omit what repeats"),
+        ([1024, 32, 32, 32, 1], "repeated more than once", "omit a repetition"),
+        ([1024, 1024, 32, 1, 1], "repeated more than once", "omit a repetition"),
         ([1024, 32, 64], "64 does not decrease from 32", "use a divisor"),
         ([512, 32, 1], "teacher's grid has 1024 steps", "start with 1024"),
         ([1024, 32, 0], "an entry is 0", "use 1 or more"),

@@ -268,7 +268,7 @@ def test_data_of_another_shape_than_the_network_is_refused_with_both(shape):
 
 
 def test_data_of_another_number_of_classes_is_refused_with_both():
-    with pytest.raises(ValueError, match="10 classes, the network is made for 0: set conditional"):
+    with pytest.raises(ValueError, match="10 classes, the network takes 0: set conditional"):
         check_fits(named_network("digits"), load_data("digits"))
 
 

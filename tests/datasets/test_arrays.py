@@ -50,7 +50,7 @@ def test_images_of_an_npz_are_data_as_they_are(tmp_path, capsys):
     np.savez(path, IMAGES, IMAGES)
     assert load_data("images", path, image_size=4).labels is None
     np.savez(path, IMAGES, np.array([-1, 0, 2, 0, 2]))
-    with pytest.raises(ValueError, match="has -1 among its labels: use 0 or more"):
+    with pytest.raises(ValueError, match="has the label -1: use 0 or more"):
         load_data("images", path, image_size=4)
 
 

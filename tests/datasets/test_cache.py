@@ -71,7 +71,7 @@ def test_the_second_time_nothing_is_decoded(folder, decoded, capsys):
     first, hashes = cached_pixels(Images(folder), 8)
     assert len(decoded) == 5
     shown = capsys.readouterr().out
-    assert "5 images are kept as pixels in" in shown
+    assert "5 images cached as pixels in" in shown
     assert "skipped" not in shown
     assert "enlarged" not in shown
     again, same = cached_pixels(Images(folder), 8)
@@ -214,7 +214,7 @@ def test_images_that_were_enlarged_are_counted(folder, capsys):
     Image.new("RGB", (5, 20), (9, 9, 9)).save(folder / "9.png")
     samples, _ = cached_pixels(Images(folder), 8, enlarge=True)
     assert (samples[5] == 9).all()
-    assert "\n1 images of fewer than 8 pixels were enlarged\n" in capsys.readouterr().out
+    assert "\n1 images smaller than 8 pixels were enlarged\n" in capsys.readouterr().out
 
 
 def test_other_files_in_the_folder_are_counted(folder, capsys):
@@ -248,7 +248,7 @@ def test_two_processes_make_it_once(folder, decoded):
 
 def test_too_small_a_disk_is_refused_before_anything_is_decoded(folder, home, decoded, monkeypatch):
     monkeypatch.setattr(module.shutil, "disk_usage", lambda path: SimpleNamespace(free=959))
-    message = "has 959 bytes free, and .*pictures becomes 960: free space, or set XDG_CACHE_HOME"
+    message = "has 959 bytes free, but .*pictures needs 960: free space, or set XDG_CACHE_HOME"
     with pytest.raises(OSError, match=message):
         cached_pixels(Images(folder), 8)
     assert decoded == []

@@ -239,7 +239,7 @@ def test_imagenet64_has_photographs_at_64_pixels_with_their_classes(photographs)
 def test_imagenet64_enlarges_what_is_smaller(photographs, capsys):
     Image.new("RGB", (20, 30)).save(photographs / "n15075141" / "b.JPEG")
     assert len(load_data("imagenet64", str(photographs))) == 4
-    assert "1 images of fewer than 64 pixels were enlarged" in capsys.readouterr().out
+    assert "1 images smaller than 64 pixels were enlarged" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
@@ -274,14 +274,14 @@ def test_images_are_any_folder_at_any_size(photographs):
         ("images", {"image_size": 8, "grey": "no"}, "grey is 'no': use True or False"),
         ("images", {"image_size": 8, "flip": 1}, "flip is 1: use True or False"),
         ("images", {"image_size": 8, "split": "test"},
-         "split is 'test', and images has no choice of it: leave it out, or use data "
+         "split is 'test', but images has no such option: omit it, or use data "
          "fashion_mnist or fashion_mnist_28 or cifar10"),
-        ("imagenet64", {"split": "test"}, "split is 'test', and imagenet64 has no choice of it"),
-        ("imagenet64", {"grey": True}, "grey is True, and imagenet64 has no choice of it"),
-        ("digits", {"split": "test"}, "split is 'test', and digits has no choice of it"),
+        ("imagenet64", {"split": "test"}, "split is 'test', but imagenet64 has no such option"),
+        ("imagenet64", {"grey": True}, "grey is True, but imagenet64 has no such option"),
+        ("digits", {"split": "test"}, "split is 'test', but digits has no such option"),
         ("digits", {"image_size": 16},
-         "image_size is 16, and digits has no choice of it: leave it out, or use data images"),
-        ("cifar10", {"flip": True}, "flip is True, and cifar10 has no choice of it"),
+         "image_size is 16, but digits has no such option: omit it, or use data images"),
+        ("cifar10", {"flip": True}, "flip is True, but cifar10 has no such option"),
         ("cifar10", {"split": "val"}, r"split is 'val': choose one of \['train', 'test'\]"),
     ],
 )  # fmt: skip

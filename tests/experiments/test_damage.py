@@ -296,7 +296,7 @@ def test_a_first_teacher_is_still_the_first_after_a_later_phase_was_passed_over(
     )
     tiny_run(folder)
     output = capsys.readouterr().out
-    assert "holds step 7, which is not its name: remove it" in output
+    assert "holds step 7, unlike its name: remove it" in output
     assert "resuming after step 5" in output
     assert_same_run(folder, whole)
 

@@ -337,7 +337,7 @@ def test_the_command_branches_what_is_unfinished_and_keeps_what_is_finished(
     tiny_run(runs / "finished")
     before = files(runs)
     assert main(["branch", str(runs), str(tmp_path / "new")]) == 0
-    assert f"{tmp_path / 'new'}: finished runs stay so" in capsys.readouterr().out
+    assert f"{tmp_path / 'new'}: finished runs stay finished" in capsys.readouterr().out
     assert files(runs) == before
     other = recipe(learning_rate=1e-2)
     with pytest.raises(ValueError, match="begun with other values of settings.learning_rate"):
@@ -351,7 +351,7 @@ def test_the_command_branches_what_is_unfinished_and_keeps_what_is_finished(
     [
         ("nowhere", "new", "no run directory .*nowhere: correct the path"),
         ("run", "run", "run exists already: give a new name"),
-        ("run", "run/inside", "lies inside .* copied into itself"),
+        ("run", "run/inside", "is inside .* copied into itself"),
     ],
 )
 def test_a_branch_that_cannot_be_is_one_line(tmp_path, capsys, old, new, problem):

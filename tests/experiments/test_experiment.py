@@ -201,7 +201,7 @@ def test_data_that_changed_are_refused(done, tmp_path):
     card = json.loads((done.folder / "experiment.json").read_text())
     (tmp_path / "experiment.json").write_text(json.dumps(card | {"data_sha256": "0"}))
     opened = open_experiment(tmp_path)  # which reads no data
-    with pytest.raises(ValueError, match="the data digits are not those .*: restore them, or begi"):
+    with pytest.raises(ValueError, match="the data digits have changed .*: restore them, or begi"):
         _ = opened.noise
 
 
@@ -335,7 +335,7 @@ def test_choices_that_data_have_not_stay_out_of_the_card(done):
 
 
 def test_classes_that_the_data_have_not_are_refused(pictures, tmp_path):
-    with pytest.raises(ValueError, match="conditional is True, but not all images lie in folders"):
+    with pytest.raises(ValueError, match="conditional is True, but not all images are in folders"):
         Experiment(tmp_path, "images", pictures, conditional=True, image_size=8)
 
 

@@ -34,7 +34,7 @@ def test_a_model_of_another_run_is_refused_by_all_who_read_it(runs, run):
     folder = run("whole")
     shutil.copyfile(runs / "whole-other" / "model.safetensors", folder / "model.safetensors")
     for read in (lambda: load_model(folder), lambda: tiny_run(folder)):
-        with pytest.raises(ValueError, match="is the file of another run .*seed"):
+        with pytest.raises(ValueError, match="belongs to another run .*seed"):
             read()
 
 
@@ -43,7 +43,7 @@ def test_a_part_of_a_run_is_not_its_result(runs, run, part):
     folder = run("whole")
     source = runs / ("whole" if part == "phase-1" else "part") / f"{part}.safetensors"
     shutil.copyfile(source, folder / "model.safetensors")
-    with pytest.raises(ValueError, match=r"is the file of another run or of a part of it, with a"):
+    with pytest.raises(ValueError, match=r"belongs to another run or to a part of it, with a"):
         load_model(folder)
 
 

@@ -48,7 +48,7 @@ def test_what_looks_like_a_number_is_still_the_same_key_after_reading(tmp_path):
 def test_a_row_with_other_columns_is_refused_by_name_and_nothing_is_written(tmp_path, bad):
     odd = row() | bad
     odd = {name: value for name, value in odd.items() if value is not None}
-    with pytest.raises(ValueError, match=f"too much or too little: correct {next(iter(bad))}"):
+    with pytest.raises(ValueError, match=f"missing or extra columns: correct {next(iter(bad))}"):
         append_results(tmp_path / "r.csv", [row(), odd])
     assert not (tmp_path / "r.csv").exists()
 

@@ -176,7 +176,7 @@ def test_a_task_is_all_that_another_process_needs_to_go_on_from_a_checkpoint(tmp
 def test_other_data_in_another_process_are_refused(tmp_path):
     task = Experiment(tmp_path, "digits").task(Training(train_images=8, batch_size=4), "digits")
     task["experiment"]["data_sha256"] = "of others"
-    with pytest.raises(ValueError, match="the data digits are not those that .* was begun with"):
+    with pytest.raises(ValueError, match="the data digits have changed since .* was begun"):
         worker.prepare(task | {"threads": 1})
 
 

@@ -253,7 +253,7 @@ def test_an_estimate_is_near_the_time_that_a_run_takes(monkeypatch):
         (
             distillation(solver="heun"),
             "cosine",
-            "solver is 'heun', and at the noisiest",
+            "solver is 'heun', and sigma",
         ),
         (distillation(), "cosin", "noise_schedule is 'cosin': choose one of"),
     ],

@@ -321,7 +321,7 @@ def test_ctrl_c_lets_a_kernel_save_and_keeps_what_is_finished(tmp_path, signum):
     finally:
         process.kill()
     assert process.returncode == 130, errors
-    assert errors.endswith("tract: stopped; what was finished is kept\n")
+    assert errors.endswith("tract: stopped; finished work is kept\n")
     assert output == ""
     assert len(lines(tmp_path, "saved")) == 1
     assert until(lambda: not any(child.is_running() for child in family))

@@ -133,7 +133,7 @@ def test_the_command_trains_one_to_keep_and_never_replaces_it(tmp_path, capsys):
     assert main(command) == 0
     card = read_classifier(target)[1]
     assert (card["settings"]["epochs"], card["settings"]["seed"]) == (1, 3)
-    assert f"right for {card['accuracy']:.1%} of 179 held out" in capsys.readouterr().out
+    assert f"accuracy {card['accuracy']:.1%} on 179 held out" in capsys.readouterr().out
     before = target.read_bytes()
     assert main(command) == 1
     assert "exists already: give a new name" in capsys.readouterr().err

@@ -216,7 +216,7 @@ def test_dropout_acts_in_training_only():
         (lambda: SongUNet(6, 3, **SONG_SMALL), "image_size is 6, which cannot be halved 2 times"),
         (
             lambda: ADMUNet(8, 3, channels=32, channel_mult=[1], num_blocks=1),
-            "attention stands where there are 32 channels, less than one head of 64",
+            "attention is at a size with 32 channels, less than one head of 64",
         ),
     ],
 )
@@ -228,7 +228,7 @@ def test_what_cannot_be_is_refused(make, message):
 def test_presets_fit_their_data():
     pictures = torch.zeros(4, 3, 32, 32, dtype=torch.uint8)
     check_fits(named_network("edm_cifar10_ncsnpp"), Data("pictures", pictures))
-    with pytest.raises(ValueError, match="0 classes, the network is made for 1000"):
+    with pytest.raises(ValueError, match="0 classes, the network takes 1000"):
         check_fits(named_network("edm_imagenet64_adm"), Data("p", torch.zeros(4, 3, 64, 64).byte()))
 
 

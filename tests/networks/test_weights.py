@@ -64,7 +64,7 @@ def test_a_model_in_half_precision_takes_half_the_space_and_is_read_as_float32(p
         assert torch.equal(loaded[name], tensor.half().float())
     with torch.no_grad():
         next(saved.parameters())[0] = 1e5
-    with pytest.raises(ValueError, match="has numbers beyond half precision: write it in full"):
+    with pytest.raises(ValueError, match="has numbers beyond half precision: omit half"):
         save_model(path, saved, {}, half=True)
 
 
@@ -91,7 +91,7 @@ def test_a_model_is_found_in_the_folder_of_its_run(tmp_path):
 
 
 def test_a_missing_model_is_refused_with_what_to_do(tmp_path):
-    with pytest.raises(FileNotFoundError, match=f"no model at {tmp_path}/model.*: finish the run"):
+    with pytest.raises(FileNotFoundError, match=f"no model at {tmp_path}/model.*: finish its run"):
         load_model(tmp_path)
 
 

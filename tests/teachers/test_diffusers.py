@@ -222,7 +222,7 @@ def test_data_of_other_channels_or_classes_is_refused(teacher):
     with pytest.raises(ValueError, match=r"\(1, 8, 8\), the network takes .*\(3, 8, 8\)"):
         check_fits(teacher.config, grey)
     labelled = Data("cats", torch.zeros(2, 3, 8, 8, dtype=torch.uint8), torch.arange(2))
-    with pytest.raises(ValueError, match="2 classes, the network is made for 0"):
+    with pytest.raises(ValueError, match="2 classes, the network takes 0"):
         check_fits(teacher.config, labelled)
 
 
@@ -555,7 +555,7 @@ def test_the_readme_says_what_it_is_and_its_example_runs(teacher, tmp_path, monk
     ("prediction", "levels", "num_steps", "message"),
     [
         ("edm", ddpm_linear(1000), 1, r"predicts 'edm', which diffusers does not know: use one of"),
-        ("v", cosine(1000), 1, "numbers the 1000 levels of ddpm_linear, and these levels are oth"),
+        ("v", cosine(1000), 1, "numbers the 1000 levels of ddpm_linear, but these levels dif"),
         ("v", ddpm_linear(500), 1, "numbers the 1000 levels"),
         ("v", ddpm_cosine(1000), 1, "numbers the 1000 levels"),
         ("v", ddpm_linear(1000), 3, "num_steps is 3, which does not divide"),
@@ -571,11 +571,11 @@ def test_what_diffusers_could_not_sample_is_refused(
 
 def test_students_of_other_networks_or_with_classes_are_refused(teacher, tmp_path):
     mlp = {"net": "mlp", "prediction": "v", "sigma_data": 1.0, "options": {"point_dim": 2}}
-    with pytest.raises(ValueError, match="is a MLP, and diffusers' pipelines take .*UNet2DModel"):
+    with pytest.raises(ValueError, match="is a MLP, but diffusers' pipelines take .*UNet2DModel"):
         save_pipeline(build_denoiser(mlp), tmp_path / "out", ddpm_linear(1000), 1, {})
     options = teacher.config["options"] | {"num_classes": 3}
     labelled = build_denoiser(teacher.config | {"options": options})
-    with pytest.raises(ValueError, match="takes 3 classes, and DDIMPipeline gives none"):
+    with pytest.raises(ValueError, match="takes 3 classes, but DDIMPipeline gives none"):
         save_pipeline(labelled, tmp_path / "out", ddpm_linear(1000), 1, {})
 
 

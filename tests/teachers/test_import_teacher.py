@@ -75,7 +75,7 @@ def test_a_teacher_is_read_once(tmp_path, source, capsys):
     shutil.rmtree(moved)
     assert torch.equal(weights(begun.import_teacher(str(moved))), before)
     assert files(tmp_path / "run") == kept
-    assert "teacher: imported before, read from" in capsys.readouterr().out
+    assert "teacher: already imported, read from" in capsys.readouterr().out
 
 
 def test_another_teacher_is_refused_where_one_is(tmp_path, source):
@@ -113,7 +113,7 @@ def test_a_training_that_was_begun_is_not_replaced(tmp_path, source):
         ),
         (
             {"noise_schedule": "karras", "conditional": True},
-            "comes with 10 classes, the network is made",
+            "has 10 classes, the network takes",
         ),
     ],
 )

@@ -208,7 +208,7 @@ def distilled(tmp_path_factory):
 def test_the_command_exports_a_student_with_what_was_measured(distilled, tmp_path, capsys):
     folder, settings, student = distilled
     assert main(["export", str(folder / run_name(settings)), str(tmp_path / "out")]) == 0
-    assert "out: written, with its card and what was measured" in capsys.readouterr().out
+    assert "out: written, with its card and measured results" in capsys.readouterr().out
     back = load_teacher(tmp_path / "out").denoiser
     assert back.prediction == "v"
     ours, theirs = student.state_dict(), back.state_dict()

@@ -9,13 +9,13 @@ from pathlib import Path
 
 _SHORT = reprlib.Repr()
 _SHORT.maxlevel, _SHORT.maxstring, _SHORT.maxother = 3, 80, 80
-shown = _SHORT.repr  # of what was read: lists of lists of lists stay short
+shown = _SHORT.repr  # of values from files, which may be deeply nested
 MOST_SAMPLES, LARGEST_BATCH, MOST_PROCESSES = 10**7, 2**20, 1024
-LARGEST = 2**40  # of any count: 10^12 samples; what is counted in a computer is less
+LARGEST = 2**40  # any count: 10^12 samples
 
 
 def check_whole(name: str, value: object, least: int, most: int = LARGEST) -> None:
-    """ValueError unless the value is a whole number in this range; True is not one."""
+    """Raise ValueError unless the value is a whole number in this range; True is not one."""
     if not isinstance(value, int) or isinstance(value, bool):
         raise ValueError(f"{name} is {shown(value)}: use a whole number, {least} or more")
     if value < least:
@@ -25,25 +25,25 @@ def check_whole(name: str, value: object, least: int, most: int = LARGEST) -> No
 
 
 def check_positive(name: str, value: object) -> None:
-    """ValueError unless the value is a finite number above 0."""
+    """Raise ValueError unless the value is a finite number above 0."""
     if not (is_number(value) and 0 < value < math.inf):
         raise ValueError(f"{name} is {shown(value)}: use a number above 0")
 
 
 def check_choice(name: str, value: object, choices: Iterable[str]) -> None:
-    """ValueError unless the value is one of these names."""
-    if value not in list(choices):  # a list, because what was given may not be hashable
+    """Raise ValueError unless the value is one of these names."""
+    if value not in list(choices):  # a list, because the value may be unhashable
         raise ValueError(f"{name} is {shown(value)}: choose one of {list(choices)}")
 
 
 def check_flag(name: str, value: object) -> None:
-    """ValueError unless the value is True or False: the text "no" would count as true."""
+    """Raise ValueError unless the value is True or False: the text "no" would count as true."""
     if not isinstance(value, bool):
         raise ValueError(f"{name} is {shown(value)}: use True or False")
 
 
 def check_text(name: str, value: object) -> None:
-    """ValueError unless the value is text."""
+    """Raise ValueError unless the value is text."""
     if not isinstance(value, str):
         raise ValueError(f"{name} is {shown(value)}: use a text")
 
@@ -53,16 +53,16 @@ def is_number(value: object) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
-# Errors without a number, or of a place before the file's start, are the file's, not the system's.
+# OSErrors without errno, or for an invalid offset, are caused by the content, not by the system.
 ITS_OWN = (None, errno.EINVAL)
 
 
 @contextmanager
 def reading(path: str | Path, what: str = "is damaged", remedy: str = "fetch it again") -> Iterator:
-    """While a file from outside is read: whatever goes wrong is a ValueError that names it.
+    """Turn any error while reading a file from outside into a ValueError that names it.
 
-    It can be wrong in any way. Errors that name the file already, those of the system, and a lack
-    of memory pass as they are.
+    Such a file can be invalid in any way. Errors that name the file already, system errors and
+    out-of-memory errors pass unchanged.
     """
     try:
         yield

@@ -1,6 +1,6 @@
 """Device, threads, precision, memory format and compilation.
 
-None of it changes a result by more than rounding: it belongs to where and when something ran.
+None of these changes a result by more than rounding, so they are not part of a run's settings.
 """
 
 import importlib.util
@@ -19,28 +19,28 @@ from tract.base.checks import check_choice, check_flag, check_whole
 
 PRECISIONS = ("fp32", "tf32", "bf16")
 FLAGS = ("channels_last", "compile", "recompute", "autotune")
-MOST_THREADS = torch.get_num_threads()  # by torch's choice, or OMP_NUM_THREADS
-GRAPHS = 64  # torch.compile makes one for each network, batch size, precision and format
+MOST_THREADS = torch.get_num_threads()  # torch's default, or OMP_NUM_THREADS
+GRAPHS = 64  # of torch.compile: one for each network, batch size, precision and format
 
 
 def device() -> str:
-    """The device to compute on: a GPU where there is one."""
+    """Return the device to compute on: a GPU if there is one."""
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def use_threads(count: int, processes: int = 1) -> None:
-    """Compute with this many CPU threads; 0 shares the idle cores among the processes of a run.
+    """Use this many CPU threads; 0 shares the idle cores among the processes of a run.
 
-    Threads wait for each other at every layer, and so for any program that shares their cores.
-    A resumed run uses the number on its card again. ValueError below 0.
+    Threads wait for each other at every layer, and so for any program that shares their cores. A
+    resumed run uses the number on its card again. Raises ValueError if count is negative.
     """
-    check_whole("threads", count, 0, 1024)  # 100,000 end in a segmentation fault
+    check_whole("threads", count, 0, 1024)  # 100,000 cause a segmentation fault
     torch.set_num_threads(count or max(1, idle_cores() // processes))
 
 
 def idle_cores(seconds: float = 0.3) -> int:
-    """Cores that no other program used for a moment, at least 1 and at most torch's threads."""
-    if not hasattr(os, "sched_getaffinity"):  # only Linux tells
+    """Count the cores not used by other programs, at least 1 and at most torch's threads."""
+    if not hasattr(os, "sched_getaffinity"):  # only on Linux
         return MOST_THREADS
     before = _idle_seconds()
     time.sleep(seconds)
@@ -48,9 +48,9 @@ def idle_cores(seconds: float = 0.3) -> int:
 
 
 def _idle_seconds() -> float:
-    """Seconds that the cores of this process were idle, or did low-priority work, since boot.
+    """Seconds since boot in which this process's cores were idle or did low-priority work.
 
-    The load average would still include what has just ended, such as the notebook before.
+    The load average would include programs that have just ended, such as the previous notebook.
     """
     import psutil
 
@@ -60,17 +60,17 @@ def _idle_seconds() -> float:
 
 @dataclass(frozen=True, kw_only=True)
 class Compute:
-    """How networks are computed. ValueError for an invalid option, or one this device lacks.
+    """How networks are computed. Raises ValueError for an invalid or unavailable option.
 
-    Weights, gradients, the optimizer and averages are float32 and levels float64 throughout.
+    Weights, gradients, the optimizer and averages are always float32, and levels float64.
     """
 
-    precision: str = "fp32"  # of products and convolutions: in full, in TF32, or by bf16 autocast
-    channels_last: bool = False  # pixel by pixel in memory, as tensor cores want it
-    compile: bool = False  # by torch.compile: takes minutes once, then fewer passes over memory
-    recompute: bool = False  # blocks in the backward pass, instead of keeping activations
-    autotune: bool = False  # cudnn's fastest algorithms by trial: repeatable up to rounding
-    micro_batch: int = 0  # images that the student sees at a time; 0 for the whole batch
+    precision: str = "fp32"  # of products and convolutions: fp32, tf32, or bf16 by autocast
+    channels_last: bool = False  # memory format, which tensor cores prefer
+    compile: bool = False  # by torch.compile: takes minutes, then saves memory traffic
+    recompute: bool = False  # blocks in the backward pass, to save memory
+    autotune: bool = False  # choose cudnn's fastest algorithms: repeatable up to rounding
+    micro_batch: int = 0  # the student's images per pass; 0 for the whole batch
 
     def __post_init__(self):
         check_choice("precision", self.precision, PRECISIONS)
@@ -93,7 +93,7 @@ class Compute:
 
     @classmethod
     def of(cls, words: str | Sequence[str]) -> "Compute":
-        """From words in a list or joined by +: ["bf16", "compile"], "bf16+compile"."""
+        """Parse words in a list or joined by +: ["bf16", "compile"], "bf16+compile"."""
         words = [words] if isinstance(words, str) else words
         if not isinstance(words, list | tuple) or not all(isinstance(word, str) for word in words):
             raise ValueError(f"compute is {words!r}: use a list, such as ['bf16', 'channels_last']")
@@ -114,7 +114,7 @@ class Compute:
         return "+".join(words + [f"micro_batch={self.micro_batch}"] * bool(self.micro_batch))
 
     def parts(self, *tensors: Tensor | None) -> Iterator[tuple[Tensor | None, ...]]:
-        """Rows (b, ...) of tensors (B, ...) that the student sees at a time; None stays None."""
+        """Split tensors (B, ...) into the parts (b, ...) of a micro-batch; None stays None."""
         batch = len(tensors[0])
         size = self.micro_batch or batch
         for start in range(0, batch, size):
@@ -126,7 +126,7 @@ EAGER = Compute()
 
 
 def peak_memory(*, reset: bool = False) -> dict[str, float]:
-    """The most memory that tensors took on the GPU since the last reset; {} without a GPU."""
+    """Return the peak of tensor memory on the GPU since the last reset; {} without a GPU."""
     if device() == "cpu":
         return {}
     peak = torch.cuda.max_memory_allocated() / 1e6
@@ -137,10 +137,10 @@ def peak_memory(*, reset: bool = False) -> dict[str, float]:
 
 @contextmanager
 def matmul_precision(compute: Compute) -> Iterator[None]:
-    """Products and convolutions of float32 in full, or in TF32 if compute says so; repeatable.
+    """Compute float32 products and convolutions in full, or in TF32 if compute says so; repeatable.
 
-    By default torch rounds the inputs of convolutions on a GPU to TF32, and not those of matrix
-    products. Without autotune cudnn uses algorithms that repeat their results bit for bit.
+    By default torch rounds inputs of convolutions on a GPU to TF32, but not those of matrix
+    products. Without autotune cudnn uses deterministic algorithms.
     """
     products, convolutions = torch.backends.cuda.matmul, torch.backends.cudnn
     tf32 = compute.precision == "tf32"
@@ -163,24 +163,24 @@ def matmul_precision(compute: Compute) -> Iterator[None]:
 class Float32Conv2d(nn.Conv2d):
     """A convolution that autocast leaves in the precision of its weights.
 
-    For a network's first and last: hardly any FLOP, but at little noise most of bf16's error.
+    For the first and last layer: few FLOP, but most of bf16's error at low noise.
     """
 
     def forward(self, x: Tensor) -> Tensor:
-        if x.is_meta:  # where FLOP are counted there is no autocast
+        if x.is_meta:  # counting FLOP, without autocast
             return super().forward(x)
         with torch.autocast(x.device.type, enabled=False):
             return super().forward(x.to(self.weight.dtype))
 
 
 class Recomputable(nn.Module):
-    """A block that can be recomputed in the backward pass, so that its activations are not kept."""
+    """A block that can be recomputed in the backward pass instead of storing its activations."""
 
     recompute = False
 
     def __call__(self, *inputs: Tensor) -> Tensor:
         if self.recompute and torch.is_grad_enabled():
-            # Random numbers are drawn in training mode alone: only then is their state kept.
+            # Only training mode draws random numbers, and needs their state preserved.
             options = {"use_reentrant": False, "preserve_rng_state": self.training}
             return checkpoint(super().__call__, *inputs, **options)
         return super().__call__(*inputs)
@@ -189,19 +189,19 @@ class Recomputable(nn.Module):
 def prepare_network(network: nn.Module, compute: Compute) -> None:
     """Set a network's memory format and whether its blocks recompute.
 
-    ValueError if they should and it has no such blocks.
+    Raises ValueError if they should but it has no such blocks.
     """
     if compute.channels_last:
         network.to(memory_format=torch.channels_last)
     blocks = [part for part in network.modules() if hasattr(part, "recompute")]
     if compute.recompute and not blocks:
-        raise ValueError("recompute is asked of a network without blocks for it: leave it out")
+        raise ValueError("recompute is set, but this network has no blocks for it: omit it")
     for block in blocks:
         block.recompute = compute.recompute
 
 
 def with_precision(denoise: Callable[..., Tensor], compute: Compute) -> Callable[..., Tensor]:
-    """The same denoiser in the precision of compute, and compiled; oracles stay as they are."""
+    """Return the denoiser in compute's precision, and compiled; oracles are returned unchanged."""
     if not isinstance(denoise, nn.Module):
         return denoise
     run = _compiled(denoise) if compute.compile else denoise
@@ -216,7 +216,7 @@ def with_precision(denoise: Callable[..., Tensor], compute: Compute) -> Callable
 
 
 def _compiled(denoise: nn.Module) -> Callable[..., Tensor]:
-    """The same denoiser compiled; fewer images than before are padded: another graph takes minutes.
+    """Return the denoiser compiled; smaller batches are padded, because a new graph takes minutes.
 
     All networks share the code of one `forward`, and torch falls back to eager mode after a few
     graphs of it. Here GRAPHS are allowed; one more, or a graph break, is an error.

@@ -1,7 +1,7 @@
-"""Write files and folders atomically, and hold the lock of a folder.
+"""Write files and folders atomically, and lock a folder.
 
-A file is written beside its final name, flushed to disk and renamed: a reader, or a process that
-is killed, finds the old file or the new one, never half of one.
+A file is written beside its final name, flushed to disk and renamed: a reader finds the old file or
+the new one, never half of one, even if the writer is killed.
 """
 
 import errno
@@ -12,19 +12,19 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
-TEMPORARY = ".tmp"  # how names of unfinished files end; a killed process leaves one behind
+TEMPORARY = ".tmp"  # suffix of unfinished files; a killed process leaves one behind
 SPACE = "free space, correct permissions or use another folder, and run it again"
 CACHE = "set XDG_CACHE_HOME to another folder, or give one to tract fid as --cache"
 
 
 def place(text: str | Path) -> Path:
-    """A path as it was typed, with ~ for the home folder."""
+    """Return a path as typed by a user, with ~ expanded."""
     return Path(text).expanduser()
 
 
 @contextmanager
 def explained(action: str, remedy: str = SPACE) -> Iterator[None]:
-    """Let an OSError say what could not be done, such as "write FILE", and what to do."""
+    """Make an OSError say which action failed, such as "write FILE", and what to do."""
     try:
         yield
     except OSError as error:
@@ -33,7 +33,7 @@ def explained(action: str, remedy: str = SPACE) -> Iterator[None]:
 
 
 def writable(folder: Path, remedy: str = CACHE) -> None:
-    """Make a folder, by default of the cache; OSError if it cannot be written to."""
+    """Create a folder, the cache's by default; raises OSError if it cannot be written to."""
     with explained(f"write to {folder}", remedy):
         folder.mkdir(parents=True, exist_ok=True)
         if not os.access(folder, os.W_OK):
@@ -41,25 +41,25 @@ def writable(folder: Path, remedy: str = CACHE) -> None:
 
 
 def check_new(path: Path) -> None:
-    """FileExistsError if there is something that writing would replace."""
+    """Raise FileExistsError if writing would replace something."""
     if path.exists():
         raise FileExistsError(f"{path} exists already: give a new name, or remove it")
 
 
 def write_atomically(path: str | Path, content: bytes, durable: bool = True) -> None:
-    """Replace a file by new content, or leave it as it was; as `replacing`."""
+    """Replace a file by new content, or leave it unchanged; arguments as for `replacing`."""
     with replacing(path, len(content), durable) as file:
         file.write(content)
 
 
 @contextmanager
 def replacing(path: str | Path, size: int, durable: bool = True) -> Iterator[BinaryIO]:
-    """A file of size bytes to be written, which takes the path's place when the block succeeds.
+    """Yield a new file of size bytes, which replaces the path when the block succeeds.
 
-    durable: so that it survives a power cut, which takes a while. OSError with the remedy.
+    durable: whether it must survive a power cut, which is slow. Raises OSError with the remedy.
     """
     path = Path(path)
-    with explained(f"write {path} of {size:,} bytes, what was there before is intact"):
+    with explained(f"write {path} of {size:,} bytes, the old file is intact"):
         temporary = _beside(path)
         try:
             with temporary.open("wb") as file:
@@ -76,9 +76,9 @@ def replacing(path: str | Path, size: int, durable: bool = True) -> Iterator[Bin
 
 @contextmanager
 def new_folder(folder: Path) -> Iterator[Path]:
-    """A folder to be filled, which takes its final name when the block succeeds, or vanishes.
+    """Yield a new folder, which takes its final name when the block succeeds, else is removed.
 
-    FileExistsError if there is something of that name, OSError with the remedy.
+    Raises FileExistsError if the name is taken, OSError with the remedy.
     """
     check_new(folder)
     temporary = _beside(folder)
@@ -95,7 +95,7 @@ def _beside(path: Path) -> Path:
 
 
 def _sync_folder(folder: Path) -> None:
-    """Make a rename in a folder survive a power cut, where the file system can do that."""
+    """Make a rename in a folder survive a power cut, if the file system supports it."""
     with suppress(OSError):  # Windows; SMB, shared folders of virtual machines
         descriptor = os.open(folder, os.O_RDONLY)
         try:
@@ -108,12 +108,12 @@ def _sync_folder(folder: Path) -> None:
 def only_writer(
     folder: Path, name: str = "", *, wait: bool = False, instead: str = "use another run_dir"
 ) -> Iterator[None]:
-    """Hold the lock of a folder, or of the file of this name in it; made if missing.
+    """Hold the lock of a folder, or of the file of this name in it; creates the folder.
 
-    The system frees it even when its holder is killed. wait: for another process to be done, else
-    RuntimeError. instead: remedy where the folder cannot be written to.
+    The system releases the lock even if its holder is killed. wait: wait for another process to
+    finish, else raise RuntimeError. instead: remedy if the folder cannot be written to.
     """
-    from filelock import FileLock, Timeout  # which the command's --help needs not wait for
+    from filelock import FileLock, Timeout  # slow; not needed for --help
 
     with explained(f"write to {folder}", instead):
         folder.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""SIGINT and SIGTERM as a request that a training loop honours between two steps."""
+"""Defer SIGINT and SIGTERM until a training loop has finished its step."""
 
 import signal
 from collections.abc import Iterator
@@ -6,7 +6,7 @@ from contextlib import contextmanager
 
 
 class Stop:
-    """Whether somebody asked the run to end."""
+    """Whether the run was asked to stop."""
 
     requested = False
 

@@ -1,8 +1,8 @@
-"""One run on several processes: each computes its rows of a batch, gradients are summed.
+"""One run in several processes: each computes its rows of a batch, gradients are summed.
 
-All draw the same batch from (seed, step), so that N processes see the data and noise of one and
-differ from it by rounding; only dropout draws other masks in each. Where no processes have joined,
-everything here is what a single one does.
+All draw the same batch from (seed, step), so that N processes use the data and noise of one and
+differ from it by rounding; only dropout masks differ. Without other processes everything here does
+what a single process does.
 """
 
 import os
@@ -17,15 +17,15 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.rendezvous import rendezvous
 
-TIMEOUT = timedelta(minutes=30)  # to wait for others, who save and measure between steps
-STEP_TIMEOUT = 600  # seconds for a step to end on a GPU: less than TIMEOUT, which is NCCL's too
-POLL = 0.1  # seconds between checks of the others
+TIMEOUT = timedelta(minutes=30)  # for others, which save and measure between steps
+STEP_TIMEOUT = 600  # seconds for a step on a GPU: less than TIMEOUT, which NCCL uses too
+POLL = 0.1  # seconds between checks of the other processes
 
-_watch: list[Callable[[], None]] = []  # raises RuntimeError where another process has ended
+_watch: list[Callable[[], None]] = []  # raise RuntimeError if another process has ended
 
 
 def rank() -> int:
-    """Number of this process: 0 is the one that reads, writes and prints."""
+    """Number of this process; 0 is the one that reads, writes and prints."""
     return dist.get_rank() if dist.is_initialized() else 0
 
 
@@ -35,18 +35,18 @@ def world_size() -> int:
 
 
 def launched() -> int:
-    """How many processes torchrun or `accelerate launch` started with this one; 1 without it."""
+    """Number of processes that torchrun or `accelerate launch` started; 1 without a launcher."""
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
 def store_of_launch() -> tuple[dist.Store, int, int]:
-    """The store that launched processes share, the rank of this one, and their number."""
+    """Return the store that launched processes share, this one's rank, and their number."""
     store, rank, size = next(rendezvous("env://"))
     return dist.PrefixStore("tract", store), rank, size
 
 
 def use_own_gpu(rank: int) -> None:
-    """Make "cuda" the GPU of this process; call it before anything is put there."""
+    """Make "cuda" this process's own GPU; call it before anything is allocated there."""
     if torch.cuda.is_available():
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", rank)))
 
@@ -55,12 +55,12 @@ def use_own_gpu(rank: int) -> None:
 def joined(
     store: dist.Store, rank: int, size: int, watch: Callable[[], None] = lambda: None
 ) -> Iterator[None]:
-    """Join the others of this store: over NCCL on GPUs, over gloo on CPUs.
+    """Join the other processes of this store: over NCCL on GPUs, over gloo on CPUs.
 
     watch: called while waiting for a GPU, to raise RuntimeError if another process has ended.
     """
     use_own_gpu(rank)
-    # NCCL's own watchdog would end this process without a word to its user.
+    # NCCL's own watchdog would end this process without a message.
     os.environ.setdefault("TORCH_NCCL_ASYNC_ERROR_HANDLING", "0")
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
     dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=TIMEOUT)
@@ -68,7 +68,7 @@ def joined(
     leave = dist.destroy_process_group
     try:
         yield
-    except Exception:  # destroying the group would wait for what a dead process has not sent
+    except Exception:  # destroying the group would wait for a dead process
         leave = dist.distributed_c10d._abort_process_group
         raise
     finally:
@@ -77,7 +77,7 @@ def joined(
 
 
 def wait_until(arrived: Callable[[], bool]) -> None:
-    """Wait for a GPU; RuntimeError if another process ends, or nothing arrives in STEP_TIMEOUT."""
+    """Wait for a GPU; raises RuntimeError if another process ends, or after STEP_TIMEOUT."""
     begun = looked = time.monotonic()
     while not arrived():
         now = time.monotonic()
@@ -95,13 +95,13 @@ def wait_until(arrived: Callable[[], bool]) -> None:
 
 @contextmanager
 def joined_launch() -> Iterator[None]:
-    """Join the processes that were launched with this one, if any."""
+    """Join the processes launched with this one, if any."""
     with joined(*store_of_launch()) if launched() > 1 else nullcontext():
         yield
 
 
 def check_share(batch: int, processes: int) -> None:
-    """ValueError unless all processes can have the same number of rows of a batch."""
+    """Raise ValueError unless the batch divides equally among the processes."""
     if batch % processes:
         raise ValueError(
             f"batch_size is {batch}, which {processes} processes cannot share: use a multiple of "
@@ -110,7 +110,7 @@ def check_share(batch: int, processes: int) -> None:
 
 
 def shard(*tensors: Tensor | None) -> tuple[Tensor | None, ...]:
-    """This process's rows of tensors (B, ...) that every process has; None stays None."""
+    """Return this process's rows of tensors (B, ...) that every process has; None stays None."""
     if world_size() == 1:
         return tensors
     return tuple(None if t is None else t.chunk(world_size())[rank()] for t in tensors)
@@ -128,7 +128,7 @@ def sum_over_ranks(tensors: Sequence[Tensor]) -> None:
 
 
 def any_rank(flag: bool) -> bool:
-    """Whether any process sets the flag, which all learn; no GPU is waited for."""
+    """Tell all processes whether any of them sets the flag, without waiting for a GPU."""
     if world_size() == 1:
         return flag
     votes = torch.tensor(int(flag))
@@ -137,7 +137,7 @@ def any_rank(flag: bool) -> bool:
 
 
 def check_same(name: str, value: object) -> None:
-    """ValueError, in all processes, unless they hold the same value."""
+    """Raise ValueError in all processes unless they hold the same value."""
     if world_size() == 1:
         return
     values = [None] * world_size()
@@ -145,13 +145,13 @@ def check_same(name: str, value: object) -> None:
     odd = [other for other, found in enumerate(values) if found != values[0]]
     if odd:
         raise ValueError(
-            f"process {odd[0]} has another {name} than process 0: start all with the same "
+            f"process {odd[0]} and process 0 differ in {name}: start all with the same "
             "parameters, version and folders, on a file system that all machines share"
         )
 
 
 def broadcast_object(value: object) -> object:
-    """The first process's value, in all of them."""
+    """Return the first process's value in all of them."""
     if world_size() == 1:
         return value
     values = [value]
@@ -160,14 +160,14 @@ def broadcast_object(value: object) -> object:
 
 
 def rank0_first(make: Callable[[], Any]) -> Any:
-    """What make returns, called in the first process before the others, which find its files."""
+    """Call make in the first process before the others, which then find its files."""
     made = make() if rank() == 0 else None
-    broadcast_object(None)  # which the others wait for
+    broadcast_object(None)  # the others wait here
     return made if rank() == 0 else make()
 
 
 def scatter_work(items: Sequence, make: Callable[[Any], Any]) -> Iterator[Any]:
-    """What make returns for each item, in order, made by all processes in turn.
+    """Yield make(item) for each item in order, computed by all processes in turn.
 
     Only the first process gets the values; the others get None for each item.
     """

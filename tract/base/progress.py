@@ -1,4 +1,4 @@
-"""Progress bars, all alike."""
+"""Progress bars in one style."""
 
 import sys
 
@@ -6,6 +6,6 @@ from tqdm import tqdm
 
 
 def progress(desc: str, total: int, unit: str = "step", **options) -> tqdm:
-    """A text bar on stdout, where a notebook's cells print, that clears itself at its end."""
+    """Return a text bar on stdout, as cells of notebooks print, which clears itself at its end."""
     options |= {"file": sys.stdout, "mininterval": 1, "leave": False}
     return tqdm(desc=desc, total=total, unit=unit, **options)

@@ -10,7 +10,7 @@ import torch
 
 
 def provenance() -> dict:
-    """Versions, device, commit and time, for the record; nothing depends on them."""
+    """Return versions, device, commit and time, for the record only."""
     packages = {p: version(p) for p in ("numpy", "tract")}
     return {
         "versions": {"python": platform.python_version(), "torch": torch.__version__} | packages,
@@ -22,7 +22,7 @@ def provenance() -> dict:
 
 
 def _commit() -> str | None:
-    """Commit of the source tree, with a + if this package was changed since; None outside git."""
+    """Commit of the source tree, with a + if this package differs from it; None outside git."""
     git = ["git", "-C", str(Path(__file__).parents[1])]
     try:
         commit, changes = (

@@ -1,4 +1,4 @@
-"""Read YAML, with numbers as people write them."""
+"""Read YAML, with numbers written as in Python."""
 
 import re
 from pathlib import Path
@@ -10,10 +10,10 @@ from tract.base.checks import reading, shown
 
 
 class _Loader(yaml.SafeLoader):
-    """Safe YAML, but simpler: numbers as people write them, names once, no aliases.
+    """Safe and simpler YAML: numbers as in Python, no repeated names, no aliases.
 
-    1e-3 is a number and 010 is ten, as in YAML 1.2 and not in 1.1; no, on and 1:30 are text. Nested
-    aliases would expand a few bytes without limit.
+    1e-3 is a number and 010 is ten, as in YAML 1.2 but not in 1.1; no, on and 1:30 are text. Nested
+    aliases could expand a few bytes without limit.
     """
 
     yaml_implicit_resolvers: ClassVar = {}
@@ -21,7 +21,7 @@ class _Loader(yaml.SafeLoader):
     def compose_node(self, parent, index):
         if self.check_event(yaml.AliasEvent):
             raise yaml.YAMLError(
-                f"*{self.peek_event().anchor} refers to another value: write it out"
+                f"*{self.peek_event().anchor} is an alias, which is not supported: write it out"
             )
         return super().compose_node(parent, index)
 
@@ -30,7 +30,7 @@ class _Loader(yaml.SafeLoader):
         if not all(key.tag == "tag:yaml.org,2002:str" for key, _ in node.value):
             raise yaml.YAMLError(f"a name is not text: {shown(names)}")
         if len(set(names)) < len(names):
-            raise yaml.YAMLError(f"a name is given twice: {shown(names)}")
+            raise yaml.YAMLError(f"a name is repeated: {shown(names)}")
         return super().construct_mapping(node, deep)
 
 
@@ -47,13 +47,13 @@ _Loader.add_constructor("tag:yaml.org,2002:int", lambda loader, node: int(node.v
 
 
 def read_yaml(text: str, where: str | Path) -> object:
-    """What YAML says, of which nothing is executed; ValueError, with where it stands."""
+    """Parse YAML as plain data; raises ValueError that names where it comes from."""
     with reading(where, "is not YAML", "correct it"):
         return yaml.load(text, _Loader)
 
 
 def read_parameters(file: Path) -> dict:
-    """Parameters by name from a YAML file; FileNotFoundError or ValueError with the remedy."""
+    """Read parameters by name from a YAML file; raises FileNotFoundError or ValueError."""
     if not file.is_file():
         raise FileNotFoundError(f"no file of parameters {file}: correct the path")
     with reading(file, "is not text", "give parameters as YAML"):

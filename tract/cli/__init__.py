@@ -7,5 +7,5 @@ In reading order:
     measuring  fid, sample, classifier, publish
     speed      cost and bench
     models     models, teacher, export
-    output     tables, JSON lines and options in common
+    output     tables, JSON lines and shared options
 """

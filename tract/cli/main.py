@@ -20,9 +20,9 @@ def main(arguments: list[str] | None = None) -> int:
                 raise ValueError("this command runs in one process: start it without a launcher")
             options.command(options)
     except KeyboardInterrupt:
-        print("tract: stopped; what was finished is kept", file=sys.stderr)
+        print("tract: stopped; finished work is kept", file=sys.stderr)
         return 130
-    except Exception as error:  # of any library: a traceback tells a user nothing
+    except Exception as error:  # from any library: a traceback does not help a user
         print(f"tract: {one_line(error)}", file=sys.stderr)
         return 1
     return 0
@@ -30,7 +30,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="tract", description="TRACT workbench")
-    # Whether it may have several processes, by torchrun or `accelerate launch`.
+    # Whether a command may run in several processes, by torchrun or `accelerate launch`.
     parser.set_defaults(launched=False)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     add_notebook_commands(commands)

@@ -11,42 +11,42 @@ from tract.cli.output import add_compute, add_json, messages, print_rows
 def add_measuring_commands(commands: argparse._SubParsersAction) -> None:
     _add_fid(commands)
     command = commands.add_parser("sample", help="write a model's samples as image files")
-    command.add_argument("model", help="a run or what `tract teacher` knows")
+    command.add_argument("model", help="a run, or a teacher as for `tract teacher`")
     command.add_argument("output", type=place, help="folder of PNG files, or NAME.npz or NAME.zip")
     command.add_argument("--samples", type=int, default=50_000, help="how many")
-    command.add_argument("--steps", type=int, required=True, help="of the sampler")
-    command.add_argument("--seed", type=int, default=0, help="of the noise")
+    command.add_argument("--steps", type=int, required=True, help="sampler steps")
+    command.add_argument("--seed", type=int, default=0, help="seed of the noise")
     command.add_argument("--batch", type=int, default=256, help="images at a time")
     add_compute(command)
     _add_stepping(command)
     command.set_defaults(command=_sample, launched=True)
 
-    command = commands.add_parser("classifier", help="train one, for features to measure in")
+    command = commands.add_parser("classifier", help="train a classifier, for `fid --features`")
     command.add_argument("data", help="data set with labels")
     command.add_argument("target", type=place, help="NAME.safetensors")
     _add_data(command)
     command.add_argument("--epochs", type=int, default=20, help="passes over the data")
-    command.add_argument("--seed", type=int, default=0, help="of weights and batches")
+    command.add_argument("--seed", type=int, default=0, help="seed of weights and batches")
     command.set_defaults(command=_classifier)
 
-    command = commands.add_parser("publish", help="add a run directory's numbers to the table")
+    command = commands.add_parser("publish", help="add a run directory's results to a table")
     command.add_argument("run_dir", type=place, help="a folder with results.csv")
     command.add_argument("table", type=place, nargs="?", default=Path("figures/results.csv"))
     command.set_defaults(command=_publish)
 
 
 def _add_fid(commands: argparse._SubParsersAction) -> None:
-    command = commands.add_parser("fid", help="FID and its kin of images, samples or a model")
+    command = commands.add_parser("fid", help="FID, KID, precision and recall of images or a model")
     command.add_argument("source", help="folder, zip, .npz, .safetensors, run or data set")
-    command.add_argument("reference", help="the same; taken whole")
+    command.add_argument("reference", help="the same; all of it is used")
     command.add_argument(
         "--features", default="inception", help="what to measure in; sFID: inception_spatial"
     )
-    command.add_argument("--weights", type=place, help="file of Inception's or the classifier's")
+    command.add_argument("--weights", type=place, help="file of Inception or the classifier")
     command.add_argument("--metrics", nargs="+", default=["fd"], help="fd kid precision recall is")
-    command.add_argument("--samples", type=int, help="how many; 50,000 of a model, else all")
-    command.add_argument("--steps", type=int, nargs="+", default=[], help="of a model's sampler")
-    command.add_argument("--seeds", type=int, nargs="+", default=[0], help="of a model's noise")
+    command.add_argument("--samples", type=int, help="number; default 50,000 of a model, else all")
+    command.add_argument("--steps", type=int, nargs="+", default=[], help="a model's sampler steps")
+    command.add_argument("--seeds", type=int, nargs="+", default=[0], help="a model's noise seeds")
     command.add_argument("--batch", type=int, default=256, help="images at a time")
     add_compute(command)
     _add_data(command)
@@ -58,15 +58,15 @@ def _add_fid(commands: argparse._SubParsersAction) -> None:
 
 
 def _add_data(command: argparse.ArgumentParser) -> None:
-    command.add_argument("--data-dir", help="where data sets that are files lie")
-    command.add_argument("--image-size", type=int, default=0, help="of data 'images', in pixels")
-    command.add_argument("--grey", action="store_true", help="data 'images' without colour")
+    command.add_argument("--data-dir", help="folder of data sets read from files")
+    command.add_argument("--image-size", type=int, default=0, help="pixels of data 'images'")
+    command.add_argument("--grey", action="store_true", help="convert data 'images' to grey")
 
 
 def _add_stepping(command: argparse.ArgumentParser) -> None:
-    command.add_argument("--solver", default="ddim", help="of a model: ddim or heun")
+    command.add_argument("--solver", default="ddim", help="a model's sampler: ddim or heun")
     command.add_argument(
-        "--own-grid", action="store_true", help="as many levels as steps, not a divisor of its own"
+        "--own-grid", action="store_true", help="use a grid of as many levels as steps"
     )
 
 
@@ -82,8 +82,8 @@ def _fid(options: argparse.Namespace) -> None:
     given = {name: getattr(options, name) for name in names}
     if options.results and not (Path(options.source) / "card.json").is_file():
         raise ValueError(
-            f"results is given, and {options.source} is not a run directory, whose settings a row "
-            "there tells: leave it out"
+            f"results is given, but {options.source} is not a run directory, whose settings its "
+            "rows need: omit it"
         )
     with joined_launch(), messages(options.json):
         compute = Compute.of(options.compute)
@@ -103,7 +103,7 @@ def _fid(options: argparse.Namespace) -> None:
 
 
 def _training_pixels(reference: str) -> object:
-    """The data of the experiment in a folder, if there is one, at the size that it trains at."""
+    """Return the data of the experiment in a folder, as it trains on them, or the reference."""
     if not (place(reference) / "experiment.json").is_file():
         return reference
     from tract.experiments.experiment import open_experiment
@@ -139,7 +139,7 @@ def _classifier(options: argparse.Namespace) -> None:
     data = load_data(options.data, options.data_dir, **size).to(device())
     made = {"epochs": options.epochs, "seed": options.seed}
     _, card = fit_classifier(data, options.target, **made)
-    print(f"{options.target}: right for {card['accuracy']:.1%} of {card['held_out']:,} held out")
+    print(f"{options.target}: accuracy {card['accuracy']:.1%} on {card['held_out']:,} held out")
 
 
 def _publish(options: argparse.Namespace) -> None:

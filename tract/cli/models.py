@@ -12,14 +12,14 @@ def add_model_commands(commands: argparse._SubParsersAction) -> None:
     add_json(command)
     command.set_defaults(command=_models)
 
-    command = commands.add_parser("teacher", help="say what a published teacher is")
+    command = commands.add_parser("teacher", help="describe a published teacher")
     command.add_argument("path", help="its file or folder, or a diffusers pipeline's hub name")
     command.set_defaults(command=_teacher)
 
-    command = commands.add_parser("export", help="a model with its card, as a file or pipeline")
-    command.add_argument("run_dir", type=place, help="folder of the model's finished run")
-    command.add_argument("target", type=place, help="NAME.safetensors, or a pipeline's folder")
-    command.add_argument("--half", action="store_true", help="the file in half precision")
+    command = commands.add_parser("export", help="write a model and its card as a file or pipeline")
+    command.add_argument("run_dir", type=place, help="the model's finished run")
+    command.add_argument("target", type=place, help="NAME.safetensors, or folder of a pipeline")
+    command.add_argument("--half", action="store_true", help="write the file in half precision")
     command.set_defaults(command=_export)
 
 
@@ -45,4 +45,4 @@ def _export(options: argparse.Namespace) -> None:
     from tract.experiments.export import export_run
 
     export_run(options.run_dir, options.target, half=options.half)
-    print(f"{options.target}: written, with its card and what was measured")
+    print(f"{options.target}: written, with its card and measured results")

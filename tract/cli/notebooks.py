@@ -8,18 +8,18 @@ from tract.base.files import place
 from tract.base.yaml_files import read_yaml
 from tract.cli.output import add_json, messages, print_rows
 
-PAIRS = {"nargs": 2, "action": "append", "default": []}  # an option of two words, given repeatedly
+PAIRS = {"nargs": 2, "action": "append", "default": []}  # a repeatable option of two words
 
 
 def add_notebook_commands(commands: argparse._SubParsersAction) -> None:
-    command = commands.add_parser("quickstart", help="teacher, BTD and TRACT on digits, compared")
+    command = commands.add_parser("quickstart", help="compare teacher, BTD and TRACT on digits")
     add_json(command)
     command.set_defaults(command=_quickstart)
 
     command = commands.add_parser("run", help="execute a notebook with parameters")
     command.add_argument("notebook", type=place, nargs="?")
-    command.add_argument("output", type=place, nargs="?", help="where the executed notebook goes")
-    text = "execute these where they are instead, as they are committed"
+    command.add_argument("output", type=place, nargs="?", help="the executed notebook")
+    text = "instead execute these in place, without parameters"
     many = {"type": place, "nargs": "+", "default": [], "metavar": "NOTEBOOK"}
     command.add_argument("--in-place", **many, help=text)
     _add_parameters(command)
@@ -27,11 +27,11 @@ def add_notebook_commands(commands: argparse._SubParsersAction) -> None:
 
     command = commands.add_parser("sweep", help="execute one notebook over a grid of parameters")
     command.add_argument("notebook", type=place)
-    command.add_argument("out_dir", type=place, help="where the executed notebooks go")
+    command.add_argument("out_dir", type=place, help="folder of the executed notebooks")
     _add_parameters(command)
-    text = "a YAML list of values; of several grids, all combinations"
+    text = "YAML list of values; several grids give all combinations"
     command.add_argument("-g", "--grid", **PAIRS, metavar=("NAME", "VALUES"), help=text)
-    command.add_argument("--workers", type=int, help="executions here at a time; one for each core")
+    command.add_argument("--workers", type=int, help="executions at a time; default: one a core")
     command.add_argument("--scheduler", help="address of a dask cluster to use instead")
     command.add_argument("--gpus", action="store_true", help="one GPU for each execution")
     add_json(command)
@@ -39,13 +39,13 @@ def add_notebook_commands(commands: argparse._SubParsersAction) -> None:
 
     command = commands.add_parser("branch", help="copy a run, to continue it with other settings")
     command.add_argument("run_dir", type=place, help="a run's folder, or a folder of runs")
-    command.add_argument("new", type=place, help="where the copy goes")
+    command.add_argument("new", type=place, help="folder of the copy")
     command.set_defaults(command=_branch)
 
 
 def _add_parameters(command: argparse.ArgumentParser) -> None:
     command.add_argument("-f", "--file", type=place, help="parameters, as YAML")
-    text = "a text as it is typed, else YAML; paths are seen from the current folder"
+    text = "text, or YAML for other types; paths are relative to the current folder"
     command.add_argument("-p", "--parameter", **PAIRS, metavar=("NAME", "VALUE"), help=text)
 
 
@@ -109,4 +109,4 @@ def _branch(options: argparse.Namespace) -> None:
     from tract.experiments.run import branch
 
     branch(options.run_dir, options.new)
-    print(f"{options.new}: finished runs stay so, unfinished ones take the settings given next")
+    print(f"{options.new}: finished runs stay finished, unfinished ones accept new settings")

@@ -1,4 +1,4 @@
-"""What commands have in common: tables, JSON lines and options."""
+"""Common parts of the commands: tables, JSON lines and options."""
 
 import argparse
 import contextlib
@@ -14,9 +14,9 @@ from tract.base.checks import is_number
 
 
 def print_rows(rows: list[dict], as_json: bool) -> None:
-    """Print rows of the same columns as an aligned table, or as JSON with one object a line.
+    """Print rows with the same columns as an aligned table, or as JSON with one object a line.
 
-    What is None or not finite is blank in the table and null in JSON, which knows no nan.
+    None and numbers that are not finite are blank in the table and null in JSON, which has no nan.
     """
     if as_json:
         for row in rows:
@@ -45,14 +45,14 @@ def _cell(value: object) -> str:
 
 
 def messages(as_json: bool) -> contextlib.AbstractContextManager:
-    """While this is open, bars and messages leave stdout to the rows if a machine reads them."""
+    """Send bars and messages to stderr if stdout is for machine-readable rows."""
     return contextlib.redirect_stdout(sys.stderr) if as_json else contextlib.nullcontext()
 
 
 class Steady:
-    """A stream to a file or pipe: of a progress bar a line every few seconds, not all in one.
+    """A stream to a file or pipe, to which a progress bar writes one line every few seconds.
 
-    Once nobody reads it, what is written is lost, and nothing fails.
+    Once its reader has gone, output is discarded without an error.
     """
 
     seconds = 5.0
@@ -73,10 +73,10 @@ class Steady:
         return len(text)
 
     def flush(self) -> None:
-        """Nothing: every line is flushed when it ends."""
+        """Do nothing: lines are flushed when they end."""
 
     def close(self) -> None:
-        """Write what no line has ended yet."""
+        """Write the last line, if it has not ended."""
         if self._line.strip():
             self._emit()
 
@@ -84,7 +84,7 @@ class Steady:
         try:
             self._stream.write(f"{self._line}\n")
             self._stream.flush()
-        except OSError:  # a closed pipe, a full disk: this and all that follows goes nowhere
+        except OSError:  # a closed pipe, a full disk: discard all output from now on
             with contextlib.suppress(OSError, ValueError):
                 os.dup2(os.open(os.devnull, os.O_WRONLY), self._stream.fileno())
         self._line, self._last = "", time.monotonic()
@@ -95,7 +95,7 @@ class Steady:
 
 @contextlib.contextmanager
 def steady_output():
-    """While this is open, stdout that is not a terminal is `Steady`."""
+    """While open, replace a stdout that is not a terminal by `Steady`."""
     if sys.stdout.isatty():
         yield
         return
@@ -104,23 +104,23 @@ def steady_output():
 
 
 def one_line(error: BaseException) -> str:
-    """What an error says, in one line; with its kind if it is none of ours."""
+    """Return an error's message in one line; with its type unless tract raised it."""
     if isinstance(error, MemoryError):
         return "out of memory: use a smaller batch, fewer samples or smaller images"
     text = str(error)
     if isinstance(error, OSError) and error.strerror and not error.filename:
-        text = error.strerror  # without its number
+        text = error.strerror  # without errno
     text = " ".join(line.strip() for line in text.splitlines())[:2000]
     ours = isinstance(error, ValueError | ArithmeticError | OSError | RuntimeError) and text
     return text if ours else f"{type(error).__name__}: {text}"
 
 
 def add_compute(command: argparse.ArgumentParser, action: str = "store") -> None:
-    """--compute of a command; with action "append" it may come several times, to compare them."""
-    text = "how, as in notebooks: bf16 channels_last, or bf16+channels_last"
+    """Add --compute to a command; action "append" lets it be repeated, to compare several."""
+    text = "options, such as bf16 channels_last, or bf16+channels_last"
     text += "; may be repeated, to compare" if action == "append" else ""
     command.add_argument("--compute", nargs="+", action=action, default=[], help=text)
 
 
 def add_json(command: argparse.ArgumentParser) -> None:
-    command.add_argument("--json", action="store_true", help="one object a line, for machines")
+    command.add_argument("--json", action="store_true", help="print JSON, one object a line")

@@ -1,4 +1,4 @@
-"""Commands about cost and speed."""
+"""Commands that estimate cost and measure speed."""
 
 import argparse
 
@@ -6,16 +6,16 @@ from tract.base.files import place
 from tract.base.yaml_files import read_yaml
 from tract.cli.output import add_compute, add_json, print_rows
 
-THREADS = "CPU threads; 0: as many as there are idle cores"
+THREADS = "CPU threads; 0: number of idle cores"
 COST = {  # options of `tract cost`: default and help
     "network": ("cifar10", "network, one of `tract models`"),
     "method": ("TRACT", "BTD, TRACT, consistency or teacher"),
-    "step-schedule": ("[1024, 32, 1]", "as YAML"),
-    "train-images": (96_000_000, "over all phases"),
+    "step-schedule": ("[1024, 32, 1]", "list of steps"),
+    "train-images": (96_000_000, "images over all phases"),
     "batch-size": (256, "images per optimizer step"),
-    "solver": ("ddim", "or heun, of two evaluations"),
-    "student-network": ("", "of equal steps, see settings"),
-    "student-prediction": ("", "v or x0, likewise"),
+    "solver": ("ddim", "ddim, or heun with two evaluations"),
+    "student-network": ("", "another network for the student"),
+    "student-prediction": ("", "another prediction, v or x0"),
     "noise-schedule": ("cosine", "noise levels"),
     "threads": (0, THREADS),
 }
@@ -24,8 +24,8 @@ COST = {  # options of `tract cost`: default and help
 def add_speed_commands(commands: argparse._SubParsersAction) -> None:
     command = commands.add_parser(
         "cost",
-        help="FLOP, time and memory of a run before it is started, from a few of its steps",
-        description="By default of the paper's TRACT-96M on CIFAR-10.",
+        help="estimate FLOP, time and memory of a run from a few of its steps",
+        description="The defaults are the paper's TRACT-96M on CIFAR-10.",
     )
     for name, (default, text) in COST.items():
         command.add_argument(f"--{name}", type=type(default), default=default, help=text)
@@ -35,14 +35,14 @@ def add_speed_commands(commands: argparse._SubParsersAction) -> None:
 
     command = commands.add_parser(
         "bench",
-        help="images per second, against the bare network calls and the device's matrix products",
-        description="Of TRACT steps of a named network, with random weights on random images.",
+        help="measure images per second, and the overhead over bare network calls",
+        description="TRACT steps of a named network, with random weights on random images.",
     )
     command.add_argument("--network", default="digits", help="network, one of `tract models`")
-    command.add_argument("--batch", type=int, default=0, help="images per step; 0: a usual number")
+    command.add_argument("--batch", type=int, default=0, help="images per step; 0: a default")
     add_compute(command, "append")
     command.add_argument("--threads", type=int, default=0, help=THREADS)
-    command.add_argument("--table", type=place, help="CSV to put the rows into, one by one")
+    command.add_argument("--table", type=place, help="CSV to add each row to")
     add_json(command)
     command.set_defaults(command=_bench)
 

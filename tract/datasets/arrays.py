@@ -1,4 +1,4 @@
-"""Arrays of .npz files, read as data: a damaged or foreign file is refused in one line."""
+"""Read arrays from .npz files without unpickling; invalid files raise a one-line error."""
 
 import math
 import zipfile
@@ -11,7 +11,7 @@ from torch import Tensor
 
 from tract.base.checks import reading, shown
 
-# What is wrong with a file, and the remedy.
+# The problem of an invalid file, and the remedy.
 NO_ARRAYS = (
     "is damaged or has no array of numbers arr_0",
     "save it by numpy.savez(path, images)",
@@ -23,25 +23,25 @@ READ_HEADER = {
 
 
 def array_names(path: str | Path) -> list[str]:
-    """Names of the arrays in an .npz file; ValueError if it is not one."""
+    """Return the names of the arrays in an .npz file; raises ValueError if it is not one."""
     with reading(path, *NO_ARRAYS), zipfile.ZipFile(path) as archive:
         return [n.removesuffix(".npy") for n in archive.namelist() if n.endswith(".npy")]
 
 
 def read_arrays(path: str | Path, names: Sequence[str]) -> list[np.ndarray]:
-    """Arrays of numbers by their names in an .npz file; ValueError if they are not there.
+    """Read numeric arrays by name from an .npz file; raises ValueError if one is invalid.
 
-    A shape is compared with the bytes that are there before an array is made.
+    Shapes are compared with the file's size before memory is allocated.
     """
     with reading(path, *NO_ARRAYS), zipfile.ZipFile(path) as archive:
         return [_read(archive, f"{name}.npy") for name in names]
 
 
 def read_images(path: str | Path) -> tuple[Tensor, Tensor | None]:
-    """uint8 images (N, C, H, W) of an .npz file, and labels (N,) or None.
+    """Read uint8 images (N, C, H, W) from an .npz file, and labels (N,) or None.
 
-    Images are arr_0 or the only array, (N, H, W, C) or (N, C, H, W), and labels arr_1 if there are
-    any; or those of downsampled ImageNet, data (N, C H W) with labels that count from 1.
+    Images are arr_0 or the only array, as (N, H, W, C) or (N, C, H, W), and arr_1 their labels, if
+    any. Downsampled ImageNet's files have data (N, C H W) and labels that count from 1.
     """
     names, downsampled = array_names(path), ["data", "labels"]
     first = 1 if set(downsampled) <= set(names) else 0
@@ -56,7 +56,7 @@ def read_images(path: str | Path) -> tuple[Tensor, Tensor | None]:
     if labels.dtype.kind not in "iu" or labels.shape != (len(images),):
         return images, None
     if labels.min() < first:
-        raise ValueError(f"{path} has {labels.min()} among its labels: use {first} or more")
+        raise ValueError(f"{path} has the label {labels.min()}: use {first} or more")
     return images, torch.from_numpy(labels.astype(np.int64) - first)
 
 
@@ -65,7 +65,7 @@ def _read(archive: zipfile.ZipFile, name: str) -> np.ndarray:
     with archive.open(info) as file:
         shape, fortran, dtype = READ_HEADER[np.lib.format.read_magic(file)](file)
         if dtype.hasobject or math.prod(shape) * dtype.itemsize != info.file_size - file.tell():
-            raise ValueError(f"{name} holds no {shown(shape)} of {dtype}")
+            raise ValueError(f"{name} is not {shown(shape)} of {dtype}")
         array = np.frombuffer(file.read(), dtype)
     return array.reshape(shape, order="F" if fortran else "C")
 
@@ -75,4 +75,4 @@ def _checked(path: str | Path, array: np.ndarray) -> Tensor:
         raise ValueError(
             f"{path} has {array.dtype} of shape {array.shape}: save uint8 images (N, H, W, C)"
         )
-    return torch.from_numpy(np.array(array))  # (N, C, H, W), of its own memory
+    return torch.from_numpy(np.array(array))  # (N, C, H, W), a copy

@@ -1,6 +1,6 @@
-"""Cache of decoded image files: one array, memory-mapped on later use.
+"""Cache decoded images as one array, memory-mapped on later use.
 
-It is a safetensors file with one tensor, `samples`, and what that was made from beside it.
+The cache is a safetensors file with one tensor, `samples`, and metadata about its source.
 """
 
 import errno
@@ -25,12 +25,12 @@ from tract.base.files import TEMPORARY, only_writer, replacing
 from tract.data import start_hash
 from tract.datasets.images import Images, image_batches, reduced
 
-RECIPE = "2"  # another number whenever the same files come to give other pixels
-UNKNOWN = "0" * 64  # stands for a hash until it is computed
+RECIPE = "2"  # change it whenever the same files give other pixels
+UNKNOWN = "0" * 64  # placeholder until the hash is computed
 
 
 def cache_folder() -> Path:
-    """Where files go that can be made again: $XDG_CACHE_HOME/tract, or else ~/.cache/tract."""
+    """Return the folder of reproducible files: $XDG_CACHE_HOME/tract, or else ~/.cache/tract."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "tract"
 
 
@@ -42,11 +42,11 @@ def cached_pixels(
     grey: bool = False,
     enlarge: bool = False,
 ) -> tuple[Tensor, tuple[str, str]]:
-    """All images as uint8 (N, C, size, size), and `Data.sha256` of them without and with labels.
+    """Return all images as uint8 (N, C, size, size), and `Data.sha256` without and with labels.
 
-    They are converted as by `images.reduced`, unless a file of them is there and neither it nor
-    the files' names, sizes and times have changed since. They stay on disk until looked at.
-    ValueError for bad images, OSError if the file cannot be written; nothing is left of it then.
+    Converts them with `images.reduced`, unless a valid cache file for the same names, sizes and
+    times exists. Pixels stay on disk until used. Raises ValueError for invalid images, OSError if
+    the file cannot be written; an incomplete file is removed.
     """
     source = images.source.resolve()
     shape = (len(images), 1 if grey else 3, size, size)
@@ -59,7 +59,7 @@ def cached_pixels(
     if found is None:
         instead = "set XDG_CACHE_HOME to another folder"
         with only_writer(path.parent, path.name, wait=True, instead=instead):
-            found = _read(path, about)  # another process may have made it meanwhile
+            found = _read(path, about)  # another process may have just written it
             if found is None:
                 _build(path, images, labels, about, shape, enlarge)
                 found = _read(path, about)
@@ -67,12 +67,12 @@ def cached_pixels(
 
 
 def _labels_hash(labels: Tensor | None) -> str:
-    """Of labels, which a dataset.json can change while the images stay as they are."""
+    """Hash the labels, which dataset.json can change while the images stay the same."""
     return "" if labels is None else hashlib.sha256(labels.numpy()).hexdigest()
 
 
 def _read(path: Path, about: dict[str, str]) -> tuple[Tensor, tuple[str, str]] | None:
-    """Pixels and hashes of a file that is whole, untouched and about these images, or None."""
+    """Return pixels and hashes of an intact file about these images, or None."""
     if not path.is_file():
         return None
     try:
@@ -94,7 +94,7 @@ def _build(
     shape: tuple[int, ...],
     enlarge: bool,
 ) -> None:
-    """Convert all images into the file, a batch at a time."""
+    """Convert all images into the file, in batches."""
     needed, size, enlarged = math.prod(shape), shape[-1], []
     _make_room(path, needed, images.source)
 
@@ -104,8 +104,8 @@ def _build(
             enlarged.append(image.size)
         return pixels
 
-    # A file is known to be untouched by its time, which is set to one that is written in it: even
-    # seconds, as every file system can keep.
+    # An unchanged file is recognised by its time, which is set to one recorded in it: in even
+    # seconds, which every file system can store.
     when = int(time.time()) // 2 * 2
     about = about | {"time": str(when * 10**9)}
     digest = start_hash(shape[1:], torch.uint8)
@@ -124,26 +124,26 @@ def _build(
         file.write(_header(shape, about))
         file.flush()
         os.utime(file.name, (when, when))
-    print(f"{len(images):,} images are kept as pixels in {path}")
+    print(f"{len(images):,} images cached as pixels in {path}")
     if enlarged:
-        print(f"{len(enlarged):,} images of fewer than {size} pixels were enlarged")
+        print(f"{len(enlarged):,} images smaller than {size} pixels were enlarged")
 
 
 def _make_room(path: Path, needed: int, source: Path) -> None:
-    """Remove what killed processes left of a file; OSError if there is no space for a new one."""
+    """Remove leftovers of killed processes; raises OSError if there is no space for a new file."""
     for left in path.parent.glob(f".{path.name}.*{TEMPORARY}"):
         left.unlink()
     free = shutil.disk_usage(path.parent).free
     if free < needed:
         raise OSError(
             errno.ENOSPC,
-            f"{path.parent} has {free:,} bytes free, and {source} becomes {needed:,}: free "
+            f"{path.parent} has {free:,} bytes free, but {source} needs {needed:,}: free "
             "space, or set XDG_CACHE_HOME to another folder",
         )
 
 
 def _header(shape: tuple[int, ...], metadata: dict[str, str]) -> bytes:
-    """How a safetensors file of `samples` begins: the length of a JSON object, and that object."""
+    """Return the start of a safetensors file of `samples`: a JSON object after its length."""
     samples = {"dtype": "U8", "shape": shape, "data_offsets": (0, math.prod(shape))}
     text = json.dumps({"__metadata__": metadata, "samples": samples}).encode()
     text += b" " * (-len(text) % 8)  # the pixels begin at a multiple of eight bytes

@@ -1,7 +1,7 @@
-"""Image files in a folder or zip: list, decode to 8-bit, reduce to a square.
+"""Image files in a folder or zip: list them, decode to 8 bits, crop and resize to a square.
 
-Nothing is extracted to disk. A file that is not a whole still image of 8 or 16 bits is refused by
-its name.
+Nothing is extracted to disk. Files that are not intact still images of 8 or 16 bits are refused by
+name.
 """
 
 import hashlib
@@ -22,13 +22,13 @@ from tract.base.files import place
 from tract.base.progress import progress
 
 SUFFIXES = (".bmp", ".gif", ".jfif", ".jpe", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
-FORMATS = ("BMP", "GIF", "JPEG", "PNG", "TIFF", "WEBP")  # what Pillow may take a file for
-PIXEL_LIMIT = 2**26  # of one image, such as 8192 x 8192: a few bytes can claim any number
+FORMATS = ("BMP", "GIF", "JPEG", "PNG", "TIFF", "WEBP")  # that Pillow may decode
+PIXEL_LIMIT = 2**26  # of one image, 8192 x 8192: files may claim any number
 BYTE_LIMIT = 4 * PIXEL_LIMIT  # of one file
 SCAN_LIMIT = 2**31  # scans of a JPEG times its pixels: each scan decodes them all
-BAD_LIMIT = 100  # bad images after which the others are not looked at
+BAD_LIMIT = 100  # bad images, after which reading stops
 DECODED = 256  # images decoded at a time
-TURNS = {  # by EXIF's orientation, of which 1 is upright
+TURNS = {  # by EXIF orientation; 1 is upright
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
     4: Image.Transpose.FLIP_TOP_BOTTOM,
@@ -42,10 +42,10 @@ TURNS = {  # by EXIF's orientation, of which 1 is upright
 class Images:
     """The images below a folder, or in a zip, by name; each is opened when it is read.
 
-    names: sorted paths below the source, with "/". others: names of files skipped because of their
-    suffix; hidden ones and those in __MACOSX are not among them. labels: content of EDM's
-    dataset.json at the top, or None. FileNotFoundError without such a source, ValueError if it is
-    not a zip, or has no images.
+    names: sorted paths below the source, with "/". others: names of files skipped for their suffix,
+    without hidden ones and those in __MACOSX. labels: content of EDM's dataset.json at the top, or
+    None. Raises FileNotFoundError if the source is missing, ValueError if it is not a zip or has no
+    images.
     """
 
     def __init__(self, source: str | Path):
@@ -65,7 +65,7 @@ class Images:
         if not self.names:
             raise ValueError(
                 f"{self.source} has no images ({', '.join(SUFFIXES)}): give the folder or zip that "
-                "holds them"
+                "contains them"
             )
 
     def __len__(self) -> int:
@@ -73,19 +73,19 @@ class Images:
 
     @property
     def listing(self) -> bytes | None:
-        """Content of dataset.json at the top, in which EDM's tool writes labels, if it is there."""
+        """Content of dataset.json at the top, where EDM's tool writes labels, or None."""
         if "dataset.json" not in self._members:
             return None
         with self._open("dataset.json") as file:
             return file.read(BYTE_LIMIT)
 
     def read(self, name: str, *, grey: bool = False) -> Image.Image:
-        """One image at its own size in mode "RGB", or "L" if grey; safe to call from threads.
+        """Read one image at its own size in mode "RGB", or "L" if grey; safe to call from threads.
 
-        Turned upright as its EXIF says. What is transparent is laid on white; 16 bits of grey are
-        rounded to 8 (of 16 bits of colour Pillow keeps the upper 8); CMYK is converted by Pillow's
-        formula; other metadata and colour profiles are ignored. ValueError, with name and reason,
-        if the file is damaged, has several frames, 32 bits a pixel, or too many pixels.
+        It is turned upright as its EXIF says. Transparency becomes white; 16-bit grey is rounded to
+        8 bits (of 16-bit colour Pillow keeps the upper 8); CMYK is converted by Pillow's formula;
+        other metadata and colour profiles are ignored. Raises ValueError, with name and reason, if
+        the file is damaged or has several frames, 32 bits a pixel or too many pixels.
         """
         try:
             with self._open(name) as file:
@@ -99,11 +99,11 @@ class Images:
             raise
         except UnidentifiedImageError as error:
             raise ValueError(f"{name} (no image of a known kind)") from error
-        except Exception as error:  # a file from outside can be wrong in any way
+        except Exception as error:  # files from outside can be invalid in any way
             raise ValueError(f"{name} ({str(error) or shown(error)})") from error
 
     def stamp(self) -> str:
-        """Hash of names, sizes and times, of the files or of their zip; contents are not read."""
+        """Hash names, sizes and times of the files, or of their zip, without reading contents."""
         digest = hashlib.sha256("\n".join(self.names).encode(errors="surrogateescape"))
         for path in [self.source] if self._archive else (self.source / n for n in self.names):
             status = path.stat()
@@ -115,19 +115,19 @@ class Images:
             return self._archive.open(self._members[name])
         path = self.source / name
         if not path.is_file():
-            raise ValueError("not a regular file")  # a pipe would be waited for
+            raise ValueError("not a regular file")  # a pipe would block
         return path.open("rb")
 
 
 def image_batches(
     images: Images, make: Callable[[Image.Image], np.ndarray], *, grey: bool = False
 ) -> Iterator[np.ndarray]:
-    """All images in order, each as make returns it from what `Images.read` gives, DECODED stacked.
+    """Yield make(image) for all images in order, in stacks of DECODED.
 
-    make: called from several threads, returns arrays of one shape, refuses an image by ValueError.
-    Under a progress bar; at the end other files are counted and named. ValueError at the end if
-    images were bad, with how many and the first names; nothing is yielded after the first was
-    found.
+    make: called from several threads on the results of `Images.read`; returns arrays of one shape,
+    or raises ValueError to refuse an image. Shows a progress bar, and counts and names other files
+    at the end. Bad images raise ValueError at the end, with their number and the first names;
+    nothing is yielded after the first.
     """
     bad: list[str] = []
 
@@ -158,16 +158,16 @@ def image_batches(
 
 
 def first_few(names: list[str]) -> str:
-    """The first five of some names, for a message."""
+    """Join the first five names, for a message."""
     return ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
 
 
 def reduced(image: Image.Image, size: int, *, enlarge: bool = False) -> np.ndarray:
-    """The central square of an image as pixels (C, size, size): box-reduced, then bicubic.
+    """Crop an image's central square and resize it to (C, size, size): box filter, then bicubic.
 
-    It is halved by averaging while that leaves at least size, and the rest is bicubic: how the
-    ImageNet-64 of the literature is made (Dhariwal & Nichol 2021). ValueError for a smaller image,
-    unless it may be enlarged.
+    Halved by averaging while at least size remains, then bicubic, as for the ImageNet-64 of the
+    literature (Dhariwal & Nichol 2021). Raises ValueError for a smaller image unless enlarge is
+    True.
     """
     side = min(image.size)
     if side < size and not enlarge:
@@ -175,14 +175,14 @@ def reduced(image: Image.Image, size: int, *, enlarge: bool = False) -> np.ndarr
     left, top = ((length - side) // 2 for length in image.size)
     factor = 2 ** max(0, (side // size).bit_length() - 1)
     halved = image.reduce(factor, (left, top, left + side, top + side))
-    # The last box may be a partial one, and the square then ends inside of it.
+    # The last box may be partial; the square then ends inside it.
     square = (0, 0, side / factor, side / factor)
     pixels = np.asarray(halved.resize((size, size), Image.Resampling.BICUBIC, square))
     return pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1)
 
 
 def _names_below(folder: Path) -> Iterator[str]:
-    """Names of all files below a folder, through links too."""
+    """Yield the names of all files below a folder, following links."""
     for root, folders, files in os.walk(folder, onerror=_fail, followlinks=True):
         here = os.path.realpath(root)
         for name in folders:
@@ -207,7 +207,7 @@ _pixels = 0  # being decoded, in all threads
 
 @contextmanager
 def _in_flight(pixels: int) -> Iterator[None]:
-    """Wait until no more than PIXEL_LIMIT pixels are being decoded, these included."""
+    """Wait until at most PIXEL_LIMIT pixels are being decoded, including these."""
     global _pixels
     with _budget:
         _budget.wait_for(lambda: _pixels + pixels <= PIXEL_LIMIT)
@@ -221,23 +221,23 @@ def _in_flight(pixels: int) -> Iterator[None]:
 
 
 def _opened(content: bytes) -> Image.Image:
-    """The image in a file, not yet decoded; ValueError for what would take too long or much."""
+    """Open an image without decoding it; raises ValueError if decoding would take too much."""
     image = Image.open(io.BytesIO(content), formats=FORMATS)
     pixels = image.width * image.height
     if pixels > PIXEL_LIMIT:
-        raise ValueError(f"{image.width}x{image.height} are more than {PIXEL_LIMIT:,} pixels")
+        raise ValueError(f"{image.width}x{image.height} is more than {PIXEL_LIMIT:,} pixels")
     if image.mode in ("I", "F"):
         raise ValueError(f"mode {image.mode}: save it with 8 or 16 bits")
-    # The second picture of a camera's MPO is a preview.
+    # The second image of a camera's MPO is a preview.
     if getattr(image, "n_frames", 1) > 1 and image.format != "MPO":
-        raise ValueError(f"{image.n_frames} frames: save the one that is meant")
+        raise ValueError(f"{image.n_frames} frames: save only one of them")
     if image.format in ("JPEG", "MPO") and content.count(b"\xff\xda") * pixels > SCAN_LIMIT:
-        raise ValueError("a JPEG of too many scans: save it again")
+        raise ValueError("a JPEG with too many scans: save it again")
     return image
 
 
 def _without_text(content: bytes) -> bytes:
-    """A PNG without texts and colour profiles, which Pillow limits in size; others as they are."""
+    """Remove texts and colour profiles, whose size Pillow limits, from a PNG file."""
     if not content.startswith(b"\x89PNG\r\n\x1a\n"):
         return content
     kept, start = [content[:8]], 8
@@ -250,20 +250,20 @@ def _without_text(content: bytes) -> bytes:
 
 
 def _decoded(image: Image.Image, content: bytes) -> Image.Image:
-    """An opened image, decoded and turned upright, in the mode it was stored in."""
-    image.verify()  # a PNG's checksums, which decoding skips; the image is used up
+    """Decode an opened image and turn it upright, in its stored mode."""
+    image.verify()  # a PNG's checksums, which decoding skips; uses the image up
     image = Image.open(io.BytesIO(content), formats=FORMATS)
     image.load()  # which turns a TIFF
     try:
         turn = TURNS.get(image.getexif().get(0x112))
-    except Exception:  # metadata say nothing of pixels, and can be wrong in any way
+    except Exception:  # metadata do not matter for pixels, and can be invalid
         turn = None
     return image if turn is None else image.transpose(turn)
 
 
 def _plain(image: Image.Image, grey: bool) -> Image.Image:
-    """The image in mode "L" or "RGB"."""
-    if image.mode.startswith("I;16"):  # Pillow itself would clip them at 255
+    """Convert the image to mode "L" or "RGB"."""
+    if image.mode.startswith("I;16"):  # Pillow would clip at 255
         levels = np.asarray(image).astype(np.uint32)
         levels[levels == image.info.get("transparency", -1)] = 65535
         image = Image.fromarray(((levels * 255 + 32767) // 65535).astype(np.uint8))
@@ -274,7 +274,7 @@ def _plain(image: Image.Image, grey: bool) -> Image.Image:
 
 
 def png_bytes(pixels: np.ndarray) -> bytes:
-    """Pixels (H, W) or (H, W, C) as a PNG file, written quickly rather than small."""
+    """Encode pixels (H, W) or (H, W, C) as PNG, fast rather than small."""
     content = io.BytesIO()
     Image.fromarray(pixels).save(content, "PNG", compress_level=1)
     return content.getvalue()

@@ -1,4 +1,4 @@
-"""Labels of image files: from the folders of their classes, or from EDM's dataset.json."""
+"""Labels of image files: from class folders, or from EDM's dataset.json."""
 
 import itertools
 import json
@@ -10,15 +10,15 @@ from tract.base.checks import reading, shown
 from tract.datasets.images import Images, first_few
 
 SPLITS = {"train", "training", "val", "valid", "validation", "test", "testing"}
-# Parts that a data set was cut into for size, by number or as EDM's tool numbers its images.
+# Shards of a data set, by number or as EDM's tool numbers its images.
 SHARD = re.compile(r"(shard|part|chunk)[-_.]?\d+/|\d{5}/img\d{8}\.", re.IGNORECASE)
 
 
 def labels_of(images: Images) -> tuple[list[int], list[str]]:
-    """A label for each image, and the names of the classes; both empty if there are none.
+    """Return a label for each image, and the class names; both empty if there are none.
 
-    Those of dataset.json where there is one, else of folders; what was found is printed.
-    ValueError for folders that are splits or shards, and for a damaged dataset.json.
+    Uses dataset.json if there is one, else folders, and prints what was found. Raises ValueError if
+    folders are splits or shards, or dataset.json is damaged.
     """
     if images.listing is not None:
         labels = _listed(images, images.listing)
@@ -32,26 +32,26 @@ def labels_of(images: Images) -> tuple[list[int], list[str]]:
 
 
 def tell_classes(labels: Sequence[int], classes: Sequence[str], where: str) -> None:
-    """Print the classes that were found, with the number of their images."""
+    """Print the classes and the number of images of each."""
     counts = Counter(labels)
     found = [f"{name} ({counts[i]:,})" for i, name in enumerate(classes) if counts[i]]
     print(f"{len(found):,} classes in {where}: {first_few(found)}" if found else "no classes")
 
 
 def numbered(labels: Sequence[int]) -> list[str]:
-    """Names of classes that have none but their number."""
+    """Name classes by their number."""
     return [str(number) for number in range(max(labels, default=-1) + 1)]
 
 
 def folder_labels(names: list[str]) -> tuple[list[int], list[str]]:
-    """A label for each name, and the sorted names of the folders that they stand for.
+    """Return a label for each name, and the sorted names of the class folders.
 
-    Folders that all images share are skipped; those on the next level are the classes, sorted as
-    numbers if all are. Both lists are empty if not every image lies in one. ValueError for splits
-    or shards.
+    Folders shared by all images are skipped; those on the next level are the classes, sorted as
+    numbers if all are. Both lists are empty unless every image is in one. Raises ValueError for
+    splits or shards.
     """
     parents = [name.split("/")[:-1] for name in names]
-    # What the first and the last in the alphabet share is shared by all.
+    # A prefix of the first and last in alphabetical order is shared by all.
     pairs = zip(min(parents), max(parents), strict=False)
     depth = len(list(itertools.takewhile(lambda pair: pair[0] == pair[1], pairs)))
     if any(len(parent) == depth for parent in parents):
@@ -72,7 +72,7 @@ def folder_labels(names: list[str]) -> tuple[list[int], list[str]]:
 
 
 def _listed(images: Images, content: bytes) -> list[int]:
-    """Labels as EDM's dataset.json lists them, [[name, label], ...]; empty where it has none."""
+    """Return labels from EDM's dataset.json, [[name, label], ...]; empty if it has none."""
     path = f"{images.source}: dataset.json"
     with reading(path, "lists no labels", "restore or remove it"):
         listed = json.loads(content)["labels"]

@@ -26,7 +26,7 @@ USUAL = {"split": "train", "image_size": 0, "grey": False, "flip": False}
 
 
 def has_test_split(name: str) -> bool:
-    """Whether a data set by name comes with images that are not to be trained on."""
+    """Whether a named data set has test images."""
     return name in LOADERS and _takes(name, "split")
 
 
@@ -39,18 +39,17 @@ def load_data(
     grey: bool = False,
     flip: bool = False,
 ) -> Data:
-    """A data set by name, one of LOADERS.
+    """Load a data set by name, one of LOADERS.
 
     data_dir: the folder with the files of fashion_mnist, as in Debian's dataset-fashion-mnist, or
-    of cifar10, as torchvision names them; for imagenet64 a folder or zip of the photographs to
-    train on, or of downsampled ImageNet's batches; for images one of any images, or an .npz.
-    split: "train" or "test", of fashion_mnist and cifar10. image_size, grey, flip: of images, the
-    pixels that they are reduced to, without colour, half of them mirrored at random; leave that
-    off for text.
-    Converted images are kept, see `cache`.
+    of cifar10, as torchvision names them; for imagenet64 a folder or zip of the training
+    photographs, or of downsampled ImageNet's batches; for images a folder or zip of any images, or
+    an .npz. split: "train" or "test", for fashion_mnist and cifar10. For images, image_size: pixels
+    to resize to; grey: without colour; flip: mirror half of the images at random, which does not
+    suit text. Converted images are cached, see `cache`.
 
-    ValueError for an unknown name or what the data set has no choice of, FileNotFoundError for a
-    missing folder or file.
+    Raises ValueError for an unknown name or an option that the data set lacks, FileNotFoundError
+    for a missing folder or file.
     """
     check_choice("data", name, LOADERS)
     check_text("data_dir", data_dir or "")
@@ -62,7 +61,7 @@ def load_data(
     for option, value in given.items():
         if value != USUAL[option] and not _takes(name, option):
             raise ValueError(
-                f"{option} is {value!r}, and {name} has no choice of it: leave it out, or use data "
+                f"{option} is {value!r}, but {name} has no such option: omit it, or use data "
                 f"{' or '.join(other for other in LOADERS if _takes(other, option))}"
             )
     return LOADERS[name](data_dir, **{n: v for n, v in given.items() if _takes(name, n)})
@@ -84,14 +83,14 @@ def _digits(data_dir: str | None) -> Data:
 
 
 def _fashion_mnist(data_dir: str | None, split: str = "train") -> Data:
-    """60,000 pictures of clothes, 10,000 to test, 28x28 grey pixels padded with black to 32x32."""
+    """60,000 images of clothes, 10,000 for testing, 28x28 grey pixels padded to 32x32."""
     data = _fashion_mnist_28(data_dir, split)
     samples = torch.nn.functional.pad(data.samples, (2, 2, 2, 2))
     return replace(data, name="fashion_mnist", samples=samples)
 
 
 def _fashion_mnist_28(data_dir: str | None, split: str = "train") -> Data:
-    """The same 28x28 pixels without padding, for networks that need no power of two."""
+    """The same images without padding, 28x28, for networks that do not need powers of two."""
     folder, part = _folder("fashion_mnist", data_dir), {"train": "train", "test": "t10k"}[split]
     images = _read_idx(_existing(folder, f"{part}-images-idx3-ubyte"))
     labels = _read_idx(_existing(folder, f"{part}-labels-idx1-ubyte"))
@@ -104,9 +103,9 @@ def _fashion_mnist_28(data_dir: str | None, split: str = "train") -> Data:
 
 
 def _cifar10(data_dir: str | None, split: str = "train") -> Data:
-    """50,000 photographs of 32x32 pixels in 10 classes, 10,000 to test, read by torchvision.
+    """50,000 photographs of 32x32 pixels in 10 classes, 10,000 for testing, read by torchvision.
 
-    Its files are pickles: torchvision compares their checksums before it opens them.
+    The files are pickles: torchvision verifies their checksums before it opens them.
     """
     from torchvision.datasets import CIFAR10
 
@@ -125,7 +124,7 @@ def _cifar10(data_dir: str | None, split: str = "train") -> Data:
 def _imagenet64(data_dir: str | None) -> Data:
     """ImageNet's training photographs, all 1,281,167 or some, at 64x64 pixels with their classes.
 
-    Those that are smaller are enlarged, as in the literature, and counted.
+    Smaller ones are enlarged, as in the literature, and counted.
     """
     source = place(_given("imagenet64", data_dir))
     if source.suffix == ".npz" or any(source.glob("*.npz")):
@@ -145,7 +144,7 @@ def _imagenet64(data_dir: str | None) -> Data:
 def _images(
     data_dir: str | None, image_size: int = 0, grey: bool = False, flip: bool = False
 ) -> Data:
-    """Any images, with labels from dataset.json, folders of their class, or arr_1 of an .npz."""
+    """Any images, with labels from dataset.json, class folders, or arr_1 of an .npz."""
     if not image_size:
         raise ValueError("data 'images' are reduced to one size: give it as image_size")
     source = place(_given("images", data_dir))
@@ -171,7 +170,7 @@ def _converted(
 
 
 def _downsampled(source: Path) -> Data:
-    """Batches of downsampled ImageNet, one .npz or a folder of them by name, in memory."""
+    """Batches of downsampled ImageNet, from one .npz or a folder of them, in memory."""
     paths = sorted(source.glob("*.npz")) if source.is_dir() else [source]
     data = _arrays("imagenet64", paths, flip=True)
     if data.shape != (3, 64, 64) or data.labels is None:
@@ -179,7 +178,7 @@ def _downsampled(source: Path) -> Data:
             f"{source} has images of {data.shape}, not data and labels of 3x64x64 pixels: give the "
             "folder of downsampled ImageNet's training batches"
         )
-    print("classes are in the order of downsampled ImageNet's project")
+    print("classes are in downsampled ImageNet's order")
     return data
 
 
@@ -227,7 +226,7 @@ def _existing(folder: Path, name: str) -> Path:
 
 
 def _read_idx(path: Path) -> Tensor:
-    """Bytes of an IDX file, packed or not; torchvision reads only the unpacked ones."""
+    """Bytes of an IDX file, packed or not; torchvision reads only unpacked ones."""
     opened = gzip.open if path.suffix == ".gz" else open
     with reading(path), opened(path, "rb") as file:
         kind, dimensions = struct.unpack(">3sB", file.read(4))
@@ -235,5 +234,5 @@ def _read_idx(path: Path) -> Tensor:
         # A few packed bytes could fill the memory.
         content = file.read(min(math.prod(sizes), IDX_LIMIT) + 1)
         if kind != bytes([0, 0, 8]) or len(content) != math.prod(sizes) or not content:
-            raise ValueError(f"no IDX file of {shown(sizes)} unsigned bytes")
+            raise ValueError(f"not an IDX file of {shown(sizes)} unsigned bytes")
     return torch.frombuffer(bytearray(content), dtype=torch.uint8).reshape(sizes)

@@ -9,7 +9,7 @@ In reading order:
     history      one line a step, and TensorBoard events
     status       who trains a run, how far it is, a request to stop
     results      the table of measured numbers
-    rows         what rows of that table say about a run
+    rows         rows of that table
     experiment   data, levels, teacher and students of one folder
     measure      samples of runs and their distances
     catalogue    find and summarise the runs in a folder

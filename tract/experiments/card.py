@@ -19,7 +19,7 @@ def claim(
     note: dict | None = None,
     found: dict | None = None,
 ) -> None:
-    """Write the card of something new; ValueError names what differs from an old one's.
+    """Write the card of something new, or raise ValueError that names differences from an old one.
 
     binding: False to replace an old card. note: kept beside the card, and not compared. found: the
     card in another file of the run, compared if the run's own is lost.
@@ -44,6 +44,6 @@ def claim(
 
 
 def recorded_threads(path: Path) -> int:
-    """CPU threads that a card was written with; the current number if it does not say."""
+    """Return the number of CPU threads on a card, or the current number if it has none."""
     about = read_card(path, whole=True) if path.is_file() else {}
     return (about.get("provenance") or {}).get("threads") or torch.get_num_threads()

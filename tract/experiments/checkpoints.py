@@ -9,9 +9,9 @@ from tract.settings import Training
 
 
 def write_checkpoint(folder: Path, state, card: dict, keep: int) -> None:
-    """Write a checkpoint, then remove all but the last few up to it.
+    """Write a checkpoint, then remove all but the last `keep` up to it.
 
-    Later ones, damaged when the run was resumed, are removed.
+    Later ones, which were damaged when the run was resumed, are removed too.
     """
     path = checkpoint(folder, state.step)
     save_state(path, state, card)
@@ -21,13 +21,13 @@ def write_checkpoint(folder: Path, state, card: dict, keep: int) -> None:
 
 
 def remove(paths: Iterable[Path]) -> None:
-    """Remove files; another process may have removed some."""
+    """Remove files, some of which another process may have removed."""
     for path in paths:
         path.unlink(missing_ok=True)
 
 
 def card_in(folder: Path) -> dict | None:
-    """The card in the newest intact file of a run whose own card is lost; None otherwise."""
+    """Return the card in the newest intact file of a run whose own card is lost, or None."""
     if run_cards(folder):
         return None
     for path in [folder / "model.safetensors", *checkpoints(folder)]:
@@ -37,7 +37,7 @@ def card_in(folder: Path) -> dict | None:
 
 
 def resume(folder: Path, state, settings: Training) -> tuple[str, dict | None]:
-    """Bring the state to the newest intact checkpoint; print which, and why not a newer one.
+    """Load the newest intact checkpoint into the state; print which, and why newer ones failed.
 
     Returns its name, and its mark of the history.
     """
@@ -47,7 +47,7 @@ def resume(folder: Path, state, settings: Training) -> tuple[str, dict | None]:
             mark = load_state(path, state).get("history")
             check_step(path, state, settings)
         except ValueError as error:
-            vars(state).update(fresh)  # a first teacher that a later phase had replaced
+            vars(state).update(fresh)  # restores the first teacher
             print(f"{folder.name}: skipped {path.name}: {error}")
             reasons.append(str(error))
             continue
@@ -55,19 +55,19 @@ def resume(folder: Path, state, settings: Training) -> tuple[str, dict | None]:
         return path.name, mark
     raise ValueError(
         f"no checkpoint in {folder} can be resumed: restore one, or remove that folder to begin "
-        f"again; of the newest, {reasons[0]}"
+        f"again; the newest failed: {reasons[0]}"
     )
 
 
 def check_step(path: Path, state, settings: Training) -> None:
-    """ValueError unless a loaded state is at the step of its file's name, and of these settings."""
+    """Raise ValueError unless a loaded state has its file's step, and fits these settings."""
     if path != checkpoint(path.parent, state.step):
-        raise ValueError(f"{path} holds step {state.step}, which is not its name: remove it")
+        raise ValueError(f"{path} holds step {state.step}, unlike its name: remove it")
     settings.check_step(path, state.step, state.counters().get("phase", 0))
 
 
 def checkpoint(folder: Path, step: int) -> Path:
-    """The file of a run's state after a step."""
+    """Return the file of a run's state after a step."""
     return folder / f"checkpoint-{step:09}.safetensors"
 
 

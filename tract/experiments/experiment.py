@@ -41,8 +41,8 @@ DATA_OPTIONS = ("image_size", "grey", "flip")  # of load_data
 class Experiment:
     """Data, levels and evaluation of all runs in one folder.
 
-    ValueError for what does not fit together. The data of one that was begun before are read, and
-    compared with data_sha256, when they are first needed.
+    Raises ValueError if they do not fit together. The data of an existing experiment are loaded,
+    and compared with data_sha256, when first needed.
     """
 
     folder: Path
@@ -51,16 +51,16 @@ class Experiment:
     conditional: bool = False  # use the labels
     noise_schedule: str = "cosine"  # a name in levels.NOISE_SCHEDULES
     teacher_steps: int = 1024  # T, the length of the teacher's grid
-    reference_steps: int = 256  # the teacher's own, that students are compared with
+    reference_steps: int = 256  # of the teacher's samples that students are compared with
     num_samples: int = 384
-    clamp: bool = True  # predictions to [-1, 1] in sampling
-    seed: int = 0  # of the noise that is sampled from
-    image_size: int = 0  # this and the next two are DATA_OPTIONS, for data "images" alone
+    clamp: bool = True  # clamp predictions to [-1, 1] in sampling
+    seed: int = 0  # of the noise for sampling
+    image_size: int = 0  # this and the next two are DATA_OPTIONS, only for data "images"
     grey: bool = False
     flip: bool = False
-    num_classes: int = 0  # of the networks, if they know more classes than the data have
-    compute: Compute = EAGER  # how, not what: no part of the card
-    data_sha256: str = field(default="", compare=False)  # what the data were when it began
+    num_classes: int = 0  # of the networks, if they have more than the data
+    compute: Compute = EAGER  # how, not what: not on the card
+    data_sha256: str = field(default="", compare=False)  # of the data when it began
 
     def __post_init__(self):
         check_text("run_dir", str(self.folder) if isinstance(self.folder, Path) else self.folder)
@@ -71,12 +71,12 @@ class Experiment:
         check_flag("clamp", self.clamp)
         check_whole("seed", self.seed, 0)
         check_whole("num_classes", self.num_classes, 0, 2**17)
-        if not self.data_sha256:  # a new one, of which the data may be anything
+        if not self.data_sha256:  # a new one, with any data
             _ = self.data
 
     @cached_property
     def labelled(self) -> Data:
-        """The data with their labels, if they have any, whether these are used or not."""
+        """The data with their labels, if any, whether labels are used or not."""
         options = {name: getattr(self, name) for name in DATA_OPTIONS}
         try:
             data = load_data(self.data_name, self.data_dir, **options)
@@ -87,18 +87,18 @@ class Experiment:
             ) from error
         if self.conditional and data.labels is None:
             raise ValueError(
-                "conditional is True, but not all images lie in folders of their class: sort them, "
+                "conditional is True, but not all images are in folders of their class: sort them, "
                 "or use False"
             )
         return replace(data, classes=self.num_classes).to(device())
 
     @cached_property
     def data(self) -> Data:
-        """What networks learn from; ValueError if it has changed since the experiment began."""
+        """The training data; raises ValueError if they have changed since the experiment began."""
         data = self.labelled if self.conditional else self.labelled.unlabelled()
         if self.data_sha256 and data.sha256 != self.data_sha256:
             raise ValueError(
-                f"the data {self.data_name} are not those that {self.folder} was begun with: "
+                f"the data {self.data_name} have changed since {self.folder} was begun: "
                 "restore them, or begin in another run_dir"
             )
         return data
@@ -109,35 +109,35 @@ class Experiment:
 
     @cached_property
     def noise(self) -> tuple[Tensor, Tensor | None]:
-        """The noise, and labels, that every model is sampled from."""
+        """The noise and labels from which every model is sampled."""
         return fixed_noise(self.data, self.num_samples, self.seed)
 
     def _identity(self) -> dict:
-        """All fields as JSON, but those that tell only where and how it is computed."""
+        """All fields as JSON, except those about where and how it is computed."""
         about = asdict(self) | {"data_sha256": self.data_sha256 or self.data.sha256}
         return {n: v for n, v in about.items() if n not in ("folder", "data_dir", "compute")}
 
     def _places(self) -> dict:
-        """Folders as any process finds them."""
+        """Folders, as absolute paths for other processes."""
         data_dir = str(place(self.data_dir).resolve()) if self.data_dir else ""
         return {"folder": str(self.folder.resolve()), "data_dir": data_dir}
 
     def card(self) -> dict:
-        """What must stay the same for two runs to be comparable."""
-        # Cards from before there were these options stay valid.
+        """The settings that must stay the same for runs to be comparable."""
+        # Cards written before these options existed stay valid.
         later = (*DATA_OPTIONS, "num_classes")
         card = {n: v for n, v in self._identity().items() if v or n not in later}
         return card | ({"classes": self.data.classes_present} if self.num_classes else {})
 
     def begin(self) -> dict:
-        """Claim the folder, and return the card; ValueError if another experiment has it."""
+        """Claim the folder and return the card; raises ValueError if another experiment has it."""
         note = {"data_dir": self._places()["data_dir"]}
         card = self.card()
         claim(self.folder / "experiment.json", card, note=note)
         return card
 
     def task(self, settings: Training, network: str = "") -> dict:
-        """A run of this experiment as JSON, for `from_task` in another process."""
+        """Describe a run as JSON, for `from_task` in another process."""
         about = self._identity() | self._places() | {"compute": asdict(self.compute)}
         return {"experiment": about, "settings": asdict(settings), "network": network}
 
@@ -148,13 +148,13 @@ class Experiment:
         saving: Checkpointing | None = None,
         processes: int = 1,
     ) -> Denoiser:
-        """Train, resume or read the teacher, a named network."""
+        """Train, resume or load the teacher, a named network."""
         return complete(self.run(settings, network, saving, processes))
 
     def distill(
         self, settings: Distillation, saving: Checkpointing | None = None, processes: int = 1
     ) -> Denoiser:
-        """Distil the teacher, resume that, or read the finished student."""
+        """Distil the teacher, resume its distillation, or load the finished student."""
         return complete(self.run(settings, "", saving, processes))
 
     def run(
@@ -164,10 +164,10 @@ class Experiment:
         saving: Checkpointing | None = None,
         processes: int = 1,
     ) -> Run:
-        """The training of the teacher, a named network, or its distillation, to iterate over.
+        """Return the training of the teacher, a named network, or its distillation.
 
-        processes: how many do it together, see `team`. ValueError, before anything is written, for
-        what does not fit together.
+        processes: how many train together, see `team`. Raises ValueError for invalid combinations
+        before anything is written.
         """
         size, distils = team_size(processes), isinstance(settings, Distillation)
         check_share(settings.batch_size, size)
@@ -181,7 +181,7 @@ class Experiment:
     def start(
         self, settings: Training, network: str = ""
     ) -> tuple[TeacherState | DistillationState, Iterator[Record], dict]:
-        """A run at its start: its state, the loop over it, and what its card says of both."""
+        """Return a run at its start: its state, the loop over it, and the entries for its card."""
         if not isinstance(settings, Distillation):
             config = named_network(network)
             if self.conditional:
@@ -202,10 +202,10 @@ class Experiment:
         return state, records, about
 
     def import_teacher(self, path_or_name: str) -> Denoiser:
-        """Take a published teacher, as `load_teacher` finds it, for the teacher of this experiment.
+        """Use a published teacher, as `load_teacher` finds it, as the teacher of this experiment.
 
-        It is read once; then the run directory has all. ValueError if its levels or its network
-        do not fit, or another teacher is here already.
+        It is copied to the run directory and not needed afterwards. Raises ValueError if its levels
+        or network do not fit, or if the experiment has another teacher already.
         """
         folder, note = self.folder / TEACHER, {}
         finished = (folder / "model.safetensors").is_file()
@@ -221,13 +221,13 @@ class Experiment:
             if not finished:
                 save_model(folder / "model.safetensors", teacher.denoiser, card | note)
         if finished:
-            print(f"{TEACHER}: imported before, read from {folder / 'model.safetensors'}")
+            print(f"{TEACHER}: already imported, read from {folder / 'model.safetensors'}")
         return load_model(folder, device())[0]
 
     def _check_levels(self, teacher: Teacher) -> None:
-        """ValueError unless a teacher knows the levels of this experiment.
+        """Raise ValueError unless a teacher was trained for the levels of this experiment.
 
-        Networks know any number of levels of their process; those of DDPM's betas are other ones.
+        Networks can use any number of levels of their process, except those of DDPM's betas.
         """
         fixed = teacher.noise_schedule in FIXED and teacher.teacher_steps != self.teacher_steps
         if teacher.noise_schedule != self.noise_schedule or fixed:
@@ -239,35 +239,35 @@ class Experiment:
             )
 
     def grid(self, settings: Training) -> Level:
-        """Levels that a run steps through: as many as its schedule starts with.
+        """Return the levels that a run steps through: as many as its schedule starts with.
 
-        ValueError where the teacher knows its own levels only, as those of DDPM's betas.
+        Raises ValueError if the teacher has only its own levels, as those of DDPM's betas.
         """
         steps = getattr(settings, "grid_steps", self.teacher_steps)
         if self.noise_schedule in FIXED and steps != self.teacher_steps:
             raise ValueError(
-                f"step_schedule starts with {steps}, and {self.noise_schedule} has other levels "
-                f"for other numbers of steps: start with the teacher's {self.teacher_steps}"
+                f"step_schedule starts with {steps}, but {self.noise_schedule} levels differ for "
+                f"other numbers of steps: start with the teacher's {self.teacher_steps}"
             )
         return levels_of(self.noise_schedule, steps)
 
 
 def open_experiment(folder: str | Path, compute: Compute = EAGER) -> Experiment:
-    """The experiment that the teacher's notebook began; FileNotFoundError if there is none."""
+    """Return the experiment in a folder; raises FileNotFoundError if there is none."""
     path = Path(folder) / "experiment.json"
     if not path.is_file():
         raise FileNotFoundError(
-            f"no {path}: execute 01_teacher first, or what else trains its teacher, or correct "
+            f"no {path}: execute 01_teacher first, or train its teacher otherwise, or correct "
             "run_dir"
         )
     card = read_card(path, whole=True)
     try:
-        card.pop("classes", None)  # of the data
+        card.pop("classes", None)  # from the data
         data_dir, sha256 = card.pop("provenance")["data_dir"], card.pop("data_sha256")
         return Experiment(
             Path(folder), data_dir=data_dir, compute=compute, data_sha256=sha256, **card
         )
-    except (KeyError, TypeError) as error:  # an entry is missing, or not ours
+    except (KeyError, TypeError) as error:  # an entry is missing or unknown
         raise ValueError(
             f"{path} does not describe an experiment ({error}): restore it, or begin in another "
             "run_dir"
@@ -275,6 +275,6 @@ def open_experiment(folder: str | Path, compute: Compute = EAGER) -> Experiment:
 
 
 def from_task(task: dict) -> tuple[Experiment, Training]:
-    """Experiment and settings of a run, as `Experiment.task` describes it."""
+    """Return the experiment and settings of a run described by `Experiment.task`."""
     about, settings = task["experiment"], task["settings"]
     return Experiment(**about | {"compute": Compute(**about["compute"])}), settings_from(settings)

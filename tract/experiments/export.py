@@ -34,8 +34,8 @@ pipeline = DDIMPipeline.from_pretrained("{name}")
 images = pipeline(batch_size=4, num_inference_steps={num_steps}, {arguments}).images
 ```
 
-The scheduler's steps end at the levels that the student was distilled for; other numbers of steps
-are not what it was made for. `pipeline.push_to_hub("owner/{name}")` publishes this folder.
+The scheduler's steps end at the levels that the student was distilled for; do not use other numbers
+of steps. `pipeline.push_to_hub("owner/{name}")` publishes this folder.
 
 ## Measured
 {metrics}
@@ -48,16 +48,16 @@ are not what it was made for. `pipeline.push_to_hub("owner/{name}")` publishes t
 
 
 def export_run(run_dir: str | Path, target: str | Path, *, half: bool = False) -> None:
-    """Write the model of a finished run, with its card and what was measured of it.
+    """Write the model of a finished run, with its card and measured results.
 
-    target: a file NAME.safetensors, which `load_teacher` reads, for any model; NAME.pt for one of
-    the authors' networks, see `write_apple`; or a folder for `save_pipeline`, for a student. half:
-    the first in half precision. FileExistsError if target exists, ValueError for an invalid one.
+    target: NAME.safetensors, which `load_teacher` reads, for any model; NAME.pt for one of the
+    authors' networks, see `write_apple`; or a folder for `save_pipeline`, for a student. half: the
+    first in half precision. Raises FileExistsError if target exists, ValueError if it is invalid.
     """
     run_dir, target = Path(run_dir), Path(target)
     is_file = target.suffix in (".safetensors", ".pt")
     if half and target.suffix != ".safetensors":
-        raise ValueError(f"half is given, and {target} is not a file NAME.safetensors: omit it")
+        raise ValueError(f"half is given, but {target} is not a file NAME.safetensors: omit it")
     denoiser, card = load_model(run_dir)
     try:
         noise_schedule, clamp = (card["experiment"][name] for name in ("noise_schedule", "clamp"))
@@ -67,7 +67,7 @@ def export_run(run_dir: str | Path, target: str | Path, *, half: bool = False) -
         raise ValueError(f"{run_dir} is not a {needed}: give another") from error
     table = read_results(run_dir.parent / RESULTS)
     rows = table[table["run"] == run_dir.name][["metric", "value", "nfe", "samples"]]
-    if len(rows) or "measured" not in card:  # a file that was exported has its own
+    if len(rows) or "measured" not in card:  # an exported file has its own
         card = card | {"measured": rows.to_dict("records")}
     if is_file:
         check_new(target)
@@ -90,12 +90,12 @@ def save_pipeline(
     *,
     clamp: bool = True,
 ) -> None:
-    """Write a folder that diffusers' DDIMPipeline loads, to sample as `samplers.sample` does.
+    """Write a folder that diffusers' DDIMPipeline loads, to sample like `samplers.sample`.
 
-    levels, num_steps, clamp: of our sampler. With clamp, more than one step and the pipeline's
-    use_clipped_model_output=True, which the README states, the two agree from the same x_T; the
-    pipeline's x_T has standard deviation 1, ours sigma_T. card: the README's contents. ValueError
-    for what such a pipeline cannot do, FileExistsError if the folder exists.
+    levels, num_steps, clamp: those of our sampler. With clamp, several steps need the pipeline's
+    use_clipped_model_output=True, as in the README; then both agree from the same x_T. The
+    pipeline's x_T has standard deviation 1, ours sigma_T. card: contents of the README. Raises
+    ValueError if a pipeline cannot express the model, FileExistsError if the folder exists.
     """
     folder = Path(folder)
     scheduler = _scheduler(denoiser, levels, clamp)
@@ -110,11 +110,11 @@ def save_pipeline(
 
 
 def _scheduler(denoiser: Denoiser, levels: Level, clamp: bool) -> dict:
-    """Arguments of the DDIMScheduler that steps through these levels with this network."""
+    """Return arguments for a DDIMScheduler that steps through these levels with this network."""
     net = denoiser.net
     if not isinstance(net, DiffusersUNet):
         raise ValueError(
-            f"this network is a {type(net).__name__}, and diffusers' pipelines take its own "
+            f"this network is a {type(net).__name__}, but diffusers' pipelines take its own "
             "UNet2DModel: distil a diffusers teacher, or give a file NAME.safetensors"
         )
     names = {ours: theirs for theirs, ours in PREDICTIONS.items()}
@@ -128,11 +128,11 @@ def _scheduler(denoiser: Denoiser, levels: Level, clamp: bool) -> dict:
     if not (len(own) == len(levels) and torch.allclose(own.logsnr, levels.logsnr, rtol=1e-9)):
         raise ValueError(
             f"the network numbers the {options['num_steps']} levels of "
-            f"{options['noise_schedule']}, and these levels are others: distil on the teacher's own"
+            f"{options['noise_schedule']}, but these levels differ: distil on the teacher's own"
         )
     if options["num_classes"]:
         raise ValueError(
-            f"the network takes {options['num_classes']} classes, and DDIMPipeline gives none: "
+            f"the network takes {options['num_classes']} classes, but DDIMPipeline gives none: "
             "give a file NAME.safetensors"
         )
     schedules = {ours: theirs for theirs, ours in NOISE_SCHEDULES.items()}

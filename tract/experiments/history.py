@@ -14,22 +14,22 @@ import pandas as pd
 from tract.base.files import write_atomically
 from tract.records import Record
 
-HISTORY, METRIC = "history.jsonl", "metric.jsonl"  # names of files in a run directory
+HISTORY, METRIC = "history.jsonl", "metric.jsonl"  # files in a run directory
 FIELDS = {"step": int, "num_steps": int, "images_seen": int, "loss": float, "mse": float}
 FIELDS |= {"phase": str, "seconds": int | float}
 
 
 class History:
-    """A context in which the records of a run are written, from the one after a step.
+    """A context that writes the records of a run, starting after a step.
 
-    A record is written when its losses have arrived, which on a CPU is at once. Those that had not
-    when a run was killed are of steps that it repeats: call `mark` before a state is saved. mark:
-    of the state to resume from. TensorBoard events are written beside; of later steps in an earlier
-    file, which are repeated, TensorBoard shows nothing.
+    A record is written when its losses have arrived, on a CPU at once. Records lost when a run is
+    killed belong to steps that are repeated: call `mark` before a state is saved. mark: that of the
+    state to resume from. TensorBoard events are written too; TensorBoard hides repeated steps of
+    earlier event files.
     """
 
     def __init__(self, folder: Path, step: int, mark: dict | None = None):
-        from torch.utils.tensorboard import SummaryWriter  # takes long to import
+        from torch.utils.tensorboard import SummaryWriter  # slow to import
 
         self._path = folder / HISTORY
         kept, seconds = recovered(self._path, step, mark)
@@ -42,22 +42,22 @@ class History:
         return self
 
     def __exit__(self, *exception) -> None:
-        with suppress(OSError):  # of a full disk, which the history has reported
+        with suppress(OSError):  # from a full disk, already reported
             self._events.close()
 
     def add(self, step: int, **numbers: float) -> None:
-        """Add numbers to the events; OSError if they cannot be written."""
+        """Add numbers to the events; raises OSError if they cannot be written."""
         for name, number in numbers.items():
             self._events.add_scalar(name, number, step)
 
     def record(self, record: Record) -> None:
-        """Take a record, and write all that have arrived."""
+        """Queue a record, and write all that have arrived."""
         self._waiting.append((record, time.monotonic() - self._begun))
         while self._waiting and self._waiting[0][0].losses.arrived:
             self._write_first()
 
     def mark(self) -> dict:
-        """Write all records, and return what tells, with a state, that they are as they were."""
+        """Write all records, and return a mark to verify, with a state, that they are unchanged."""
         while self._waiting:
             self._write_first()
         with self._path.open("ab") as file:
@@ -73,7 +73,7 @@ class History:
 
 
 def history(folder: str | Path) -> pd.DataFrame:
-    """Loss and time of every step of a run, finished or not, even while it is being written."""
+    """Return loss and time of every step of a run, even while it is being written."""
     path = Path(folder) / HISTORY
     if not path.is_file():
         raise FileNotFoundError(f"no {path}: begin that run first, or correct run_dir")
@@ -86,7 +86,7 @@ def history(folder: str | Path) -> pd.DataFrame:
 
 
 def append(path: Path, line: dict) -> bytes:
-    """Add one line to a file of JSON lines, at once; returns it."""
+    """Append one line to a file of JSON lines, and return it."""
     content = (json.dumps(line) + "\n").encode()
     with path.open("ab") as file:
         file.write(content)
@@ -94,7 +94,7 @@ def append(path: Path, line: dict) -> bytes:
 
 
 def _record(line: bytes) -> dict | None:
-    """A line of the history, or None if it is damaged."""
+    """Parse a line of the history; None if it is damaged."""
     try:
         record = json.loads(line)
         whole = all(isinstance(record[name], kind) for name, kind in FIELDS.items())
@@ -106,8 +106,8 @@ def _record(line: bytes) -> dict | None:
 def recovered(path: Path, step: int, mark: dict | None) -> tuple[bytes, float]:
     """Cut a history to the lines up to a step, and return these and their last seconds.
 
-    One that lacks lines, or was changed since a state was saved, is kept aside with a message;
-    lines that are well formed stay.
+    One that lacks lines, or has changed since the state was saved, is kept under another name with
+    a message; intact lines remain.
     """
     content = path.read_bytes() if path.is_file() else b""
     kept = content[: mark["length"]] if mark else b""

@@ -1,8 +1,8 @@
 """Measure the runs of an experiment: samples from the same noise, and their distances.
 
 NAME/samples.safetensors      samples of a run by number of steps
-teacher/rollout-*             where the teacher leads in all steps of a grid
-classifier.safetensors        of the data, if distances in its features were asked for
+teacher/rollout-*             the teacher's samples with all steps of a grid
+classifier.safetensors        trained on the data, if its features are used
 results.csv                   one row for each measured number, see `results`
 """
 
@@ -54,15 +54,15 @@ from tract.settings import Distillation, Training
 SAMPLES = "samples.safetensors"
 CLASSIFIER = "classifier.safetensors"
 REAL = "test"  # name of the test split among runs
-KEPT = 4096  # samples of a run that stay in its folder, at most
-SAMPLED = {"cpu": 256, "cuda": 1024}  # sampled and measured at a time
+KEPT = 4096  # most samples kept in a run's folder
+SAMPLED = {"cpu": 256, "cuda": 1024}  # batch of sampling and measuring
 
 
 class Distance:
     """The Frechet distance of samples (N, C, H, W) in [-1, 1] to an experiment's data.
 
-    features: by their name, see `features.extractor`; a classifier is trained once and kept in
-    the experiment's folder. conditions: what the number depends on, as JSON.
+    features: a name, see `features.extractor`; a classifier is trained once and kept in the
+    experiment's folder. conditions: everything the number depends on, as JSON.
     """
 
     def __init__(self, experiment: Experiment, features: str):
@@ -83,7 +83,7 @@ class Distance:
 
 
 def check_measuring(levels: Level, steps: Sequence[int], features: Sequence[str]) -> None:
-    """ValueError for steps or features that `measure` would refuse, perhaps after a training."""
+    """Raise ValueError, before any training, for steps or features that `measure` would refuse."""
     for n in steps:
         step_indices(levels.num_steps, n)
     for name in features:
@@ -100,23 +100,23 @@ def measure(
 ) -> pd.DataFrame:
     """Sample a run at each number of steps, keep the samples, add rows to results.csv.
 
-    Returns the table of all runs, in its wide form. The first of the teacher's steps must be
-    reference_steps: the others are compared to it. features: those of `features.extractor` in
-    which the Frechet distance to the data is measured. Of the samples the first KEPT are kept; the
-    distance to the teacher is theirs. Samples of the very same weights are not made again. Further
-    averages of the run, sampled at its last number of steps, are runs RUN-averageRESIDUAL in the
-    table. ValueError before any sampling for steps or features that do not exist.
+    Returns the table of all runs, in its wide form. The teacher's first steps must be
+    reference_steps: others are compared to it. features: those of `features.extractor` for the
+    Frechet distance to the data. The first KEPT samples are kept; the distance to the teacher is
+    theirs. Samples of unchanged weights are reused. Further averages of the run, sampled at its
+    last number of steps, are runs RUN-averageRESIDUAL in the table. Raises ValueError before any
+    sampling for invalid steps or features.
     """
     levels, table = experiment.grid(settings), experiment.folder / RESULTS
     check_measuring(levels, steps, features)
-    read_results(table)  # refused if it is damaged
+    read_results(table)  # raises if it is damaged
     distances = [Distance(experiment, name) for name in features]
     folder, count = experiment.folder / run_name(settings), experiment.num_samples
     path = folder / SAMPLES
     model = folder / "model.safetensors"
     about = {"model": read_sha256(model), "compute": str(experiment.compute)}
     before, known = read_tensors(path) if path.is_file() else ({}, about)
-    before = before if known == about else {}  # else of other weights
+    before = before if known == about else {}  # else from other weights
     missing = [n for n in steps if len(before.get(str(n), ())) != count]
     made = {n: _sampled(experiment, denoiser, levels, n) for n in missing}
     if made:
@@ -132,7 +132,7 @@ def measure(
         x = _sampled(experiment, average, levels, steps[-1])
         rows += _rows_of_samples(experiment, at, x, reference, distances)
     card = read_tensors(model)[1]
-    if "peak_memory_mb" in card:  # of its training, on a GPU
+    if "peak_memory_mb" in card:  # in training on a GPU
         at = row | {"nfe": steps[0], "samples": 0}
         rows.append(at | number("peak_memory_mb", card["peak_memory_mb"]))
     return wide(append_results(table, rows))
@@ -141,7 +141,7 @@ def measure(
 def _rows_of_samples(
     experiment: Experiment, at: dict, x: Tensor, reference: Tensor, distances: Sequence[Distance]
 ) -> list[dict]:
-    """Rows of the distances of samples (N, ...) to the data, and to the teacher's own (M, ...)."""
+    """Return rows of the distances of samples (N, ...) to the data and the teacher's (M, ...)."""
     rows = [at | {"samples": len(x)} | number(d.metric, d(x), **d.conditions) for d in distances]
     count = min(len(x), len(reference))
     error = rmse(x[:count], reference[:count])
@@ -150,10 +150,10 @@ def _rows_of_samples(
 
 
 def measure_real(experiment: Experiment, features: Sequence[str]) -> None:
-    """Add what real images score: the floor, since a distance grows as its samples get fewer.
+    """Add the distance of real images: the floor, which is higher for fewer samples.
 
-    As many as are sampled of models, or all if they are fewer, drawn at random from the test split,
-    or without one from the data themselves.
+    As many images as models are sampled, if there are, drawn at random from the test split, or
+    without one from the data themselves.
     """
     known = set(read_results(experiment.folder / RESULTS).query("run == @REAL")["metric"])
     features = [name for name in features if metric_name("fd", name) not in known]
@@ -182,11 +182,11 @@ def measure_real(experiment: Experiment, features: Sequence[str]) -> None:
 
 
 def measure_phases(experiment: Experiment, settings: Distillation, count: int = 64) -> None:
-    """Add, for every phase, the rmse of its student's samples to the teacher's full rollout.
+    """Add, for every phase, the RMSE of its student's samples to the teacher's full rollout.
 
-    The student of a phase takes its own number of steps, the first teacher all of its grid's, as
-    it steps in these settings, from the same noise: what the next phase takes for the truth drifts
-    away from it.
+    The student of a phase takes its own number of steps, the first teacher all steps of its grid,
+    with these settings' solver, from the same noise. This shows how far the target of the next
+    phase has drifted.
     """
     levels, folder = experiment.grid(settings), experiment.folder / run_name(settings)
     rollout, rows = _rollout(experiment, levels, count, settings.solver), []
@@ -203,7 +203,7 @@ def measure_phases(experiment: Experiment, settings: Distillation, count: int = 
 
 
 def saved_samples(experiment: Experiment, name: str) -> dict[int, Tensor]:
-    """Samples of a measured run by number of steps; FileNotFoundError without any."""
+    """Return a measured run's samples by number of steps; raises FileNotFoundError without any."""
     path = experiment.folder / name / SAMPLES
     if not path.is_file():
         raise FileNotFoundError(f"no {path}: execute the notebook that measures {name} first")
@@ -211,7 +211,7 @@ def saved_samples(experiment: Experiment, name: str) -> dict[int, Tensor]:
 
 
 def read_samples(folder: Path) -> dict[int, Tensor]:
-    """Samples in a run's folder by number of steps, most first; ValueError if not its model's."""
+    """Return the samples in a run's folder by number of steps, most first; checks their model."""
     tensors, card = read_tensors(folder / SAMPLES)
     model = folder / "model.safetensors"
     if "model" in card and model.is_file() and card["model"] != read_sha256(model):
@@ -220,21 +220,21 @@ def read_samples(folder: Path) -> dict[int, Tensor]:
         )
     check_numbers(tensors, folder / SAMPLES)
     if odd := [name for name in tensors if not name.isdecimal() or tensors[name].ndim < 2]:
-        raise ValueError(f"{folder / SAMPLES} has {shown(odd[0])}, no samples at steps: remove it")
+        raise ValueError(f"{folder / SAMPLES} has {shown(odd[0])}, not samples at steps: remove it")
     return {int(n): tensors[n] for n in sorted(tensors, key=int, reverse=True)}
 
 
 def comparison(experiment: Experiment, table: pd.DataFrame, count: int) -> dict[str, Tensor]:
-    """Rows of images by label: data, then each row of a wide table, all from the same noise.
+    """Return rows of images by label: data, then each row of a wide table, all from the same noise.
 
-    Rows without samples here are skipped: of a run that was deleted, or measured elsewhere.
+    Skips rows without samples here: of a run that was deleted, or measured elsewhere.
     """
     rows = {"data": to_unit(experiment.data.samples[:count]).cpu()}
     for row in table.itertuples():
         label = f"{row.method} {shortened(row.schedule)}".strip()
         label += f", {in_steps(row.nfe)}"
         label = label if label not in rows else f"{label}, {row.run}"
-        with suppress(FileNotFoundError, KeyError):  # no samples of the run, or at these steps
+        with suppress(FileNotFoundError, KeyError):  # no samples of the run, or with these steps
             rows[label] = saved_samples(experiment, row.run)[row.nfe][:count]
     return rows
 
@@ -247,7 +247,7 @@ def _sampled(
     count: int | None = None,
     solver: str = "ddim",
 ) -> Tensor:
-    """Samples (count, ...), by default all, from the noise and in the way of an experiment."""
+    """Sample (count, ...), by default all, from an experiment's noise with its settings."""
     eps, labels = experiment.noise
     options = {"clamp": experiment.clamp, "compute": experiment.compute, "batch": SAMPLED[device()]}
     options |= {"labels": None if labels is None else labels[:count], "solver": SOLVERS[solver]}
@@ -255,7 +255,7 @@ def _sampled(
 
 
 def _rollout(experiment: Experiment, levels: Level, count: int, solver: str) -> Tensor:
-    """The teacher's samples (count, ...) with all steps of a grid, made once."""
+    """Return the teacher's samples (count, ...) with all steps of a grid, computed once."""
     folder = experiment.folder / TEACHER
     count = min(count, experiment.num_samples)
     path = folder / f"rollout-{solver}-{levels.num_steps}-{count}.safetensors"
@@ -267,5 +267,5 @@ def _rollout(experiment: Experiment, levels: Level, count: int, solver: str) -> 
             write_tensors(path, {"samples": x}, made_by)
         tensors, card = read_tensors(path)
     if card != made_by or "samples" not in tensors:
-        raise ValueError(f"{path} is of another teacher: remove it, and it is made again")
+        raise ValueError(f"{path} is of another teacher: remove it to compute it again")
     return tensors["samples"].to(device())

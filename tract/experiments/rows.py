@@ -1,4 +1,4 @@
-"""Rows of results about a run: what its card and history say, and one measured number."""
+"""Rows of results: the columns of a run from its card and history, and one measured number."""
 
 import json
 from collections.abc import Sequence
@@ -12,13 +12,13 @@ from tract.phases import format_schedule
 
 
 def run_row(folder: str | Path, denoiser: Denoiser) -> dict:
-    """What rows of results say about the finished run in a folder, and its network."""
+    """Return the columns of results that describe the finished run in a folder, and its network."""
     path = Path(folder) / "card.json"
     card = read_card(path, whole=True)
     about_model(card, path)
     experiment, settings = card["experiment"], card.get("settings", {})
     made = card.get("provenance") or {}
-    # A published teacher was not trained here: of its images and seconds nothing is known.
+    # A published teacher was not trained here: its images and seconds are unknown.
     past = {"images_seen": 0, "seconds": 0.0} if "source" in card else history(folder).iloc[-1]
     return {
         "data": experiment["data_name"],
@@ -37,12 +37,12 @@ def run_row(folder: str | Path, denoiser: Denoiser) -> dict:
 
 
 def teacher_name(denoiser: Denoiser) -> str:
-    """How rows of results name a teacher: by the first digits of the SHA-256 of its weights."""
+    """Return a teacher's name in results: the first digits of the SHA-256 of its weights."""
     return fingerprint(denoiser)[:12]
 
 
 def rows_of_fid(folder: str | Path, measured: Sequence[dict]) -> list[dict]:
-    """Rows of results from what `fid.compare` found about the run in a folder."""
+    """Return rows of results from the output of `fid.compare` for the run in a folder."""
     about = run_row(folder, load_model(folder)[0])
     rows = []
     for found in measured:
@@ -54,11 +54,11 @@ def rows_of_fid(folder: str | Path, measured: Sequence[dict]) -> list[dict]:
 
 
 def number(metric: str, value: float, /, **conditions) -> dict:
-    """The columns of one measured number."""
+    """Return the columns of one measured number."""
     return {"metric": metric, "value": round(value, 6), "conditions": json.dumps(conditions)}
 
 
 def shortened(schedule: str) -> str:
-    """1024>512>256>...>1 as 1024>512>...>1, for labels."""
+    """Shorten 1024>512>256>...>1 to 1024>512>...>1, for labels."""
     steps = schedule.split(">")
     return ">".join([*steps[:2], "...", steps[-1]]) if len(steps) > 4 else schedule

@@ -32,7 +32,7 @@ from tract.train import TeacherState
 
 @contextmanager
 def named_failures(folder: Path, settings: Training) -> Iterator[None]:
-    """Say what to do when memory, disk or numbers run out; earlier checkpoints are intact."""
+    """Add the remedy to errors of memory, disk or numerics; earlier checkpoints are intact."""
     intact = f"run {folder.name} can resume from its last checkpoint"
     try:
         yield
@@ -57,17 +57,17 @@ def named_failures(folder: Path, settings: Training) -> Iterator[None]:
 
 
 def average_file(residual: float) -> str:
-    """Name of the file of a finished run's further inference average."""
+    """Return the name of the file of a finished run's further inference average."""
     return f"average-{residual:g}.safetensors"
 
 
 @dataclass(frozen=True)
 class Checkpointing:
-    """When a run saves its state, besides at the end of a phase and when it is stopped."""
+    """When a run saves its state, besides the end of a phase and when it is stopped."""
 
     minutes: float = 1.0  # between checkpoints
-    steps: int = 0  # between checkpoints as well; 0 for none
-    keep: int = 2  # checkpoints
+    steps: int = 0  # between further checkpoints; 0 for none
+    keep: int = 2  # newest checkpoints
     metric: Callable[[Denoiser], float] | None = None  # of the average; the lowest is kept
     metric_every: int = 0  # between measurements; 0 for none
 
@@ -85,14 +85,14 @@ class Checkpointing:
 
 @dataclass
 class Run:
-    """A training run in its folder: iterating over it makes its steps.
+    """A training run in its folder; iterating over it makes its steps.
 
     records: the generator over this state. A finished run yields none, an unfinished one is
-    resumed, and one with other settings is refused with their names. Ctrl-C, the notebook's stop
-    button, SIGTERM and stop.requested = True end it after a step, saved, with KeyboardInterrupt.
-    team: lets others train along from the checkpoint of a name, or from the start if "". note: kept
-    beside the card of an unfinished run, and not compared. RuntimeError if another process is
-    writing the run or memory runs out, OSError if it cannot be saved.
+    resumed, and different settings are refused by name. Ctrl-C, the notebook's stop button,
+    SIGTERM and stop.requested = True end it after a step: it is saved, and KeyboardInterrupt
+    raised. team: makes other processes train along from the named checkpoint, or from the start if
+    "". note: kept beside the card of an unfinished run, and not compared. Raises RuntimeError if
+    another process writes the run or memory runs out, OSError if it cannot be saved.
     """
 
     folder: Path
@@ -107,29 +107,29 @@ class Run:
 
     def __post_init__(self):
         last = getattr(self.state, "new_student", None) or self.state.ema
-        if not hasattr(last, "config"):  # found out before the run, not after it
+        if not hasattr(last, "config"):  # before the run, not after it
             raise ValueError("this denoiser cannot be saved: make it with build_denoiser")
         self.folder, self.saving = Path(self.folder), self.saving or Checkpointing()
         self.card = json.loads(json.dumps({"settings": asdict(self.settings), **self.card}))
 
     @property
     def finished(self) -> bool:
-        """Whether its result is there."""
+        """Whether its result exists."""
         return (self.folder / "model.safetensors").is_file()
 
     def __iter__(self) -> Iterator[Record]:
-        """Records of the steps still to be made, each when it has been written."""
+        """Yield the records of the remaining steps, each after it has been written."""
         folder, state = self.folder, self.state
-        if self.finished:  # perhaps where nothing can be written
+        if self.finished:  # possibly on a read-only disk
             claim(folder / "card.json", self.card, found=card_in(folder))
-            print(f"{folder.name}: finished before, read from {folder / 'model.safetensors'}")
+            print(f"{folder.name}: already finished, read from {folder / 'model.safetensors'}")
             return
         with only_writer(folder):
-            for path in folder.glob(f".*{TEMPORARY}"):  # of a process killed while it wrote
+            for path in folder.glob(f".*{TEMPORARY}"):  # left by a process killed while writing
                 path.unlink()
             begun = bool(checkpoints(folder))
             found = card_in(folder) if begun else None
-            if begun:  # with another number of threads sums would round differently
+            if begun:  # another number of threads would round sums differently
                 use_threads(recorded_threads(folder / "card.json"))
             claim(folder / "card.json", self.card, binding=begun, note=self.note, found=found)
             peak_memory(reset=True)
@@ -144,17 +144,17 @@ class Run:
                 save_model(folder / "model.safetensors", state.ema, self.card | peak_memory())
 
     def result(self) -> Denoiser:
-        """The average of a finished run, which needs its checkpoints no more."""
+        """Return the average of a finished run, and remove its checkpoints."""
         device = next(self.state.ema.parameters()).device
         denoiser = load_model(self.folder, device)[0]
         remove(checkpoints(self.folder))
         return denoiser
 
     def _steps(self, mark: dict | None, reporter: Reporter) -> Iterator[Record]:
-        """Pass the records on: each is written first, the state saved when it is time."""
+        """Yield the records after each is written, saving the state when due."""
         folder, state, settings, saving = self.folder, self.state, self.settings, self.saving
         measured = [line["metric"] for line in trim(folder / METRIC, state.step)]
-        best = min((value for value in measured if value < math.inf), default=math.inf)  # skips nan
+        best = min((value for value in measured if value < math.inf), default=math.inf)  # no nan
         _check_same(state)
         ending = False
         saved = time.monotonic()
@@ -167,10 +167,10 @@ class Run:
                 history.record(record)
                 reporter.take(record)
                 if saving.metric_every and record.step % saving.metric_every == 0:
-                    record.losses.read()  # a GPU that hangs would be waited for without an end
+                    record.losses.read()  # raises if a GPU hangs, instead of waiting forever
                     value = _measure(folder, state, self.card, saving.metric, best)
                     history.add(record.step, metric=value)
-                    best = min(best, value)  # still the best if the value is nan
+                    best = min(best, value)  # unchanged if the value is nan
                 ending = any_rank(self.stop.requested or reporter.stop_requested)
                 phase_ends = record.step % settings.steps_per_phase == 0
                 if (
@@ -180,9 +180,9 @@ class Run:
                     or (saving.steps and record.step % saving.steps == 0)
                 ):
                     mark = history.mark()
-                    # On a GPU the loss is read a step later; no state is kept before that.
+                    # On a GPU the loss is read a step later; no state is saved before that.
                     check_finite(record.losses, record.step, settings)
-                    # The phase's result comes first: a run killed in between makes it again.
+                    # The phase's result is saved first: a run killed in between repeats it.
                     if phase_ends and record.step < settings.num_steps:
                         result = folder / f"phase-{state.phase + 1}.safetensors"
                         save_model(result, state.ema, {**self.card, "phase": record.phase})
@@ -197,14 +197,14 @@ class Run:
 
 
 def complete(run: Run) -> Denoiser:
-    """Carry a run through to its end, under a text bar that all can show; returns its average."""
+    """Run to the end, with a text progress bar; returns the average."""
     bar = None
     try:
         for record in run:
-            if bar is None:  # after the first step, which tells where the run resumed
+            if bar is None:  # after the first step, which shows where the run resumed
                 total = run.settings.num_steps
                 bar = progress(run.folder.name, total, initial=record.step)
-            elif bar.update():  # redrawn, which is rare: to read a loss may be to wait
+            elif bar.update():  # redrawn, which is rare: reading a loss may wait
                 bar.set_postfix_str(f"{record.phase} loss {record.loss:.3g}", refresh=False)
     finally:
         if bar is not None:
@@ -213,7 +213,7 @@ def complete(run: Run) -> Denoiser:
 
 
 def train_along(state, records: Iterator[Record]) -> None:
-    """Consume the records of a run that another process carries through, and writes."""
+    """Consume the records of a run that another process leads and writes."""
     _check_same(state)
     with interrupt_between_steps() as stop, closing(records):
         for _ in records:
@@ -222,27 +222,27 @@ def train_along(state, records: Iterator[Record]) -> None:
 
 
 def _check_same(state) -> None:
-    """ValueError unless all processes that have joined begin with the same weights."""
+    """Raise ValueError unless all processes start with the same weights."""
     check_same("state", [state.step, fingerprint(state.student)])
 
 
 def _measure(
     folder: Path, state, card: dict, metric: Callable[[Denoiser], float], best: float
 ) -> float:
-    """Measure the average, keep it if it is better than the best so far, and return its value."""
+    """Measure the average, keep it if it is the best so far, and return its value."""
     value = float(metric(state.ema))
     found = {"step": state.step, "metric": value}
     append(folder / METRIC, found)
-    if value < best:  # which nan is not
+    if value < best:  # False for nan
         save_model(folder / "best.safetensors", state.ema, card | found)
     return value
 
 
 def branch(folder: str | Path, new: str | Path) -> None:
-    """Copy a run directory, or a folder of them, so that unfinished runs take other settings.
+    """Copy a run directory, or a folder of them, so that unfinished runs accept other settings.
 
-    Finished runs stay so. FileNotFoundError without a source, FileExistsError with a target,
-    OSError if it cannot be written; nothing is left of it then.
+    Finished runs stay finished. Raises FileNotFoundError without a source, FileExistsError if the
+    target exists, OSError if it cannot be written; nothing is left then.
     """
     folder, new = Path(folder), Path(new)
     if not folder.is_dir():
@@ -253,7 +253,7 @@ def branch(folder: str | Path, new: str | Path) -> None:
         raise ValueError(f"{folder} holds no run: give a run's folder, or a folder of runs")
     check_new(new)
     if new.resolve().is_relative_to(folder.resolve()):
-        raise ValueError(f"{new} lies inside {folder}, which would be copied into itself: move it")
+        raise ValueError(f"{new} is inside {folder}, which would be copied into itself: move it")
     with new_folder(new) as copy:
         shutil.copytree(folder, copy, ignore=shutil.ignore_patterns(".lock", f".*{TEMPORARY}"))
         for card in copy.rglob("card.json"):

@@ -1,4 +1,4 @@
-"""Start further processes for a training and hand them their task."""
+"""Start further processes for a training and send them their task."""
 
 import itertools
 import json
@@ -17,22 +17,22 @@ import torch.distributed as dist
 from tract.base.checks import MOST_PROCESSES, check_whole
 from tract.base.parallel import POLL, joined, launched, store_of_launch, use_own_gpu
 
-PATIENCE = 5  # seconds in which a process that broke its connections has ended
+PATIENCE = 5  # seconds for a process that closed its connections to end
 
 
 def team_size(processes: int) -> int:
-    """How many processes will train: those given, or launched; ValueError if they cannot."""
+    """Return the number of training processes; raises ValueError if there cannot be so many."""
     check_whole("processes", processes, 1, MOST_PROCESSES)
     if launched() > 1:
         if processes not in (1, launched()):
             raise ValueError(
-                f"processes is {processes}, and {launched()} were launched: leave processes at 1"
+                f"processes is {processes}, but {launched()} were launched: leave processes at 1"
             )
         return launched()
     gpus = torch.cuda.device_count()
     if 0 < gpus < processes:
         raise ValueError(
-            f"processes is {processes}, and this machine has {gpus} GPUs: use {gpus} or less, or "
+            f"processes is {processes}, but this machine has {gpus} GPUs: use {gpus} or less, or "
             "torchrun on several machines"
         )
     return processes
@@ -40,10 +40,10 @@ def team_size(processes: int) -> int:
 
 @contextmanager
 def together(task: dict, size: int, checkpoint: str) -> Iterator[None]:
-    """While this is open, size - 1 others do the same task, given as JSON, along with the caller.
+    """While open, size - 1 other processes do the same task, given as JSON, along with the caller.
 
-    checkpoint: name of the file to begin from; "" for the start. RuntimeError, which names the
-    process, if one of the others fails or ends.
+    checkpoint: name of the file to start from; "" for the start. Raises RuntimeError, which names
+    the process, if one of the others fails or ends.
     """
     if size == 1:
         yield
@@ -60,9 +60,9 @@ def together(task: dict, size: int, checkpoint: str) -> Iterator[None]:
             print(f"{size} processes train together")
             try:
                 yield
-            except RuntimeError:  # what gloo and NCCL raise where a connection breaks
+            except RuntimeError:  # of gloo or NCCL: a connection broke
                 until = time.monotonic() + PATIENCE
-                while time.monotonic() < until:  # the others wait for this one, if they live
+                while time.monotonic() < until:  # the others, if alive, wait for this one
                     _check(store, started)
                     time.sleep(POLL)
                 raise
@@ -70,7 +70,7 @@ def together(task: dict, size: int, checkpoint: str) -> Iterator[None]:
 
 @contextmanager
 def _others(size: int) -> Iterator[tuple[dist.Store, int, Sequence[subprocess.Popen]]]:
-    """The store that all see, the number of the task, and the processes started here for it."""
+    """Yield the shared store, the number of the task, and the processes started here for it."""
     if launched() > 1:
         store, _, _ = store_of_launch()
         yield store, store.add("tasks", 1) - 1, []
@@ -88,19 +88,19 @@ def _others(size: int) -> Iterator[tuple[dist.Store, int, Sequence[subprocess.Po
 
 
 def _check(store: dist.Store, started: Sequence[subprocess.Popen]) -> None:
-    """RuntimeError if one of the others has failed, or has ended without a word."""
+    """Raise RuntimeError if another process has failed, or has ended without a message."""
     if store.check(["failed"]):
         raise RuntimeError(store.get("failed").decode())
     for rank, process in enumerate(started, 1):
         if process.poll() is not None:
             raise RuntimeError(
                 f"process {rank} of {len(started) + 1} ended with status {process.returncode}, and "
-                "the run with it: its last checkpoint is whole, run it again"
+                "the run with it: its last checkpoint is intact, run it again"
             )
 
 
 def _check_parent(parent: int) -> None:
-    """RuntimeError if the process that started this one has ended."""
+    """Raise RuntimeError if the process that started this one has ended."""
     if os.getppid() != parent:
         raise RuntimeError("the first process has ended, and the run with it")
 
@@ -108,9 +108,9 @@ def _check_parent(parent: int) -> None:
 def follow(
     store: dist.Store, rank: int, size: int, prepare: Callable[[dict], Callable[[], None]]
 ) -> None:
-    """Do the first process's tasks one after the other, until it has no more or is gone.
+    """Do the first process's tasks one after the other, until it has no more or has ended.
 
-    prepare: reads all that a task needs; what it returns then does it together with the others.
+    prepare: reads everything a task needs, and returns a function that does it with the others.
     """
     parent = os.getppid()
     use_own_gpu(rank)
@@ -132,7 +132,7 @@ def follow(
 
 @contextmanager
 def leading() -> Iterator[None]:
-    """Let launched processes that follow go when the block ends."""
+    """Release the launched processes that follow when the block ends."""
     try:
         yield
     finally:

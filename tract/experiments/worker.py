@@ -1,6 +1,6 @@
 """A further process of a training, started by `team`.
 
-It is `python -m tract.experiments.worker STORE SIZE RANK`.
+Its command is `python -m tract.experiments.worker STORE SIZE RANK`.
 """
 
 import sys
@@ -18,9 +18,9 @@ from tract.networks.weights import load_state
 
 
 def prepare(task: dict) -> Callable[[], None]:
-    """The run that an experiment's task describes, where the first process has it.
+    """Return a function that does the task of an experiment along with the other processes.
 
-    ValueError or FileNotFoundError if files that all need differ or are missing here.
+    Raises ValueError or FileNotFoundError if shared files differ or are missing here.
     """
     use_threads(task["threads"])
     experiment, settings = from_task(task)
@@ -31,7 +31,7 @@ def prepare(task: dict) -> Callable[[], None]:
 
 
 def follow_launch() -> bool:
-    """Whether this process was launched to train along; it then has, to the end."""
+    """Train along to the end if this process was launched for that; returns whether it was."""
     if launched() == 1:
         return False
     store, rank, size = store_of_launch()

@@ -1,4 +1,4 @@
-"""Networks built from the description stored with their weights."""
+"""Build networks from the description stored with their weights."""
 
 from pathlib import Path
 
@@ -17,7 +17,7 @@ MOST_OPTIONS, LARGEST, MOST_BLOCKS = 200, 2**17, 1000  # far beyond published ne
 
 
 def build_denoiser(config: dict, seed: int = 0) -> Denoiser:
-    """A freshly initialised denoiser from its description, which it carries as `config`.
+    """Return a freshly initialised denoiser for a description, which it keeps as `config`.
 
     config: {"net": "unet", "song", "adm", "diffusers" or "mlp", "prediction", "sigma_data",
     "options"}; options are the arguments of UNet, SongUNet, ADMUNet, DiffusersUNet or MLP.
@@ -40,9 +40,9 @@ def build_denoiser(config: dict, seed: int = 0) -> Denoiser:
 
 
 def _check_bounded(options: dict) -> None:
-    """ValueError for options of more, or larger, layers than a network can have.
+    """Raise ValueError for options with implausibly many or large layers.
 
-    A few bytes of a file can claim any; what they describe is looked at before it is built.
+    A few bytes of a file can claim any size: its description is checked before anything is built.
     """
     found, ahead = [], [options]
     while ahead and len(found) + len(ahead) <= MOST_OPTIONS:
@@ -64,12 +64,11 @@ def _check_bounded(options: dict) -> None:
 
 
 def student_for(teacher: Denoiser, settings: Distillation) -> Denoiser | None:
-    """The student of a distillation that changes its teacher's network or prediction, else None.
+    """Return the student if a distillation changes the teacher's network or prediction, else None.
 
     A named network starts from random weights. Another prediction, "v" or "x0", starts from the
-    teacher's own weights, whose output is then to mean something else. Of an eps network v is the
-    nearer: v = (alpha eps - sigma x0) / n is eps where there is little noise. ValueError for a
-    teacher that this cannot be done with.
+    teacher's weights, whose output then changes its meaning. To eps, v is nearer than x0: v =
+    (alpha eps - sigma x0) / n equals eps at low noise. Raises ValueError if this is impossible.
     """
     name, prediction = settings.student_network, settings.student_prediction
     if not (name or prediction):
@@ -77,15 +76,15 @@ def student_for(teacher: Denoiser, settings: Distillation) -> Denoiser | None:
     if not hasattr(teacher, "config"):
         raise ValueError(
             f"student_network is {name!r} and student_prediction {prediction!r}, which change the "
-            "teacher's description, and this teacher has none: give start_distillation a network"
+            "teacher's description, but this teacher has none: give start_distillation a network"
         )
     if name:
         config = named_network(name)
         config["options"]["num_classes"] = teacher.config["options"].get("num_classes", 0)
     elif teacher.prediction == "x0_eps":
         raise ValueError(
-            f"student_prediction is {prediction!r}, and its teacher predicts both x0 and eps: "
-            "leave it empty, few steps do not harm that form"
+            f"student_prediction is {prediction!r}, but the teacher predicts both x0 and eps: "
+            "leave it empty, this form suits few steps as well"
         )
     else:
         config = teacher.config
@@ -97,9 +96,9 @@ def student_for(teacher: Denoiser, settings: Distillation) -> Denoiser | None:
 
 
 def outline(config: dict, path: str | Path = "network") -> Denoiser:
-    """The described denoiser with shapes but no values, so that no description claims memory.
+    """Return the described denoiser with shapes but no values, which takes no memory.
 
-    path: of the file from which the description comes, named by the ValueError for a bad one.
+    path: the file that the description comes from, named by the ValueError for an invalid one.
     """
     bad = "describes no network to build"
     with reading(path, bad, "restore it, or use another"), torch.device("meta"):
@@ -107,5 +106,5 @@ def outline(config: dict, path: str | Path = "network") -> Denoiser:
 
 
 def count_parameters(config: dict) -> int:
-    """Number of trainable parameters of the described network, without allocating them."""
+    """Count the trainable parameters of the described network, without allocating them."""
     return sum(parameter.numel() for parameter in outline(config).parameters())

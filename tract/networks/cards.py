@@ -1,4 +1,4 @@
-"""The card in a file of a run's weights: one check of its fields, and of whose file it is."""
+"""Cards of models and runs: check their fields, compare them, find the run of a file."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,23 +11,23 @@ from tract.phases import MOST_STEPS, Entry, first_grid, parse_schedule
 
 @dataclass(frozen=True)
 class About:
-    """What the card of a model says that sampling, measuring and exporting rely on."""
+    """The fields of a model's card that sampling, measuring and exporting use."""
 
     method: str
     noise_schedule: str
     teacher_steps: int
     clamp: bool
     step_schedule: tuple[Entry, ...]  # empty for a teacher
-    classes: tuple[int, ...] = ()  # that it was trained on, if it knows more
+    classes: tuple[int, ...] = ()  # trained on, if the network has more
 
     @property
     def grid_steps(self) -> int:
-        """Steps of the grid of levels that it is sampled on."""
+        """Steps of the grid of levels on which it is sampled."""
         return first_grid(self.step_schedule or [self.teacher_steps])
 
 
 def about_model(card: dict, path: str | Path) -> About:
-    """The checked fields of a model's card; ValueError, with the path, if they are no run's."""
+    """Return the checked fields of a model's card; raises ValueError, with the path, if invalid."""
     what = "does not say for which levels it was trained"
     with reading(path, what, "give a model of a run"):
         experiment, settings = card["experiment"], card.get("settings") or {}
@@ -51,7 +51,7 @@ def about_model(card: dict, path: str | Path) -> About:
 
 
 def differences(before: object, now: object, name: str = "") -> list[str]:
-    """Names, with both values, of all that differs between two JSON-able cards."""
+    """List all entries that differ between two JSON-able cards, with both values."""
     if isinstance(before, dict) and isinstance(now, dict):
         odd = (
             differences(before.get(key), now.get(key), f"{name}.{key}".lstrip("."))
@@ -62,9 +62,9 @@ def differences(before: object, now: object, name: str = "") -> list[str]:
 
 
 def check_owner(path: str | Path, found: dict, runs: Sequence[dict], part: str = "") -> None:
-    """ValueError unless the card found in a file is that of one of these runs, or of part of one.
+    """Raise ValueError unless a file's card belongs to one of these runs, or to part of one.
 
-    part: an entry that only a file of this kind has: "phase", "step" of the best, "counters" of a
+    part: an entry that only this kind of file has: "phase", "step" of the best, "counters" of a
     checkpoint; a run's result has none of them.
     """
     odd = min(
@@ -76,6 +76,6 @@ def check_owner(path: str | Path, found: dict, runs: Sequence[dict], part: str =
     odd += [f"no {part} in it"] if part and part not in found else []
     if odd:
         raise ValueError(
-            f"{path} is the file of another run or of a part of it, with {', '.join(odd[:3])}: "
+            f"{path} belongs to another run or to a part of it, with {', '.join(odd[:3])}: "
             "restore the run's own, or remove it"
         )

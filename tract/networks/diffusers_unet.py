@@ -1,6 +1,6 @@
-"""The network of diffusers' pixel-space pipelines, which knows levels by their number.
+"""The network of diffusers' pixel-space pipelines, which takes the level as a timestep number.
 
-`net(x, logsnr, labels)` around its UNet2DModel, for levels between the numbered ones too.
+`net(x, logsnr, labels)` wraps its UNet2DModel; levels between timesteps are interpolated.
 """
 
 from torch import Tensor, nn
@@ -10,9 +10,9 @@ from tract.networks.timestep import Timestep
 
 
 class DiffusersUNet(nn.Module):
-    """diffusers' UNet2DModel, made for the noisy levels of a process, numbered 0 .. num_steps - 1.
+    """diffusers' UNet2DModel for the noisy levels of a process, numbered 0 .. num_steps - 1.
 
-    unet: arguments of UNet2DModel other than sizes and classes, which are given as for UNet.
+    unet: arguments of UNet2DModel except sizes and classes, which are given as for UNet.
     """
 
     def __init__(

@@ -1,6 +1,6 @@
 """Building blocks of EDM's networks: filtered resampling, and residual blocks with attention.
 
-Modules carry the published names, so that published weights fit as they are.
+Modules have the published names, so that published weights fit without renaming.
 """
 
 from collections.abc import Callable, Sequence
@@ -16,7 +16,7 @@ Resampling = Callable[[Tensor, Tensor], Tensor]  # `halve` or `double`
 
 
 def low_pass(taps: Sequence[int]) -> Tensor:
-    """The filter (1, 1, k, k) with these taps in both directions and the sum 1."""
+    """Return the filter (1, 1, k, k) with these taps in both directions and sum 1."""
     row = torch.tensor(taps, dtype=torch.float32)
     return (row[:, None] * row / row.sum() ** 2)[None, None]
 
@@ -29,7 +29,7 @@ def halve(x: Tensor, low_pass: Tensor, padded: bool = True) -> Tensor:
 
 
 def double(x: Tensor, low_pass: Tensor) -> Tensor:
-    """Put zeros between the pixels of x (B, C, H, W) and filter, with a gain of 4 for them."""
+    """Insert zeros between the pixels of x (B, C, H, W) and filter with gain 4."""
     channels, padding = x.shape[1], (low_pass.shape[-1] - 1) // 2
     kernel = 4 * low_pass.expand(channels, -1, -1, -1)
     return F.conv_transpose2d(x, kernel, stride=2, padding=padding, groups=channels)
@@ -62,7 +62,7 @@ class ResampleConv(nn.Conv2d):
 
 
 class ConvHalve(nn.Conv2d):
-    """Convolves, then halves: as one filter, so that all padding is of the input."""
+    """Convolves, then halves: as one filter, so that only the input is padded."""
 
     def __init__(self, c_in: int, c_out: int, taps: Sequence[int]):
         super().__init__(c_in, c_out, 3, padding=1 + (len(taps) - 1) // 2)
@@ -73,21 +73,21 @@ class ConvHalve(nn.Conv2d):
 
 
 def group_norm(channels: int, eps: float) -> nn.GroupNorm:
-    """Groups of 4 channels or more, at most 32 of them."""
+    """Return a norm with at most 32 groups of 4 channels or more."""
     return nn.GroupNorm(min(32, channels // 4), channels, eps=eps)
 
 
 class Block(Recomputable):
-    """Two convolutions conditioned on the embedding, then perhaps attention over all pixels.
+    """Two convolutions conditioned on the embedding, then optional attention over all pixels.
 
-    What the networks differ in here is said by subclasses. ValueError if there are fewer
-    channels than one head of attention has.
+    Subclasses define the differences between the networks. Raises ValueError if there are fewer
+    channels than one attention head has.
     """
 
     eps: float
     skip_scale: float  # of each residual sum
     scale_shift: bool  # the embedding scales and shifts, or is added before the norm
-    conv_skip: bool  # a block that resamples has a convolution in its skip too
+    conv_skip: bool  # resampling blocks have a convolution in the skip too
     head_channels: int | None  # None for one head
 
     def __init__(
@@ -121,7 +121,7 @@ class Block(Recomputable):
             self.num_heads = c_out // (self.head_channels or c_out)
             if self.num_heads == 0:
                 raise ValueError(
-                    f"attention stands where there are {c_out} channels, less than one head of "
+                    f"attention is at a size with {c_out} channels, less than one head of "
                     f"{self.head_channels}: use more channels, or attention at smaller sizes"
                 )
             self.norm2 = group_norm(c_out, self.eps)
@@ -141,8 +141,8 @@ class Block(Recomputable):
         return (x + self.attend(x)) * self.skip_scale if self.num_heads else x
 
     def attend(self, x: Tensor) -> Tensor:
-        """What attention adds to x (B, C, H, W)."""
-        # Channels are counted by head, then by channel of the head, then q, k, v.
+        """Return the attention's contribution to x (B, C, H, W)."""
+        # Channels are ordered by head, then channel within the head, then q, k, v.
         qkv = pixels(self.qkv(self.norm2(x))).unflatten(2, (self.num_heads, -1, 3))
         qkv = qkv.permute(4, 0, 2, 1, 3).contiguous()
         q, k, v = qkv  # each (B, heads, H W, channels of the head)
@@ -151,7 +151,7 @@ class Block(Recomputable):
 
 
 class SongBlock(Block):
-    """The block of DDPM++ and NCSN++, whose sums keep their variance; Song et al. 2021."""
+    """The block of DDPM++ and NCSN++, whose sums preserve variance; Song et al. 2021."""
 
     eps = 1e-6
     skip_scale = 0.5**0.5

@@ -1,7 +1,7 @@
 """EDM's networks: DDPM++ and NCSN++ (Song et al. 2021), and ADM (Dhariwal & Nichol 2021).
 
-As Karras et al. 2022 train them, under the published names of weights. `net(x, logsnr, labels)`
-returns a tensor shaped like x; labels are integers (B,), or None for no class in particular.
+As trained by Karras et al. 2022, with the published names of weights. `net(x, logsnr, labels)`
+returns a tensor shaped like x; labels are integers (B,), or None for no class.
 """
 
 from collections.abc import Sequence
@@ -29,14 +29,14 @@ BOX, BINOMIAL = (1, 1), (1, 3, 3, 1)  # filters of `halve` and `double`
 
 
 class EDMUNet(nn.Module):
-    """What the networks share: blocks at image_size, image_size / 2, ... and back, with skips.
+    """Common part of the networks: blocks at image_size, image_size / 2, ... and back, with skips.
 
-    channel_mult: width of each resolution in units of channels; attention: sizes in pixels at
-    which blocks attend. ValueError names the size that does not fit.
+    channel_mult: width of each resolution in units of channels; attention: sizes in pixels at which
+    blocks attend. Raises ValueError if a size does not fit.
     """
 
     block: type[Block]
-    attend_up: bool  # on the way up all blocks of a size attend, or the last one only
+    attend_up: bool  # on the way up, whether all blocks of a size attend or only the last
 
     def __init__(
         self,
@@ -97,7 +97,7 @@ class EDMUNet(nn.Module):
         raise NotImplementedError
 
     def head(self, h: Tensor) -> Tensor:
-        """The image (B, image_channels, H, W) that the last features mean."""
+        """Return the image (B, image_channels, H, W) from the last features."""
         raise NotImplementedError
 
     def forward(self, x: Tensor, logsnr: Tensor, labels: Tensor | None = None) -> Tensor:
@@ -107,7 +107,7 @@ class EDMUNet(nn.Module):
             classes = F.one_hot(labels, self.num_classes).to(x.dtype)
         else:
             raise ValueError(f"this network takes no labels, got labels={labels}")
-        # ln(sigma) / 4 for sigma = exp(-logsnr / 2). In float64: NCSN++'s angles go to hundreds.
+        # ln(sigma) / 4 for sigma = exp(-logsnr / 2). In float64: NCSN++'s angles reach hundreds.
         emb = self.embed(-logsnr.double() / 8, classes)
         h, residual, skips = x, x, []
         for layer in self.enc.values():
@@ -137,7 +137,7 @@ class GeometricAngles(nn.Module):
 
 
 class FourierAngles(nn.Module):
-    """Angles (B, count) of a noise level (B,), at frequencies that are random and then kept."""
+    """Angles (B, count) of a noise level (B,), at fixed random frequencies."""
 
     def __init__(self, count: int):
         super().__init__()
@@ -148,11 +148,11 @@ class FourierAngles(nn.Module):
 
 
 class SongUNet(EDMUNet):
-    """DDPM++ or NCSN++, as variant says: "ddpm++" or "ncsn++"; options are those of EDMUNet.
+    """DDPM++ or NCSN++: variant is "ddpm++" or "ncsn++"; options are those of EDMUNet.
 
-    NCSN++ sees the level at random frequencies, filters where it resamples, and adds the ever
-    smaller input on its way down. augment_dim: how many numbers tell the network how an image was
-    distorted in EDM's training, 9 or 0; images here are not distorted, and the numbers are 0.
+    NCSN++ embeds the level at random frequencies, filters when it resamples, and adds the
+    downsampled input on its way down. augment_dim: the number of values, 9 or 0, that describe an
+    image's augmentation in EDM's training; there is none here, so they are 0.
     """
 
     block = SongBlock
@@ -256,7 +256,7 @@ class ADMUNet(EDMUNet):
 
 
 def xavier(layer: nn.Module, gain: float = 1.0) -> None:
-    """EDM's initial weights of a layer of DDPM++ and NCSN++, if it is one with weights to mix."""
+    """Initialise a layer of DDPM++ or NCSN++ as EDM does, if it has weights that mix channels."""
     if isinstance(layer, nn.Conv2d | nn.Linear):
         nn.init.xavier_uniform_(layer.weight, gain)
         if layer.bias is not None:

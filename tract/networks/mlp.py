@@ -1,4 +1,4 @@
-"""A small residual network for points, used for experiments in two dimensions."""
+"""A small residual network for points, for experiments in two dimensions."""
 
 import torch
 import torch.nn.functional as F
@@ -16,7 +16,7 @@ class MLP(nn.Module):
     ):
         super().__init__()
         self.emb = Embedding(channels, channels, num_classes)
-        # Coordinates enter as waves as well: thin structures need sharp functions of x.
+        # Coordinates are also input as waves: thin structures need sharp functions of x.
         self.register_buffer("frequencies", 2.0 ** torch.arange(4), persistent=False)
         waves = 2 * len(self.frequencies)  # a sine and a cosine each
         self.dense_in = nn.Linear(point_dim * (1 + waves), channels)

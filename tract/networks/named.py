@@ -15,17 +15,17 @@ _IMAGENET64 = {"image_size": 64, "image_channels": 3, "num_classes": 1000, "drop
 _IMAGENET64 |= {"channels": 192, "channel_mult": [1, 2, 3, 4]}
 _IMAGENET64 |= {"num_blocks": 3, "attention": [32, 16, 8]}
 
-# Each: the kind of network if it is not UNet, what it predicts, the standard deviation of its data
-# if it is not 0.5, and the network's options.
+# Each has the kind of network unless UNet, its prediction, the standard deviation of its data
+# unless 0.5, and the network's options.
 NETWORKS = {
-    # Trains on the 8x8 digits in one to two minutes on one core; and a smaller student for it.
+    # For the 8x8 digits: trains in one to two minutes on one core; and a smaller student.
     "digits": _DIGITS | {"channels": 32, "emb_channels": 128},
     "digits_small": _DIGITS | {"channels": 16, "emb_channels": 64},
-    # For grey 32x32 images, on one GPU; and a smaller student for it.
+    # For grey 32x32 images, on one GPU; and a smaller student.
     "fashion_mnist": _GREY32 | {"channels": 32, "emb_channels": 128},
     "fashion_mnist_small": _GREY32 | {"channels": 16, "emb_channels": 64},
-    # For the same images without padding, on one core: patches fill its vectors as channels, and
-    # attention, slow there, is in the middle alone. Chosen by tests/cpu_networks.py.
+    # For the same images without padding, on one core: patches as channels fill its vector units,
+    # and attention, slow there, is only in the middle. Chosen by tests/cpu_networks.py.
     "fashion_mnist_cpu": _SMALL
     | {"sigma_data": 0.7, "image_size": 28, "patch": 2, "channel_mult": [1, 2]}
     | {"channels": 32, "emb_channels": 128},
@@ -40,7 +40,7 @@ NETWORKS = {
     "edm_imagenet64_adm": _IMAGENET64 | {"net": "adm", "prediction": "edm"},
 }
 
-# Parameters, and FLOP for an image, of each: counted by a test, so that a list needs no torch.
+# Parameters and FLOP per image of each, verified by a test, so that listing them needs no torch.
 SIZES = {
     "digits": (352_801, 17_514_496),
     "digits_small": (89_361, 4_429_824),
@@ -57,7 +57,7 @@ SIZES = {
 
 
 def named_network(name: str) -> dict:
-    """Description of a named network, for `build_denoiser`. ValueError for an unknown name."""
+    """Return the description of a named network; raises ValueError for an unknown name."""
     check_choice("network", name, NETWORKS)
     options = dict(NETWORKS[name])
     return {

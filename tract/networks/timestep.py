@@ -1,4 +1,4 @@
-"""Noise levels by number, for networks that know no others."""
+"""The timestep number of a noise level, for networks that take the level as one."""
 
 import torch
 from torch import Tensor, nn
@@ -6,13 +6,14 @@ from torch import Tensor, nn
 from tract.base.checks import check_whole
 from tract.levels import levels_of
 
-NEAR = 1e-3  # of a number; float32 log-SNRs are off by up to 3e-5 of one
+NEAR = 1e-3  # in timesteps; rounding float32 log-SNRs costs up to 3e-5
 
 
 class Timestep(nn.Module):
-    """Number (B,) of a log-SNR (B,) among the noisy levels of a process, 0 .. num_steps - 1.
+    """The timestep (B,), 0 .. num_steps - 1, of a log-SNR (B,) among the noisy levels of a process.
 
-    Interpolated in ln sigma, exact at numbered levels; levels beyond the ends count as the ends.
+    Interpolated in ln sigma, exact at numbered levels. Levels beyond the first or last count as the
+    first or last.
     """
 
     def __init__(self, noise_schedule: str, num_steps: int):
@@ -22,7 +23,7 @@ class Timestep(nn.Module):
         self.register_buffer("logsnr", logsnr, persistent=False)
 
     def forward(self, logsnr: Tensor) -> Tensor:
-        # searchsorted wants rising values, and log-SNRs fall.
+        # searchsorted needs rising values, but log-SNRs fall.
         value = logsnr.to(self.logsnr.dtype)
         upper = torch.searchsorted(-self.logsnr, -value).clamp(1, len(self.logsnr) - 1)
         before, after = self.logsnr[upper - 1], self.logsnr[upper]

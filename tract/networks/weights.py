@@ -1,6 +1,6 @@
 """Read and write weights and training states as safetensors with JSON metadata.
 
-Every file is written whole or not at all. Nothing that is read is executed.
+Every file is written completely or not at all. Reading never executes code.
 """
 
 import hashlib
@@ -31,29 +31,29 @@ def write_tensors(path: str | Path, tensors: dict[str, Tensor], card: dict) -> N
 
 
 def read_tensors(path: str | Path) -> tuple[dict[str, Tensor], dict]:
-    """Tensors and card of a file of ours; ValueError if it is damaged or someone else's."""
+    """Read tensors and card from a file of ours; raises ValueError if it is damaged or foreign."""
     if Path(path).is_dir():
-        raise ValueError(f"{path} is a folder where a file of weights was expected: remove it")
-    # The file is mapped, and sizes that it claims are checked against its own: it costs no more
+        raise ValueError(f"{path} is a folder instead of a file of weights: remove it")
+    # The file is mapped, and the sizes it claims are checked against its own: it takes no more
     # memory than its length.
     with reading(path, remedy=RESTORE), safe_open(path, framework="pt") as file:
         metadata = file.metadata() or {}
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         if not {"card", "sha256"} <= metadata.keys():
-            raise ValueError(f"{path} has no card: it was not written by tract, fetch another")
+            raise ValueError(f"{path} has no card: it was not written by tract, use another")
         if _checksum(tensors, metadata["card"]) != metadata["sha256"]:
             raise ValueError("its checksum does not match")
     return tensors, parse_object(metadata["card"], path)
 
 
 def read_sha256(path: str | Path) -> str:
-    """The checksum that a file of ours carries of its weights and card; ValueError without one."""
+    """Return the stored checksum of a file's weights and card; raises ValueError without one."""
     with reading(path, remedy=RESTORE), safe_open(path, framework="pt") as file:
         return file.metadata()["sha256"]
 
 
 def parse_object(text: str | bytes, path: str | Path) -> dict:
-    """The JSON object in a file; ValueError, with the path, if it is not one."""
+    """Parse the JSON object in a file; raises ValueError, with the path, if it is not one."""
     with reading(path, remedy=RESTORE):
         content = json.loads(text)
         if not isinstance(content, dict):
@@ -62,12 +62,12 @@ def parse_object(text: str | bytes, path: str | Path) -> dict:
 
 
 def fingerprint(module: torch.nn.Module) -> str:
-    """SHA-256 of a network's weights with their names, types and shapes."""
+    """Return the SHA-256 of a network's weights with their names, types and shapes."""
     return _checksum({n: t.cpu().contiguous() for n, t in module.state_dict().items()}, "")
 
 
 def _checksum(tensors: dict[str, Tensor], card: str) -> str:
-    """SHA-256 of everything that a reader takes from a file: names, types, shapes, values, card."""
+    """SHA-256 of everything a reader uses: names, types, shapes, values, card."""
     digest = hashlib.sha256(card.encode())
     for name in sorted(tensors):
         tensor = tensors[name]
@@ -77,31 +77,31 @@ def _checksum(tensors: dict[str, Tensor], card: str) -> str:
 
 
 def save_model(path: str | Path, denoiser: Denoiser, card: dict, *, half: bool = False) -> None:
-    """Write a denoiser's weights with a card that says what it is and how to build it.
+    """Write a denoiser's weights with a card that describes it and how to build it.
 
-    half: in half precision, which `load_model` reads as well. ValueError for weights beyond it.
+    half: in half precision, which `load_model` reads too. Raises ValueError if weights overflow.
     """
     weights = denoiser.state_dict()
     if half:
         weights = {n: t.half() if t.dtype == torch.float32 else t for n, t in weights.items()}
         if odd := [name for name, weight in weights.items() if not weight.isfinite().all()]:
-            raise ValueError(f"{odd[0]} has numbers beyond half precision: write it in full")
+            raise ValueError(f"{odd[0]} has numbers beyond half precision: omit half")
     write_tensors(path, weights, {**card, "network": denoiser.config})
 
 
 def load_model(
     path: str | Path, device: torch.device | str = "cpu", role: str = ""
 ) -> tuple[Denoiser, dict]:
-    """A denoiser in evaluation mode, and its card, from a file or the folder of a finished run.
+    """Return a denoiser in evaluation mode and its card, from a file or a finished run's folder.
 
-    role: which network of a checkpoint it is, such as "ema". Weights in half precision become
-    float32. ValueError for a damaged file, or one that is not of the run in whose folder it lies.
+    role: network of a checkpoint to read, such as "ema". Half-precision weights become float32.
+    Raises ValueError if a file is damaged, or does not belong to the run in whose folder it is.
     """
     path = place(path)
     if path.is_dir():
         path = path / "model.safetensors"
     if not path.is_file():
-        raise FileNotFoundError(f"no model at {path}: finish the run that writes it, or correct it")
+        raise FileNotFoundError(f"no model at {path}: finish its run first, or correct the path")
     tensors, card = read_tensors(path)
     check_own(path, card)
     tensors = _under(role, tensors) if role else tensors
@@ -118,9 +118,9 @@ def load_model(
 
 
 def check_own(path: Path, card: dict) -> None:
-    """ValueError if a file lies in a run's folder, and its card is not that of the run.
+    """Raise ValueError if a file in a run's folder has another run's card.
 
-    Files of a run that was branched may have the card that it had before.
+    Files of a branched run may have the card of the original run.
     """
     runs = [read_card(run) for run in run_cards(path.parent)]
     if runs:
@@ -129,19 +129,19 @@ def check_own(path: Path, card: dict) -> None:
 
 
 def run_cards(folder: Path) -> list[Path]:
-    """The files of a run's card, and of that of the run which it was branched from."""
+    """List the files of a run's card, and of the card of the run it was branched from."""
     paths = [folder / name for name in ("card.json", "branched_from.json")]
     return [path for path in paths if path.is_file()]
 
 
 def read_card(path: Path, *, whole: bool = False) -> dict:
-    """A run's card without, or with, its provenance; ValueError if the file is damaged."""
+    """Return a run's card, without or with its provenance; raises ValueError if it is damaged."""
     card = parse_object(path.read_bytes(), path)
     return card if whole else {n: value for n, value in card.items() if n != "provenance"}
 
 
 def save_state(path: str | Path, state, card: dict) -> None:
-    """Write all that a training loop changes: networks, optimizer and counters."""
+    """Write everything that a training loop changes: networks, optimizer and counters."""
     tensors = _weights(state)
     for index, moments in state.optimizer.state_dict()["state"].items():
         tensors |= {f"optimizer.{index}.{name}": value for name, value in moments.items()}
@@ -151,8 +151,8 @@ def save_state(path: str | Path, state, card: dict) -> None:
 def load_state(path: str | Path, state) -> dict:
     """Bring a state at step 0 to where `save_state` wrote it; bit for bit on the same device.
 
-    Returns the card. ValueError, with the state as it was, if the file is damaged or of another
-    run.
+    Returns the card. Raises ValueError, leaving the state unchanged, if the file is damaged or of
+    another run.
     """
     tensors, card = read_tensors(path)
     check_own(Path(path), card)
@@ -163,7 +163,7 @@ def load_state(path: str | Path, state) -> dict:
         or not all(type(n) is type(now[name]) and 0 <= n < inf for name, n in counters.items())
     ):
         raise ValueError(
-            f"{path} is not a checkpoint of this kind of run: it holds {sorted(card)} and counters "
+            f"{path} is not a checkpoint of this kind of run: it has {sorted(card)} and counters "
             f"{counters}; remove it"
         )
     before = dict(vars(state))
@@ -179,7 +179,7 @@ def load_state(path: str | Path, state) -> dict:
     moments: dict[int, dict[str, Tensor]] = {}
     for name, value in _under("optimizer", tensors).items():
         index, _, moment = name.partition(".")
-        if moment != "step":  # in memory as its weight is, which the fused optimizer relies on
+        if moment != "step":  # in its weight's memory format, for the fused optimizer
             value = torch.empty_like(parameters[int(index)]).copy_(value)
         moments.setdefault(int(index), {})[moment] = value
     groups = state.optimizer.state_dict()["param_groups"]
@@ -188,7 +188,7 @@ def load_state(path: str | Path, state) -> dict:
 
 
 def _weights(state) -> dict[str, Tensor]:
-    """Weights of all of a state's networks, as ROLE.NAME."""
+    """Weights of all networks of a state, as ROLE.NAME."""
     return {
         f"{role}.{name}": tensor
         for role, module in state.modules().items()
@@ -197,7 +197,7 @@ def _weights(state) -> dict[str, Tensor]:
 
 
 def _expected(state) -> dict[str, Tensor]:
-    """Tensors like those of a state's checkpoint: its networks', and the moments of Adam."""
+    """Tensors shaped like a state's checkpoint: its networks and Adam's moments."""
     expected = _weights(state)
     parameters = state.optimizer.param_groups[0]["params"] if state.step > 0 else []
     for index, parameter in enumerate(parameters):
@@ -208,7 +208,7 @@ def _expected(state) -> dict[str, Tensor]:
 
 
 def _check_fit(tensors: dict[str, Tensor], expected: dict[str, Tensor], path: str | Path) -> None:
-    """ValueError unless names, shapes and types are those expected, no more, no less."""
+    """Raise ValueError unless names, shapes and types are exactly those expected."""
     check_numbers(tensors, path)
     found = {name: (t.shape, t.dtype) for name, t in tensors.items()}
     wanted = {name: (t.shape, t.dtype) for name, t in expected.items()}
@@ -221,10 +221,10 @@ def _check_fit(tensors: dict[str, Tensor], expected: dict[str, Tensor], path: st
 
 
 def check_numbers(tensors: dict[str, Tensor], path: str | Path) -> None:
-    """ValueError if a weight is infinite or not a number."""
+    """Raise ValueError if a weight is infinite or not a number."""
     odd = sorted(name for name, tensor in tensors.items() if not tensor.isfinite().all())
     if odd:
-        raise ValueError(f"{path} has {odd[0]} not finite ({len(odd)} such): use another file")
+        raise ValueError(f"{path}: {odd[0]} is not finite ({len(odd)} such): use another file")
 
 
 def _kind(tensor: Tensor | None) -> str:
