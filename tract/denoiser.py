@@ -41,7 +41,7 @@ def edm_scalings(level: Level, sigma_data: float, least: float = 0.0) -> Scaling
     """EDM's unit-variance input and target for data of standard deviation sigma_data.
 
     Karras et al. 2022, table 1, extended to any alpha. With sigma_data = 1 the output is -v. least:
-    sigma / alpha where x0 is the sample itself, in consistency models; Song et al. 2023, appendix C.
+    sigma / alpha where x0 is the sample, in consistency models; Song et al. 2023, appendix C.
     """
     beyond = level.sigma - least * level.alpha
     variance = level.alpha**2 * sigma_data**2 + level.sigma**2
