@@ -1,10 +1,19 @@
 """What several test files compare and build."""
 
 import gzip
+import os
+import time
 
 import nbformat
+import psutil
 import torch
 from nbformat import v4
+from tiny import teacher
+
+from tract.experiments.experiment import Experiment
+from tract.experiments.job import LOG, Task
+from tract.experiments.status import read_status
+from tract.networks.weights import save_model
 
 
 def weights(module):
@@ -25,6 +34,32 @@ def everything(state):
 def assert_identical(ours, theirs):
     assert ours.keys() == theirs.keys()
     assert [name for name in ours if not torch.equal(ours[name], theirs[name])] == []
+
+
+def task_in(folder, settings, metric_every=20):
+    """A task in a new folder with a tiny teacher."""
+    made = Experiment(folder, "digits", teacher_steps=16, reference_steps=4, num_samples=24)
+    (folder / "teacher").mkdir(parents=True)
+    save_model(folder / "teacher" / "model.safetensors", teacher(), {"method": "teacher"})
+    return Task(made, settings, features="pixels", metric_every=metric_every)
+
+
+def wait(folder, wanted, seconds=120):
+    """Wait until a run's status is as wanted, and return it."""
+    until = time.monotonic() + seconds
+    while time.monotonic() < until:
+        status = read_status(folder)
+        if wanted(status):
+            return status
+        time.sleep(0.05)
+    raise TimeoutError(f"{status}\n{(folder / LOG).read_text()}")
+
+
+def end_job(folder):
+    """Kill the job of a run, if one is left."""
+    status = read_status(folder)
+    if status.active and status.pid != os.getpid():
+        psutil.Process(status.pid).kill()
 
 
 def allow_tf32(monkeypatch, module, name):

@@ -8,9 +8,12 @@ import re
 import shutil
 import threading
 import time
+from dataclasses import replace
 
+import psutil
 import pytest
 import torch
+from helpers import end_job, task_in, wait, weights
 from PIL import Image
 
 from tract.experiments.catalogue import (
@@ -21,7 +24,7 @@ from tract.experiments.catalogue import (
 )
 from tract.experiments.experiment import Experiment, run_name
 from tract.experiments.history import history
-from tract.experiments.job import JOB
+from tract.experiments.job import JOB, launch
 from tract.experiments.measure import measure, measure_phases, saved_samples
 from tract.experiments.results import append_results, read_results
 from tract.experiments.run import Checkpointing
@@ -319,6 +322,41 @@ def test_a_run_is_stopped_resumed_and_opened_in_the_editor(root, monkeypatch):
     assert any("running" in line for line in browser.table.lines())
     browser.buttons["Stop"].click()
     assert (folder / STOP).read_text() == str(os.getpid())
+
+
+def test_a_killed_job_is_seen_within_five_seconds_and_resumed_to_the_same_end(
+    tmp_path, monkeypatch, request
+):
+    settings = Distillation(step_schedule=(16, 4, 1), train_images=400, batch_size=4)
+    task, here = (task_in(tmp_path / name, settings) for name in ("job", "here"))
+    monkeypatch.setattr("tract.lab.live.somebody_clicks", lambda: True)
+    browser = RunBrowser(task.experiment.folder)
+    open_page(browser, "Watch")
+    browser.show()  # from here on its own timer looks
+
+    def see(word, seconds):
+        until = time.monotonic() + seconds
+        said = []
+        while len(said) < 2 or not all(word in text for text in said):
+            assert time.monotonic() < until, said
+            time.sleep(0.05)
+            panels = [panel.views.children[0]._state.value for panel in browser.watched.children]
+            said = [browser.table.rows.value, *panels]
+        return said[1]
+
+    replace(task, minutes=0.001).write()  # between checkpoints
+    launch([task.folder])
+    request.addfinalizer(lambda: end_job(task.folder))
+    job = psutil.Process(wait(task.folder, lambda status: status.step > 5).pid)
+    job.suspend()  # or it might have finished before
+    see("running", 60)
+    job.kill()
+    assert f"process {job.pid} ended unexpectedly" in (said := see("failed", 5))
+    assert "Resume continues from its last checkpoint" in said
+    browser.buttons["Resume"].click()
+    assert wait(task.folder, lambda status: not status.active).state == "finished"
+    browser.close()
+    assert torch.equal(weights(here.train()), weights(load_model(task.folder)[0]))
 
 
 def test_a_damaged_run_is_shown_with_its_reason_beside_whole_ones(root):

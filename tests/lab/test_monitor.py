@@ -11,11 +11,9 @@ import ipywidgets
 import numpy as np
 import pytest
 import torch
-from helpers import weights
+from helpers import task_in, weights
 from PIL import Image
-from tiny import teacher
 
-from tract.experiments.experiment import Experiment
 from tract.experiments.job import JOB, Task
 from tract.experiments.results import COLUMNS, append_results
 from tract.experiments.status import STOP, Status, process_of, read_status, write_status
@@ -23,7 +21,6 @@ from tract.jobs.execute import WIDGET_VIEW
 from tract.lab import live, monitor, view
 from tract.lab.line_chart import Chart, Line, figure, svg
 from tract.lab.monitor import NotFinished, Panel, train, watch
-from tract.networks.weights import save_model
 from tract.settings import Distillation
 
 SETTINGS = Distillation(step_schedule=(16, 4, 1), train_images=96, batch_size=4, seed=1)
@@ -31,10 +28,7 @@ SETTINGS = Distillation(step_schedule=(16, 4, 1), train_images=96, batch_size=4,
 
 @pytest.fixture
 def task(tmp_path):
-    made = Experiment(tmp_path, "digits", teacher_steps=16, reference_steps=4, num_samples=24)
-    (tmp_path / "teacher").mkdir()
-    save_model(tmp_path / "teacher" / "model.safetensors", teacher(), {"method": "teacher"})
-    return Task(made, SETTINGS, features="pixels", metric_every=6)
+    return task_in(tmp_path, SETTINGS, metric_every=6)
 
 
 @pytest.fixture
