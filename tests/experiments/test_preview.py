@@ -4,23 +4,20 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from helpers import allow_tf32
-from tiny import teacher
+from helpers import allow_tf32, task_in
 
 from tract.data import to_uint8
 from tract.denoiser import Denoiser, clamped
-from tract.experiments.experiment import Experiment
-from tract.experiments.measure import Distance
+from tract.experiments.measure import Distance, sample_noise
 from tract.experiments.preview import (
+    MEANWHILE,
     PHASE_METRIC,
     Preview,
     distance_to_data,
     level_errors,
     preview_steps,
-    sample_noise,
 )
 from tract.metrics.distances import frechet_distance, moments_of
-from tract.networks.weights import save_model
 from tract.samplers import sample
 from tract.seeds import Stream, generator_for
 from tract.settings import Distillation, Training
@@ -31,10 +28,7 @@ SETTINGS = Distillation(step_schedule=(16, 4, 1), train_images=96, batch_size=4,
 
 @pytest.fixture
 def experiment(tmp_path):
-    made = Experiment(tmp_path, "digits", teacher_steps=16, reference_steps=4, num_samples=24)
-    (tmp_path / "teacher").mkdir()
-    save_model(tmp_path / "teacher" / "model.safetensors", teacher(), {"method": "teacher"})
-    return made
+    return task_in(tmp_path, SETTINGS).experiment
 
 
 @pytest.fixture
@@ -76,7 +70,7 @@ def test_diagnostics_are_float32_in_full(whole, monkeypatch):
     seen = allow_tf32(monkeypatch, Denoiser, "forward")
     state, _, _ = experiment.start(SETTINGS)
     level_errors(experiment, SETTINGS, state)
-    sample_noise(experiment, SETTINGS, student, 1, 2)
+    sample_noise(experiment, student, experiment.levels, 1, 2, **MEANWHILE)
     metric(student)
     assert len(seen) > 3 and not any(seen)
 
@@ -100,12 +94,13 @@ def test_students_of_many_steps_are_sampled_in_few_that_divide_them():
 
 def test_the_metric_is_the_distance_that_is_measured_at_the_end(whole):
     experiment, student = whole
-    x = sample(clamped(student), experiment.noise[0], experiment.grid(SETTINGS), 1)
+    levels = experiment.grid(SETTINGS)
+    x = sample(clamped(student), experiment.noise[0], levels, 1)
     distance = Distance(experiment, "pixels")
     expected = frechet_distance(moments_of(distance.extract(to_uint8(x))), distance.reference)
     found = distance_to_data(experiment, SETTINGS, "pixels")(student)
     assert found == pytest.approx(expected, rel=1e-6)
-    assert torch.allclose(sample_noise(experiment, SETTINGS, student, 1, 5), x[:5], atol=1e-5)
+    assert torch.allclose(sample_noise(experiment, student, levels, 1, 5), x[:5], atol=1e-5)
 
 
 def test_a_teachers_errors_by_level_are_of_the_data(experiment):

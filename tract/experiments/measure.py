@@ -118,7 +118,7 @@ def measure(
     before, known = read_tensors(path) if path.is_file() else ({}, about)
     before = before if known == about else {}  # else from other weights
     missing = [n for n in steps if len(before.get(str(n), ())) != count]
-    made = {n: _sampled(experiment, denoiser, levels, n) for n in missing}
+    made = {n: sample_noise(experiment, denoiser, levels, n) for n in missing}
     if made:
         write_tensors(path, before | {str(n): x[:KEPT] for n, x in made.items()}, about)
     reference = saved_samples(experiment, TEACHER)[experiment.reference_steps].to(device())
@@ -129,7 +129,7 @@ def measure(
     for residual in getattr(settings, "more_residuals", ()):
         average = load_model(folder / average_file(residual), device())[0]
         at = row | {"nfe": steps[-1], "run": f"{folder.name}-average{residual:g}"}
-        x = _sampled(experiment, average, levels, steps[-1])
+        x = sample_noise(experiment, average, levels, steps[-1])
         rows += _rows_of_samples(experiment, at, x, reference, distances)
     card = read_tensors(model)[1]
     if "peak_memory_mb" in card:  # in training on a GPU
@@ -193,7 +193,7 @@ def measure_phases(experiment: Experiment, settings: Distillation, count: int = 
     for phase, nfe in enumerate(settings.step_schedule[1:], 1):
         name = f"phase-{phase}" if phase < settings.num_phases else "model"
         student = load_model(folder / f"{name}.safetensors", device())[0]
-        x = _sampled(experiment, student, levels, nfe, count)
+        x = sample_noise(experiment, student, levels, nfe, count)
         schedule = format_schedule(settings.step_schedule[: phase + 1])
         at = {"schedule": schedule, "nfe": nfe, "samples": len(x)}
         about = {"steps": levels.num_steps, "solver": settings.solver}
@@ -239,19 +239,21 @@ def comparison(experiment: Experiment, table: pd.DataFrame, count: int) -> dict[
     return rows
 
 
-def _sampled(
+def sample_noise(
     experiment: Experiment,
     denoiser: Denoiser,
     levels: Level,
     num_steps: int,
     count: int | None = None,
-    solver: str = "ddim",
+    **options,
 ) -> Tensor:
-    """Sample (count, ...), by default all, from an experiment's noise with its settings."""
-    eps, labels = experiment.noise
-    options = {"clamp": experiment.clamp, "compute": experiment.compute, "batch": SAMPLED[device()]}
-    options |= {"labels": None if labels is None else labels[:count], "solver": SOLVERS[solver]}
-    return sample_batches(denoiser, eps[:count], levels, num_steps, **options)
+    """Sample (count, ...), by default all, from the noise that all models start from.
+
+    options: of `sample_batches`, instead of those of the experiment.
+    """
+    eps, labels = (None if x is None else x[:count] for x in experiment.noise)
+    how = {"clamp": experiment.clamp, "compute": experiment.compute, "batch": SAMPLED[device()]}
+    return sample_batches(denoiser, eps, levels, num_steps, labels=labels, **how | options)
 
 
 def _rollout(experiment: Experiment, levels: Level, count: int, solver: str) -> Tensor:
@@ -263,7 +265,9 @@ def _rollout(experiment: Experiment, levels: Level, count: int, solver: str) -> 
     with only_writer(path.parent, path.name, wait=True):
         if not path.is_file():
             teacher = load_model(folder, device())[0]
-            x = _sampled(experiment, teacher, levels, levels.num_steps, count, solver)
+            x = sample_noise(
+                experiment, teacher, levels, levels.num_steps, count, solver=SOLVERS[solver]
+            )
             write_tensors(path, {"samples": x}, made_by)
         tensors, card = read_tensors(path)
     if card != made_by or "samples" not in tensors:

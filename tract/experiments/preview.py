@@ -1,8 +1,8 @@
 """Previews of a training: samples from fixed noise, errors by level, distances on the way.
 
 preview.safetensors    the newest samples and errors, with the step that they are of
-phase_metric.jsonl     distances to the data in the steps of the phase under way
-All of it is of noise and data that stay the same, and changes nothing of the run.
+phase_metric.jsonl     distances to the data in the steps of the current phase
+Noise and data are fixed, and the run is not changed.
 """
 
 import time
@@ -18,9 +18,8 @@ from tract.denoiser import Denoiser
 from tract.distill import DistillationState, phase_target
 from tract.experiments.experiment import Experiment
 from tract.experiments.history import append, trim
-from tract.experiments.measure import Distance
+from tract.experiments.measure import Distance, sample_noise
 from tract.experiments.run import Run
-from tract.metrics.samples import sample_batches
 from tract.networks.weights import read_tensors, write_tensors
 from tract.phases import Phase
 from tract.records import Record
@@ -29,12 +28,13 @@ from tract.settings import Distillation, Training
 from tract.step import add_noise, mean_square
 from tract.train import TeacherState
 
-PLACES = 8  # noise levels at which errors are asked
+PLACES = 8  # noise levels at which errors are measured
 IMAGES = 4  # for each of them
 COUNT = 12  # samples
-MOST_STEPS = 8  # of a sampler: a student of more is sampled in fewer
+MOST_STEPS = 8  # of a sampler; students of more are sampled in fewer
 SHARE = 0.015  # of the training time, at most, for samples and errors
 SECONDS = 3.0  # between two previews, at least
+MEANWHILE = {"compute": EAGER, "batch": 256, "shown": False}  # how a run in training is sampled
 PREVIEW, PHASE_METRIC = "preview.safetensors", "phase_metric.jsonl"
 
 
@@ -57,19 +57,21 @@ class Preview:
         start, spent, cost, latest = time.monotonic(), 0.0, 0.0, -SECONDS
         for record in records:
             if self.metric_every and record.step % self.metric_every == 0:
-                self._measure(record)  # before the step is saved: on resume it is not made again
+                self._measure(
+                    record
+                )  # before the step is saved: on resume it is not measured again
             try:
                 yield record
             except GeneratorExit:
                 self.write(record)
                 raise
             now = time.monotonic() - start
-            # What it cost last time is waited for first, so that the share is kept.
+            # The cost counts before it is spent, so that the share is kept.
             due = now - latest >= SECONDS and spent + cost <= SHARE * now
             if due or record.step == record.num_steps:
                 first, latest = self.step == 0, now
                 self.write(record)
-                if not first:  # which is slow, and would keep the next ones waiting
+                if not first:  # it is slow, and would delay the next ones
                     cost = time.monotonic() - start - now
                     spent += cost
 
@@ -80,7 +82,8 @@ class Preview:
         self.step, run = record.step, self.run
         places, errors = level_errors(self.experiment, run.settings, run.state)
         own, steps = preview_steps(self.experiment, run.settings, run.state)
-        x = sample_noise(self.experiment, run.settings, run.state.ema, steps, COUNT)
+        levels = self.experiment.grid(run.settings)
+        x = sample_noise(self.experiment, run.state.ema, levels, steps, COUNT, **MEANWHILE)
         about = {"step": record.step, "phase": record.phase, "nfe": steps, "own": own}
         tensors = {"samples": x.cpu(), "places": places, "errors": errors}
         write_tensors(run.folder / PREVIEW, tensors, about)
@@ -105,9 +108,9 @@ def read_preview(folder: Path) -> tuple[dict[str, Tensor], dict]:
 def level_errors(
     experiment: Experiment, settings: Training, state: TeacherState | DistillationState
 ) -> tuple[Tensor, Tensor]:
-    """Squared error at levels of some indices, (K,) of each.
+    """Indices (K,) of some levels, and the squared error (K,) there.
 
-    Of a student against what it is trained to in the phase under way, of a teacher against x0.
+    A student's is to its target in the current phase, a teacher's to x0.
     """
     data, levels = experiment.data, experiment.grid(settings)
     device, distilled = data.samples.device, isinstance(settings, Distillation)
@@ -134,35 +137,21 @@ def level_errors(
 def preview_steps(
     experiment: Experiment, settings: Training, state: TeacherState | DistillationState
 ) -> tuple[int, int]:
-    """Steps of the student of the phase under way, and as many of them as are sampled quickly."""
+    """Steps of the current phase's student, and a divisor of them that is sampled quickly."""
     own = experiment.teacher_steps
     if isinstance(settings, Distillation):
         own = settings.phases[state.phase].student_steps
     return own, max(n for n in range(1, min(own, MOST_STEPS) + 1) if own % n == 0)
 
 
-@matmul_precision(EAGER)
-def sample_noise(
-    experiment: Experiment,
-    settings: Training,
-    denoiser: Denoiser,
-    steps: int,
-    count: int | None = None,
-) -> Tensor:
-    """Samples (count, ...) in some steps, from the noise that all models start from."""
-    eps, labels = (None if x is None else x[:count] for x in experiment.noise)
-    options = {"labels": labels, "clamp": experiment.clamp, "shown": False}
-    return sample_batches(denoiser, eps, experiment.grid(settings), steps, **options)
-
-
 def distance_to_data(
     experiment: Experiment, settings: Distillation, features: str
 ) -> Callable[..., float]:
-    """A metric for a run: the Frechet distance of samples in some steps, by default the last."""
-    distance = Distance(experiment, features)
+    """A metric of a run: the Frechet distance of samples, by default in the last phase's steps."""
+    distance, levels = Distance(experiment, features), experiment.grid(settings)
 
     @matmul_precision(EAGER)
     def metric(denoiser: Denoiser, steps: int = settings.step_schedule[-1]) -> float:
-        return distance(sample_noise(experiment, settings, denoiser, steps))
+        return distance(sample_noise(experiment, denoiser, levels, steps, **MEANWHILE))
 
     return metric
