@@ -91,7 +91,7 @@ def test_a_schedule_is_read_in_every_form_that_is_printed(text, schedule):
         ("schedule", "64>64", "choose student_network or student_prediction"),
         ("schedule", "64>8>1>1", "choose student_network or student_prediction"),
         ("method", "BTD", "BTD halves the steps in every phase"),
-        ("noise_schedule", "karras", "knows 'cosine' levels"),
+        ("noise_schedule", "karras", "was trained on 'cosine'"),
         ("solver", "heun", "use karras or ddpm_linear levels"),
         ("train_images", "10", "train_images is 10, less than one batch"),
         ("train_images", "1e3.5", "use a number, such as 0.001 or 2e4"),
@@ -167,7 +167,7 @@ def test_halving_leads_to_btd_and_says_which_phases_are_not_drawn(editor):
     editor.boundaries.halve.click()
     assert editor.settings.step_schedule == (64, 32, 16, 8, 4, 2, 1)
     assert editor.reason == ""
-    assert "2 of 6 phases, in the middle, are not drawn" in editor.view.picture.value
+    assert "2 of 6 phases, in the middle, are omitted" in editor.view.picture.value
     editor.schedule.value = "[40, 1]"
     assert "# impossible: BTD halves" in editor.yaml.value
     editor.boundaries.halve.click()
@@ -196,7 +196,7 @@ def test_presets_for_other_teachers_are_shown_and_refused(editor):
     editor.preset.value = names[0]
     assert editor.settings.step_schedule == (40, 1)
     assert editor.settings.clip_norm == 1e9
-    assert "knows 'cosine' levels" in editor.reason
+    assert "was trained on 'cosine'" in editor.reason
     assert yaml.safe_load(editor.parameters)["noise_schedule"] == "karras"
     editor.preset.value = "this notebook, 64>8>1"
     assert editor.settings == RECIPES[0]

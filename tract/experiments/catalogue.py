@@ -23,7 +23,7 @@ from tract.networks.weights import read_card
 from tract.phases import format_schedule
 
 MODEL = "model.safetensors"  # the result of a finished run
-CHECKPOINT = "checkpoint-"  # how the names of an unfinished run's states begin
+CHECKPOINT = "checkpoint-"  # prefix of an unfinished run's states
 DAMAGED = "damaged"
 # Columns of an overview that are not metrics.
 ABOUT = ("run", "label", "state", "done", "left", "trained", "images", "nfe")
@@ -94,9 +94,9 @@ def results_of(run: FoundRun) -> pd.DataFrame:
 
 
 def overview(runs: Sequence[FoundRun]) -> pd.DataFrame:
-    """A row for every run: state, share done, seconds left, training time, and a column a metric.
+    """A row for every run: state, share done, seconds left, training time, and a column per metric.
 
-    Numbers are those in the run's fewest evaluations, nfe.
+    The numbers are of samples with the run's fewest evaluations, nfe.
     """
     labels = labels_of([run for run in runs if run.state != DAMAGED])
     tables = {parent: _readable_results(parent) for parent in {run.folder.parent for run in runs}}
@@ -155,7 +155,7 @@ def _mean_of(values: pd.Series) -> str | float:
 
 
 def differences(cards: Mapping[str, dict], only: bool = True) -> pd.DataFrame:
-    """Entries of cards by dotted name, a column a card; only: those in which the cards differ."""
+    """Entries of cards by dotted name, a column per card; only: those that differ."""
     table = pd.DataFrame({name: dict(_entries(card)) for name, card in cards.items()}).fillna("")
     return table[table.nunique(axis=1) > 1] if only else table
 
@@ -171,7 +171,7 @@ def _entries(card: dict, name: str = "") -> Iterator[tuple[str, str]]:
 def labels_of(runs: Sequence[FoundRun]) -> dict[str, str]:
     """Short labels by the runs' names: method and schedule, then the settings that tell them apart.
 
-    And where no setting does, the name.
+    Runs that no setting tells apart have their name instead.
     """
     labels = {}
     for run in runs:
@@ -193,10 +193,10 @@ def samples_at(
 ) -> Tensor:
     """Samples (count, ...) of a run's average with nfe steps, all runs' from the same noise.
 
-    Those that were measured are read, others are made and remembered. Of an unfinished run it is
-    the average of its newest checkpoint. progress: called with the share done after each step; what
-    it raises ends the sampling. FileNotFoundError without weights, ValueError if they are damaged
-    or the steps do not divide the grid.
+    Measured ones are read, others are made and remembered. An unfinished run is sampled with the
+    average in its newest checkpoint. progress: called with the share done after each step; what it
+    raises ends the sampling. FileNotFoundError without weights, ValueError if they are damaged or
+    the steps do not divide the grid.
     """
     samples = read_samples(run.folder).get(nfe) if (run.folder / SAMPLES).is_file() else None
     if samples is not None and len(samples) >= count:
@@ -210,7 +210,7 @@ def _weights(run: FoundRun) -> Path:
     for path in [run.folder / MODEL, *reversed(checkpoints)]:
         if path.is_file():
             return path
-    raise FileNotFoundError("no weights yet: let it come to its first checkpoint")
+    raise FileNotFoundError("no weights yet: wait for its first checkpoint")
 
 
 _made: dict[tuple, Tensor] = {}  # samples by weights, their time, steps, count and seed
@@ -223,7 +223,7 @@ def samples_of(
     seed: int,
     progress: Callable[[float], None] = lambda share: None,
 ) -> Tensor:
-    """Samples (count, ...) of the average in a run's file, made once while that is the same."""
+    """Samples (count, ...) of the average in a run's file, remembered until the file changes."""
     key = weights, weights.stat().st_mtime_ns, nfe, count, seed
     if key not in _made:
         role = "ema" if weights.name.startswith(CHECKPOINT) else ""
@@ -233,7 +233,7 @@ def samples_of(
 
 
 def students_of(run: FoundRun) -> Iterator[tuple[FoundRun, Path]]:
-    """A finished distillation as it was after each of its phases, and the weights then."""
+    """A finished distillation after each of its phases, with the weights of that time."""
     schedule = run.settings["step_schedule"]
     for phase in range(1, len(schedule)):
         name = MODEL if phase == len(schedule) - 1 else f"phase-{phase}.safetensors"

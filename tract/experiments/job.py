@@ -1,7 +1,7 @@
-"""A training as data, and as a process of its own that outlives who started it.
+"""A training as data, and as a process that outlives whoever started it.
 
-`python -m tract.experiments.job` reads run directories, one a line, and trains what job.json
-describes in each, one after the other. What it prints goes to job.log.
+`python -m tract.experiments.job` reads run directories, one per line, and trains what job.json
+describes in each, one after the other. Its output goes to job.log.
 """
 
 import json
@@ -44,9 +44,9 @@ JOB, LOG = "job.json", "job.log"
 
 @dataclass(frozen=True)
 class Task:
-    """A training as another process needs it; settings of a teacher come with its network.
+    """A training that another process can carry out; a teacher's settings come with its network.
 
-    features, metric_every: measure the distance to the data on the way, every so many steps.
+    features, metric_every: measure the distance to the data every metric_every steps; 0 for never.
     """
 
     experiment: Experiment
@@ -79,7 +79,7 @@ class Task:
         return run
 
     def check(self) -> None:
-        """ValueError, with the remedy, for what cannot be trained, or was begun otherwise."""
+        """ValueError, with the remedy, for impossible settings, or not those that it began with."""
         run = self.run()
         if (run.folder / "card.json").is_file() and read_status(run.folder).state != NEW:
             claim(run.folder / "card.json", run.card)
@@ -96,7 +96,7 @@ class Task:
             raise
 
     def write(self) -> None:
-        """Leave the task in its run directory, from which a job can be launched."""
+        """Write the task to its run directory, from where a job can be launched."""
         self.folder.mkdir(parents=True, exist_ok=True)
         own = {field.name: getattr(self, field.name) for field in fields(self)}
         own |= self.experiment.task(self.settings, self.network)
@@ -105,7 +105,7 @@ class Task:
 
 
 def read_task(folder: Path) -> Task:
-    """The task of a run directory, with as many threads as it was given."""
+    """The task in a run directory; its number of threads is used from then on."""
     about = json.loads((folder / JOB).read_text())
     use_threads(about.pop("threads"))
     experiment, settings = from_task(about)
@@ -116,9 +116,9 @@ _ready: subprocess.Popen | None = None  # waits for its runs
 
 
 def stand_by() -> None:
-    """Have a process that has imported all that a training needs, and waits for its runs.
+    """Keep a process ready that has imported what a training needs and waits for its runs.
 
-    Seconds pass until it has; it ends with this process if it is given none.
+    It takes seconds to start, and ends with this process if it is given none.
     """
     global _ready
     if _ready is None or _ready.poll() is not None:
@@ -134,9 +134,9 @@ def stand_by() -> None:
 
 
 def launch(folders: Sequence[Path]) -> None:
-    """Train the unfinished of some runs in a process of its own; each has its task written.
+    """Train the unfinished ones of some runs, whose tasks are written, in a process of their own.
 
-    RuntimeError if one of them is being trained already.
+    RuntimeError if one of them is already being trained.
     """
     global _ready
     folders = [folder for folder in folders if read_status(folder).state != FINISHED]
@@ -157,11 +157,11 @@ def launch(folders: Sequence[Path]) -> None:
 
 
 def main() -> int:
-    """Import what a first step would, wait for run directories, and train them."""
+    """Import what a first step needs, wait for run directories, and train them."""
     Adam([torch.zeros(1, requires_grad=True)])
     load_data("digits")
     folders = [Path(line) for line in sys.stdin.read().splitlines()]
-    if not folders:  # who would have given them has ended
+    if not folders:  # the process that would have sent them has ended
         return 0
     with (folders[0] / LOG).open("a") as log:
         for stream in (sys.stdout, sys.stderr):
@@ -170,7 +170,7 @@ def main() -> int:
 
 
 def train_in_turn(folders: Sequence[Path]) -> int:
-    """Train runs one after the other; the first that does not finish ends the rest."""
+    """Train runs one after the other, up to the first that does not finish."""
     waiting = list(folders)
     try:
         while waiting:

@@ -1,7 +1,7 @@
-"""Status of a run: who trains it, how far it is, and a request that it stop.
+"""Status of a run: the process that trains it, its progress, and a request to stop.
 
 status.json   written by the training process about once a second
-stop          the process id that is asked to stop after its step
+stop          the id of the process that is to stop after its step
 """
 
 import json
@@ -28,7 +28,7 @@ STATUS, STOP = "status.json", "stop"
 
 @dataclass(frozen=True)
 class Status:
-    """State of a run directory; pid, created and host tell its process from all others."""
+    """State of a run directory; pid, created and host identify its process."""
 
     state: str = NEW
     step: int = 0
@@ -49,7 +49,7 @@ class Status:
 
 
 def read_status(folder: str | Path) -> Status:
-    """The status of a run directory; a process that ended without a word makes it failed."""
+    """The status of a run directory; failed if its process ended without writing so."""
     folder = Path(folder)
     status = _read(folder / STATUS)
     if (folder / "model.safetensors").is_file():
@@ -66,7 +66,7 @@ def read_status(folder: str | Path) -> Status:
 
 
 def as_state(status: Status, state: str, message: str = "") -> Status:
-    """The same status in another state, with no time left to wait for."""
+    """The same status in another state, without seconds left."""
     return replace(status, state=state, message=message, seconds_left=None)
 
 
@@ -78,7 +78,7 @@ def _read(path: Path) -> Status:
 
 
 def write_status(folder: Path, status: Status) -> None:
-    """Replace a run's status at once; unlike results it is not flushed to disk."""
+    """Replace a run's status atomically; unlike results it is not flushed to disk."""
     temporary = folder / f".{STATUS}.{os.getpid()}{TEMPORARY}"
     try:
         temporary.write_text(json.dumps(asdict(status) | {"time": time.time()}))
@@ -93,7 +93,7 @@ def process_of(pid: int) -> dict:
 
 
 def _alive(status: Status) -> bool:
-    """Whether a status' process still runs; another machine's cannot be seen, and is believed."""
+    """Whether a status' process still runs; on another machine it is assumed to."""
     if status.host != platform.node():
         return True
     try:
@@ -112,7 +112,7 @@ def request_stop(folder: str | Path) -> None:
 
 
 class Reporter:
-    """A context that keeps the status of the run that this process trains."""
+    """Context that keeps up to date the status of the run that this process trains."""
 
     def __init__(self, folder: Path, batch_size: int, step: int, num_steps: int):
         self._folder, self._batch = folder, batch_size
@@ -130,7 +130,7 @@ class Reporter:
             write_status(self._folder, status)
 
     def take(self, record: Record) -> None:
-        """Note a step, and write the status if it is time."""
+        """Note a step, and write the status if that is due."""
         now = time.monotonic()
         self._times.append((now, record.step))
         while now - self._times[0][0] > WINDOW:

@@ -30,15 +30,15 @@ from tract.lab.sampler import Sampler
 from tract.lab.show import text
 
 LIMIT = 8  # runs that are drawn together
-SECONDS = 2.0  # between looks at the folder, or ten times what a look takes
+SECONDS = 2.0  # between two reads of the folder, or ten times what a read takes
 PAGES = ("Curves", "Samples", "Parameters", "Results", "Watch")
 
 
 def browse(runs_dir: str | Path, editor=None) -> None:
-    """Show a live browser of all runs below a folder, with a picture of it for no kernel.
+    """Show a live browser of all runs below a folder, with a picture for readers without a kernel.
 
-    A folder that is not here is looked for beside the notebook's own folder. editor: that runs can
-    be opened in. FileNotFoundError if there is no such folder.
+    A folder that is not found here is looked for beside the notebook's own. editor: where runs can
+    be opened. FileNotFoundError if there is no such folder.
     """
     folder = Path(runs_dir)
     if not folder.is_dir() and (Path("..") / folder).is_dir():
@@ -53,7 +53,7 @@ class RunBrowser(LiveBox):
         self.root, self._editor = Path(runs_dir), editor
         self.problems: list[str] = []
         self.charts: list[Chart] = []
-        self.search = w.Text(placeholder="words that a row must have", description="Filter")
+        self.search = w.Text(placeholder="words that a row must contain", description="Filter")
         self.group = w.Checkbox(False, description="group seeds", indent=False)
         self.count, self.message = w.Label(), w.HTML()
         self.table = RunTable(self.draw)
@@ -91,7 +91,7 @@ class RunBrowser(LiveBox):
         super().close()
 
     def tick(self) -> None:
-        """Read what is new, and draw it where it is looked at."""
+        """Read what is new, and redraw the open page."""
         before, start = self._stamp, time.monotonic()
         self.read()
         page = PAGES[self.pages.selected_index or 0]
@@ -102,7 +102,7 @@ class RunBrowser(LiveBox):
         self.SECONDS = max(SECONDS, 10 * (time.monotonic() - start))
 
     def read(self) -> None:
-        """Look for runs again, and keep those selected that are still there."""
+        """Find the runs again; those still there stay selected."""
         with self.lock:
             self.runs = {run.name: run for run in find_runs(self.root)}
             self.overview = overview(list(self.runs.values()))
@@ -110,7 +110,7 @@ class RunBrowser(LiveBox):
             self._stamp = [(run.name, run.status) for run in self._selected()]
 
     def fill(self) -> None:
-        """Put the rows that have all words into the table."""
+        """Fill the table with the rows that contain all words."""
         with self.lock:
             words, table = self.search.value.lower().split(), self.overview
             texts = table["run"] + " " + table["label"] + " " + table["state"]
@@ -152,13 +152,13 @@ class RunBrowser(LiveBox):
         self.say("Opened in the editor above.")
 
     def draw(self) -> None:
-        """Draw the open page for the selected runs; say what cannot be shown, and why."""
+        """Draw the open page for the selected runs; say which cannot be shown, and why."""
         with self.lock:
             self.samples.end()
             runs = self._selected()
             self.problems = [f"{run.name}: {run.reason}" for run in runs if run.state == DAMAGED]
             if len(runs) > LIMIT:
-                self.problems.append(f"the first {LIMIT} of {len(runs)} selected are shown")
+                self.problems.append(f"only {LIMIT} of {len(runs)} selected runs are shown")
             whole = [run for run in runs[:LIMIT] if run.state != DAMAGED]
             page = PAGES[self.pages.selected_index or 0]
             getattr(self, f"_draw_{page.lower()}")(whole)
@@ -172,7 +172,7 @@ class RunBrowser(LiveBox):
     def _read_each(
         self, runs: Sequence[FoundRun], read: Callable[[FoundRun], object]
     ) -> dict[str, object]:
-        """What can be read of the runs, by their labels; the reasons of others are kept to say."""
+        """What `read` returns for each run, by label; failures are added to the problems."""
         labels, found = labels_of(runs), {}
         for run in runs:
             try:

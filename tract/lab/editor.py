@@ -1,4 +1,4 @@
-"""The schedule editor: settings of a distillation as widgets, with picture, cost and state."""
+"""The schedule editor: widgets for a distillation's settings, with picture, cost and state."""
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
@@ -32,15 +32,15 @@ from tract.networks.weights import load_model
 from tract.phases import equal_steps, parse_schedule
 from tract.settings import Distillation
 
-FEW_STEPS = 50  # in a phase, of which the editor warns
+FEW_STEPS = 50  # in a phase: with fewer the editor warns
 DATA = ("digits", "fashion_mnist", "cifar10", "imagenet64")  # that presets are named after
 
 
 class Editor(LiveBox):
     """Widgets for all settings of a distillation of an experiment's teacher.
 
-    recipes: what the editor can be set to, the first to begin with; so can the files of parameters
-    in the folder presets. FileNotFoundError where the experiment has no teacher yet.
+    recipes: settings to load, beside the parameter files in the folder presets; the first is loaded
+    at the start. FileNotFoundError if the experiment has no teacher yet.
     """
 
     def __init__(
@@ -51,10 +51,10 @@ class Editor(LiveBox):
     ):
         self.experiment = experiment
         network = load_model(experiment.folder / TEACHER)[0].config
-        self._recipe = self._base = recipes[0]  # of settings that have no widget
+        self._recipe = self._base = recipes[0]  # for settings without a widget
         self._act: Callable[[], None] = lambda: self.say("run the next cell, then press Start")
         self._quiet = False  # while several widgets are set at once
-        self._past: list[tuple[Distillation, dict]] = []  # what the widgets said, to go back to
+        self._past: list[tuple[Distillation, dict]] = []  # earlier values, for Undo
         self._presets = {f"this notebook, {r.schedule}": parameters_of(r) for r in recipes}
         self._presets |= presets_in(Path(presets))
         self.fields, self.boundaries = make_fields(), ScheduleFields(self.say)
@@ -79,7 +79,7 @@ class Editor(LiveBox):
 
     @property
     def settings(self) -> Distillation:
-        """What the widgets say; ValueError, with the reason, where that is impossible."""
+        """The settings in the widgets; ValueError, with the reason, for impossible ones."""
         values = {name: x.value for name, x in self.fields.items() if name != "noise_schedule"}
         values |= {name: number_of(name, values[name]) for name in NUMBERS}
         return replace(self._base, step_schedule=self.boundaries.schedule, **values)
@@ -101,7 +101,7 @@ class Editor(LiveBox):
         return yaml_of(parameters_of(self.settings) | own)
 
     def load(self, parameters: Mapping[str, object]) -> None:
-        """Set the widgets to a notebook's parameters, with those of the first recipe for others."""
+        """Set the widgets to a notebook's parameters; the first recipe has the missing ones."""
         base = settings_of(parameters, self._recipe)
         values = {name: getattr(base, name, None) for name in self.fields}
         values |= {name: str(values[name]) for name in NUMBERS}
@@ -118,13 +118,13 @@ class Editor(LiveBox):
         return self.view.png
 
     def task(self, task: Task) -> Task:
-        """The task with the settings that the widgets say; ValueError for impossible ones."""
+        """The task with the settings in the widgets; ValueError for impossible ones."""
         settings = self.settings
         self._check(settings)
         return replace(task, settings=settings)
 
     def on_start(self, act: Callable[[], None]) -> None:
-        """Call a function when Start is clicked, in place of an earlier one."""
+        """Call a function when Start is clicked, instead of the previous one."""
         self._act = act
 
     def _check(self, settings: Distillation) -> None:
@@ -133,20 +133,20 @@ class Editor(LiveBox):
         if noise_schedule != self.experiment.noise_schedule:
             raise ValueError(
                 f"noise_schedule is {noise_schedule!r}, and the teacher in "
-                f"{self.experiment.folder} knows {self.experiment.noise_schedule!r} levels: go "
-                "back to these, or use another run_dir with a teacher of its own"
+                f"{self.experiment.folder} was trained on {self.experiment.noise_schedule!r}: "
+                "choose that, or use another run_dir with a teacher of its own"
             )
         check_solver(settings.solver, self.experiment.grid(settings))
         self.experiment.data.check_batch(settings.batch_size)
         named = settings.student_network or settings.student_prediction
         if equal_steps(settings.phases) is not None and not named:
             raise ValueError(
-                f"step_schedule is {list(settings.step_schedule)}: where steps stay equal another "
-                "network takes over, choose student_network or student_prediction"
+                f"step_schedule is {list(settings.step_schedule)}: a phase of equal steps needs "
+                "another network, choose student_network or student_prediction"
             )
 
     def _warnings(self, settings: Distillation) -> list[str]:
-        """What can be started, and is perhaps not meant."""
+        """Settings that can be started but are perhaps a mistake."""
         found, rate = [], settings.learning_rate / self._recipe.learning_rate
         if not 0.01 < rate < 100:
             found.append(f"learning_rate is {rate:.3g} times the recipe's")
@@ -161,9 +161,9 @@ class Editor(LiveBox):
         return found
 
     def _update(self, change=None) -> None:
-        """Say what the widgets come to, or why that is impossible; then draw.
+        """Say what the settings amount to, or why they are impossible; then draw them.
 
-        What cannot be drawn stays as it was drawn last: nothing jumps.
+        An impossible schedule leaves the last picture in place, so that nothing jumps.
         """
         if self._quiet:
             return
@@ -191,7 +191,7 @@ class Editor(LiveBox):
             self.view.draw(schedule, levels, METHODS[method].self_taught)
 
     def _offer_student(self) -> None:
-        """Show the fields of another network where one is needed, or chosen."""
+        """Show the fields of another network if one is needed, or chosen."""
         needed = any(self.fields[name].value for name in STUDENT)
         with suppress(ValueError):
             needed |= equal_steps(parse_schedule(self.boundaries.schedule)) is not None
@@ -202,7 +202,7 @@ class Editor(LiveBox):
         self.status.value = text(content, kind)
 
     def tick(self) -> None:
-        """Say which run these settings are, and let Start do what is left of it."""
+        """Say which run these settings belong to, and name on Start what can be done with it."""
         if self.reason:
             self.start.disabled, self.start.description, self.summary.value = True, "Start", ""
             return
@@ -237,7 +237,7 @@ class Editor(LiveBox):
         self._update()
 
     def _undo(self, button) -> None:
-        """Go back to what the widgets said before the last change."""
+        """Restore the values before the last change."""
         if len(self._past) > 1:
             self._past.pop()
             self._fill(*self._past[-1])

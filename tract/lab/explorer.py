@@ -1,4 +1,4 @@
-"""Interactive explorers: a schedule to drag in two dimensions, and the samples of one noise."""
+"""Interactive explorers: a schedule to drag in two dimensions, and all models on one noise."""
 
 import html
 from collections.abc import Sequence
@@ -31,7 +31,7 @@ PLACES = 8  # on the teacher's walk
 def explore_schedule(teacher: Denoise, levels: Level, eps: Tensor, data: Tensor) -> None:
     """Show a schedule to drag, and the map of the student that learns perfectly along it.
 
-    teacher: of points, and cheap to ask. eps (B, 2): noise to walk from. data (N, 2): drawn behind.
+    teacher: of 2-D points, and cheap. eps (B, 2): noise to start from. data (N, 2): drawn behind.
     """
     explorer = ScheduleExplorer(teacher, levels, eps, data)
     show(explorer, explorer.map)
@@ -60,13 +60,13 @@ class ScheduleExplorer(w.VBox):
 
     @property
     def step_schedule(self) -> list[int]:
-        """The schedule that the sliders are at; ValueError where halving does not lead there."""
+        """The schedule of the sliders; ValueError if halving does not lead there."""
         first, end = self.levels.num_steps, self.end.value
         between = [] if self.between.value == "none" else [self.between.value]
         return METHODS[self.method.value].schedule([first, *between, end])
 
     def draw(self) -> None:
-        """Draw the schedule and what comes of it, or say why there can be none."""
+        """Draw the schedule and its student, or say why there is none."""
         try:
             phases = parse_schedule(self.step_schedule)
         except ValueError as error:
@@ -99,9 +99,9 @@ class ScheduleExplorer(w.VBox):
 
 
 def explore_noise(experiment: Experiment, most_steps: int = 4) -> None:
-    """Show one noise to choose: its teacher's walk, and where students of few steps land from it.
+    """Show the teacher's walk from a chosen noise, and where students of few steps land from it.
 
-    Students are those of all finished runs of the experiment, after each of their phases.
+    The students are those of all finished runs of the experiment, after each of their phases.
     FileNotFoundError without a finished teacher.
     """
     explorer = NoiseExplorer(experiment, most_steps)
@@ -109,7 +109,7 @@ def explore_noise(experiment: Experiment, most_steps: int = 4) -> None:
 
 
 class NoiseExplorer(w.VBox):
-    """One noise: the teacher's walk from it to data, and what few steps make of it."""
+    """One noise: the teacher's walk from it to data, and samples of it in few steps."""
 
     def __init__(self, experiment: Experiment, most_steps: int = 4):
         self.problems: list[str] = []
@@ -124,7 +124,7 @@ class NoiseExplorer(w.VBox):
         self.draw()
 
     def draw(self) -> None:
-        """Draw the noise that the slider is at."""
+        """Draw the noise chosen by the slider."""
         rows = {"teacher's walk": self.noisy, "its x0 there": self.guessed, **self.landed}
         index = self.noise.value
         chosen = {row: {name: x[index] for name, x in found.items()} for row, found in rows.items()}
@@ -133,7 +133,7 @@ class NoiseExplorer(w.VBox):
         self.picture.value = image(self.png, alt, "samples")
 
     def _landings(self, experiment: Experiment, most_steps: int) -> dict[str, dict[str, Tensor]]:
-        """Samples by model, by number of steps; what cannot be read is kept to be said."""
+        """Samples by number of steps, by model; files that cannot be read become problems."""
         runs = [run for run in find_runs(experiment.folder) if run.state == FINISHED]
         teacher = [(run, run.folder / MODEL) for run in runs if run.method == TEACHER]
         students = [s for run in runs if run.method != TEACHER for s in students_of(run)]
@@ -179,7 +179,7 @@ def _slider(name: str, options: Sequence[int | str], value: int) -> w.SelectionS
 
 
 def _told(phases: list[Phase], rounds: list[int]) -> str:
-    """How far the rounds of every phase lead, in words."""
+    """How far the rounds lead in every phase, in words."""
     parts = []
     for phase, count in zip(phases, rounds, strict=True):
         learned = count if count < phase.segment - 1 else phase.segment  # the leap is the last one

@@ -1,4 +1,4 @@
-"""Fields of the schedule editor: text that is parsed, with the remedy for what cannot be."""
+"""Fields of the schedule editor: parsed text, with a remedy for what cannot be parsed."""
 
 import html
 import re
@@ -55,7 +55,7 @@ def labelled(widget: w.Widget, name: str, width: str) -> w.Widget:
 
 
 def number_of(name: str, text: str) -> int | float:
-    """A number as typed, such as 2e4; ValueError for what is none."""
+    """A number as typed, such as 2e4; ValueError for other text."""
     try:
         value = float(text)
     except ValueError as error:
@@ -64,7 +64,7 @@ def number_of(name: str, text: str) -> int | float:
 
 
 def schedule_of(text: str) -> list:
-    """A schedule written as 1024>32>1, as 1024,32,1 or as a list; growing grids as 4<8<16>1."""
+    """Parse a schedule: 1024>32>1, 1024,32,1 or a list; 4<8<16>1 with growing grids."""
     grown = re.sub(r"\d+(\s*<\s*\d+)+", lambda found: f"[{found[0].replace('<', ',')}]", text)
     listed = grown.replace(">", ",")
     schedule = read_yaml(
@@ -101,11 +101,11 @@ class ScheduleFields(w.VBox):
 
     @property
     def schedule(self) -> list:
-        """The schedule that the text says; ValueError where it is none."""
+        """The schedule in the text; ValueError if it is not one."""
         return schedule_of(self.text.value)
 
     def follow(self) -> None:
-        """Show the boundaries of the schedule; sliders that are there stay, and keep focus."""
+        """Show the boundaries of the schedule; existing sliders stay, and keep the focus."""
         schedule = self.schedule
         phases = parse_schedule(schedule) if len(schedule) > 1 else []
         self.add.disabled = bool(phases) and split(phases) is None
@@ -129,13 +129,13 @@ class ScheduleFields(w.VBox):
         return w.HBox([labelled(slider, f"Phase {index} ends at", "420px"), remove], layout=WRAP)
 
     def _move(self, index: int, entry: list[int]) -> None:
-        """Put another entry in the place of one, or none."""
+        """Replace an entry of the schedule by others."""
         if not self._quiet:
             schedule = self.schedule
             self.text.value = line([*schedule[:index], *entry, *schedule[index + 1 :]])
 
     def _add_phase(self, button) -> None:
-        """Split the phase with the longest groups in two; a grid alone gets one phase to 1 step."""
+        """Split the phase with the longest groups in two; a lone grid gets one phase to 1 step."""
         with suppress(ValueError):
             schedule = self.schedule
             index, steps = split(parse_schedule(schedule)) if len(schedule) > 1 else (0, 1)
@@ -151,7 +151,7 @@ class ScheduleFields(w.VBox):
 
 
 def _fitting(schedule: Sequence, index: int) -> list[int]:
-    """Steps that the entry at an index can be moved to, with groups that still line up."""
+    """Values of the entry at an index with which its groups still line up."""
     before = first_grid(schedule[index - 1 :])
     after = schedule[index + 1] if index + 1 < len(schedule) else 1
     last = index + 1 == len(schedule)

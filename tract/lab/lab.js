@@ -1,8 +1,8 @@
-// Sliders of ipywidgets have a label that assistive technology does not find: it is put on them.
+// Copy the labels of ipywidgets' sliders to their handles, where assistive technology finds them.
 const name = () => document.querySelectorAll('.tract [role=slider]:not([aria-label])').forEach(
   handle => { const label = handle.closest('.widget-inline-hbox')?.querySelector('label');
     if (label) handle.setAttribute('aria-label', label.textContent) });
-// A table of runs is drawn anew while one is in it with the keyboard: focus stays.
+// Keep the keyboard's focus when a table of runs is redrawn.
 let last = null;
 const stay = () => {
   if (!last || last.isConnected) return;
@@ -15,7 +15,7 @@ if (!window.tractClicked) {
     last = event.target.closest('.tract-table') ? event.target : null });
   new MutationObserver(() => { name(); stay() }).observe(
     document.body, {childList: true, subtree: true}) }
-// Which head was pressed, and which rows are ticked, goes to Python as the value of a text field.
+// Send the pressed head and the ticked rows to Python as the value of a text field.
 window.tractClicked = source => {
   const table = source.closest('.tract-table'), field = table.querySelector('input[type=text]');
   const rows = [...table.querySelectorAll('input:checked')].map(tick => tick.value);

@@ -1,4 +1,4 @@
-"""Line charts on a log axis: as SVG in the theme's colours with hover values, and as a figure."""
+"""Line charts with a log axis: SVG in the theme's colours with hover values, or a figure."""
 
 import html
 import math
@@ -13,8 +13,8 @@ from tract.lab.plots import Figure, new_figure, plain_ticks
 from tract.lab.style import DATA
 
 WIDTH, HEIGHT = 340, 220
-LEFT, RIGHT, TOP, BOTTOM = 48, WIDTH - 12, 24, HEIGHT - 34  # edges of what is drawn in
-POINTS = 120  # of a line: of more the means of neighbours are drawn
+LEFT, RIGHT, TOP, BOTTOM = 48, WIDTH - 12, 24, HEIGHT - 34  # edges of the plotting area
+POINTS = 120  # of a line at most, else means of neighbours
 
 
 class Line(NamedTuple):
@@ -28,7 +28,7 @@ class Line(NamedTuple):
 
 @dataclass(frozen=True)
 class Chart:
-    """Lines by label over an axis from 0 to end, of which form writes a number.
+    """Lines by label over an axis from 0 to end. form: formats a number of that axis.
 
     marks: places of vertical lines.
     """
@@ -42,7 +42,7 @@ class Chart:
 
     @cached_property
     def drawn(self) -> dict[str, Line]:
-        """The lines without what has no logarithm; of many points the means of neighbours."""
+        """The lines without points that have no logarithm; means of neighbours if they are many."""
         found = {}
         for label, line in self.lines.items():
             points = np.array([line.x, line.y], float)
@@ -56,7 +56,7 @@ class Chart:
 
     @cached_property
     def span(self) -> tuple[float, float]:
-        """The range of the log axis in decades: whole halves, so that it seldom moves."""
+        """The range of the log axis in decades, rounded to halves so that it seldom moves."""
         values = np.log10(np.concatenate([line.y for line in self.drawn.values()] or [[1.0]]))
         low, high = np.percentile(values, [1, 99] if len(values) > 50 else [0, 100])
         return math.floor(2 * low - 0.1) / 2, math.ceil(2 * high + 0.1) / 2
@@ -108,7 +108,7 @@ def svg(chart: Chart) -> str:
 
 
 def figure(charts: Sequence[Chart]) -> Figure:
-    """Charts side by side, for where nothing can be hovered over."""
+    """Charts side by side as a figure, for readers who cannot hover."""
     drawn, axes = new_figure(1, len(charts), (3.3 * len(charts), 2.5))
     for ax, chart in zip(axes[0], charts, strict=True):
         low, high = chart.span
@@ -136,7 +136,7 @@ def _text(x: float, y: float, content: str, anchor: str = "middle") -> str:
 
 
 def _ticks(low: float, high: float) -> list[float]:
-    """Numbers 1, 2 and 5 times a power of ten in a range of decades, of many the powers alone."""
+    """1, 2 and 5 times powers of ten in a range of decades; in a long one only the powers."""
     powers = range(math.floor(low), math.ceil(high) + 1)
     factors = (1, 2, 5) if high - low <= 2 else (1,)
     ticks = [factor * 10.0**power for power in powers for factor in factors]

@@ -1,4 +1,4 @@
-"""Widgets that a timer keeps up to date where somebody is there to click, and else a picture."""
+"""Widgets that a timer refreshes while a person can click, and a picture of them otherwise."""
 
 import threading
 from collections.abc import Hashable, Sequence
@@ -10,23 +10,23 @@ from IPython.display import DisplayHandle
 
 from tract.lab.show import bundle, show, style_sheet
 
-WRAP = {"flex_flow": "row wrap", "align_items": "center", "width": "100%"}  # rows that may not fit
+WRAP = {"flex_flow": "row wrap", "align_items": "center", "width": "100%"}  # rows that wrap
 
 
 def somebody_clicks() -> bool:
-    """Whether the cell that runs was sent by a front end with a person in front of it.
+    """Whether the running cell was sent by a front end with a person in front of it.
 
-    Papermill, nbval, nbconvert and their like say with every cell that nobody can be asked.
+    Papermill, nbval and nbconvert send every cell with allow_stdin false.
     """
     kernel = getattr(get_ipython(), "kernel", None)
     return kernel is not None and bool(kernel.get_parent().get("content", {}).get("allow_stdin"))
 
 
 class LiveBox(w.VBox):
-    """Widgets that are refreshed by `tick` every few seconds; a picture of them while `ended`.
+    """Widgets that `tick` refreshes every few seconds; while `ended` a picture replaces them.
 
-    key: what they show; a cell that is executed again replaces its widgets. Subclasses have
-    `picture`, as a PNG, and `say`, which is told what a person should know.
+    key: what is shown; showing it again closes the earlier widgets. Subclasses define `tick`,
+    `picture` (a PNG) and `say` (a message to the user).
     """
 
     SECONDS: ClassVar[float] = 1.0
@@ -40,7 +40,7 @@ class LiveBox(w.VBox):
         self.lock = threading.RLock()  # a click and the timer may both refresh
 
     def show(self) -> None:
-        """Display the widgets; their picture where nobody can click, or nothing is left to do."""
+        """Display the widgets, or only their picture if nobody can click or the work has ended."""
         live, pictured = somebody_clicks(), self.ended
         handle = show(self, self.picture(), live=live and not pictured)
         if live:
@@ -53,12 +53,12 @@ class LiveBox(w.VBox):
         while not self._closed.wait(self.SECONDS):
             try:
                 self.tick()
-            except (OSError, ValueError, KeyError) as error:  # of a file that somebody damaged
+            except (OSError, ValueError, KeyError) as error:  # a damaged file
                 self.say(f"cannot be read: {error}", "bad")
             if self.ended != pictured:
                 pictured = self.ended
                 handle.update(bundle(self, self.picture(), live=not pictured), raw=True)
-                # To be seen where the page was loaded again, which forgets whose display it is.
+                # Seen only after a reload, when JupyterLab no longer knows which output to update.
                 again = "Run this cell again to keep a picture of this in the notebook."
                 self.say(again if pictured else "", "good")
 
@@ -68,7 +68,7 @@ class LiveBox(w.VBox):
 
 
 def close(widget: w.Widget) -> None:
-    """Close a widget with its children, layouts and styles, none of which closes the others."""
+    """Close a widget with its children, layout and style, which its own close leaves open."""
     for child in getattr(widget, "children", ()):
         close(child)
     for part in (getattr(widget, "layout", None), getattr(widget, "style", None)):

@@ -1,7 +1,7 @@
-"""Train runs as jobs of their own, and watch them: curves, samples, Start, Stop and Resume.
+"""Train runs in a process of their own, and watch them: curves, samples, Start, Stop, Resume.
 
-The cell returns at once, and the panel is a view of run directories that another cell, notebook or
-kernel can have as well. Where nobody can click, the same call trains in place under a text bar.
+The cell returns at once, and the panel is a view of run directories; other cells, notebooks and
+kernels can show the same ones. Without a front end the same call trains in place under a text bar.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -23,16 +23,16 @@ from tract.settings import Training
 
 
 class NotFinished(RuntimeError):
-    """A student was asked for that is still to be trained; shown as one line in a notebook."""
+    """A student was requested before its training finished; notebooks show it as one line."""
 
     def _render_traceback_(self) -> list[str]:
         return [str(self)]
 
 
 class Trainings:
-    """The runs that `train` was given: their settings, and the trained denoisers once finished.
+    """The runs passed to `train`: their settings, and the trained denoisers once finished.
 
-    editor: its Start is this panel's, and its settings take the first task's place.
+    editor: its settings replace those of the first task.
     """
 
     def __init__(self, tasks: Sequence[Task], editor=None):
@@ -40,7 +40,7 @@ class Trainings:
 
     @property
     def tasks(self) -> list[Task]:
-        """The tasks, the first as the editor says; ValueError where that is impossible."""
+        """The tasks, the first with the editor's settings; ValueError if these are impossible."""
         if self._editor is None:
             return self._given
         return [self._editor.task(self._given[0]), *self._given[1:]]
@@ -59,7 +59,7 @@ class Trainings:
         return {task.folder: task.label for task in self.tasks}
 
     def start(self) -> None:
-        """Launch what is not finished, as one job that trains in turn."""
+        """Launch one job that trains the unfinished runs in turn."""
         tasks = [task for task in self.tasks if read_status(task.folder).state != FINISHED]
         for task in tasks:
             task.check()
@@ -80,9 +80,9 @@ class Trainings:
 def train(tasks: Sequence[Task], editor=None) -> Trainings:
     """Show a panel with the buttons Start, Stop and Resume, and return at once.
 
-    Where nobody can click all is trained here, one after the other, and a picture shown in the
-    end. editor: where the first task's settings are chosen. ValueError, with the remedy, for what
-    cannot be trained.
+    Without a front end all runs are trained here, one after the other, and a picture is shown at
+    the end. editor: where the first task's settings are chosen. ValueError, with the remedy, for
+    what cannot be trained.
     """
     trainings = Trainings(tasks, editor)
     live = somebody_clicks()
@@ -96,7 +96,7 @@ def train(tasks: Sequence[Task], editor=None) -> Trainings:
 
 
 def watch(folder: str | Path) -> None:
-    """Show the panel of any run directory, with Stop and Resume; whoever trains it."""
+    """Show the panel of any run directory, with Stop and Resume, whichever process trains it."""
     folder = Path(folder)
     if not folder.is_dir():
         raise FileNotFoundError(f"no run directory {folder}: correct the path")
@@ -111,15 +111,15 @@ def panel_of(folder: Path) -> "Panel":
 class Panel(LiveBox):
     """Views of some run directories, one in front, with buttons for all.
 
-    runs: labels by directory, which may change as long as nothing is trained. start: launches what
-    is not finished.
+    runs: labels by directory; they may change while none of them trains. start: launches the
+    unfinished ones.
     """
 
     SECONDS = 0.5
 
     def __init__(self, runs: Callable[[], Mapping[Path, str]], start: Callable[[], None]):
         self._runs, self._start = runs, start
-        self._front: int | None = None  # the run that was trained when it was last looked at
+        self._front: int | None = None  # the run that trained at the last refresh
         self.start = w.Button(description="Start", button_style="success")
         self.stop = w.Button(description="Stop", tooltip="Save after this step, and end")
         self.start.on_click(self.start_clicked)
@@ -134,29 +134,29 @@ class Panel(LiveBox):
         return all(view.status.state == FINISHED for view in self.views.children)
 
     def picture(self) -> bytes:
-        """All runs' pictures below each other."""
+        """The pictures of all runs below each other."""
         return stacked([view.picture() for view in self.views.children])
 
     def say(self, message: str, kind: str = "bad") -> None:
         self.message.value = text(message, kind)
 
     def tick(self) -> None:
-        """Refresh; and have a process ready while there is something to start."""
+        """Refresh, and keep a process ready while there is something to start."""
         self.refresh()
         if not self.start.disabled:
             stand_by()
 
     def refresh(self) -> None:
-        """Show what is new in all runs, and what can be clicked."""
+        """Show what is new in all runs, and which buttons apply."""
         with self.lock:
-            with suppress(ValueError):  # of an editor with something impossible
+            with suppress(ValueError):  # the editor's settings are impossible
                 self._take(self._runs())
             views = self.views.children
             for view in views:
                 view.refresh()
             states = [view.status.state for view in views]
             front = states.index(RUNNING) if RUNNING in states else None
-            if front not in (None, self._front):  # from then on another one may be looked at
+            if front not in (None, self._front):  # once, so that other tabs can be looked at
                 self.views.selected_index = front
             self._front = front
             active = any(view.status.active for view in views)
@@ -170,7 +170,7 @@ class Panel(LiveBox):
             self.start.description = "Running" if active else ready
 
     def _take(self, runs: Mapping[Path, str]) -> None:
-        """Show other runs from here on, unless one of those shown is being trained."""
+        """Switch to other runs, unless one of those shown is being trained."""
         views = self.views.children
         changed = [*runs] != [view.folder for view in views]
         if changed and not any(view.status.active for view in views):
@@ -181,7 +181,7 @@ class Panel(LiveBox):
                 close(view)
 
     def start_clicked(self, button=None) -> None:
-        """Launch the job; say why that is not possible."""
+        """Launch the job, or say why that is impossible."""
         with self.lock:
             self.start.disabled, self.start.description, self.message.value = True, "Starting", ""
             try:
@@ -191,7 +191,7 @@ class Panel(LiveBox):
             self.refresh()
 
     def _stop_clicked(self, button=None) -> None:
-        """Ask the process to stop; it ends with the run that it trains, the first of those left."""
+        """Ask the process to stop; it ends without starting the runs that wait."""
         self.stop.description, self.stop.disabled = "Stopping", True
         active = [view for view in self.views.children if view.status.active]
         active.sort(key=lambda view: view.status.state != RUNNING)

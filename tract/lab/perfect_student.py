@@ -1,9 +1,9 @@
 """Distillation without a network: students that learn their targets perfectly.
 
-In the first round of a phase the self-teacher is a copy of the teacher, and what the student learns
-is one step of the teacher and a leap over the rest. Then the self-teacher knows that, and in the
-next round the student learns two steps and a leap. After one round fewer than a group has steps the
-leap is the last of them, and the student is where the teacher's own steps lead.
+In the first round of a phase the self-teacher is a copy of the teacher, and the student learns one
+step of the teacher followed by a leap over the rest of the group. The self-teacher then knows that,
+and in the next round the student learns two steps and a leap. A group of n steps is learned after
+n - 1 rounds: the leap is then its last step, and the student lands where the teacher's steps lead.
 """
 
 import itertools
@@ -21,7 +21,7 @@ from tract.step import closure_weight, ddim_step
 
 @dataclass(frozen=True)
 class PerfectStudent:
-    """What comes of a teacher after the phases of a schedule, with rounds of learning in each."""
+    """The student of a teacher after the phases of a schedule, with rounds of learning in each."""
 
     teacher: Denoise
     levels: Level  # the teacher's grid
@@ -29,10 +29,10 @@ class PerfectStudent:
     rounds: Sequence[int]  # 0 or more for each phase
 
     def walk(self, eps: Tensor) -> list[Tensor]:
-        """The student's steps from noise eps (B, ...) to data, taken apart into hops.
+        """The student's steps from noise eps (B, ...) to data, split into hops.
 
-        Each of its steps is as many steps of its teacher, the student of the phase before, as it
-        had rounds, and a leap to the end of the group.
+        Each of its steps is one step of its teacher, the student of the phase before, per round,
+        and a leap to the end of the group.
         """
         last = len(self.phases) - 1
         phase, rounds = self.phases[last], self.rounds[last]
@@ -49,7 +49,7 @@ class PerfectStudent:
         return points
 
     def _x0(self, index: int, x_t: Tensor, i_t: int) -> Tensor:
-        """x0 (B, ...) of a phase's student at a level of its teacher's grid; -1 for the teacher."""
+        """x0 (B, ...) of a phase's student at a level of the grid; index -1 is the teacher."""
         if index < 0:
             return self.teacher(x_t, self.levels[i_t])
         phase = self.phases[index]
@@ -72,5 +72,5 @@ class PerfectStudent:
 
 
 def shared_rounds(rounds: int, num_phases: int) -> list[int]:
-    """Rounds divided among phases as equally as whole numbers allow, the first having the most."""
+    """Rounds divided among phases as equally as possible; the first ones have more."""
     return [(rounds + num_phases - 1 - i) // num_phases for i in range(num_phases)]

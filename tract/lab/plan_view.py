@@ -1,4 +1,4 @@
-"""What a schedule looks like and costs: its picture, its plan, another one's, and a sweep's."""
+"""Picture and cost of a schedule, beside those of another one, and the cost of a sweep."""
 
 import html
 import re
@@ -20,21 +20,21 @@ from tract.levels import levels_of
 from tract.phases import first_grid, format_schedule, parse_schedule
 from tract.settings import Distillation
 
-PANELS = 4  # that are drawn at most: of more phases the first two and the last two
-CPU_FLOP_RATE = 1e11  # that is assumed where nothing was measured, to warn of days
+PANELS = 4  # drawn at most: of more phases the first two and the last two
+CPU_FLOP_RATE = 1e11  # assumed until it is measured, to warn of days
 
 
 def settings_of(parameters: Mapping[str, object], recipe: Distillation) -> Distillation:
-    """Settings with a notebook's parameters, with those of a recipe for others."""
+    """Settings from a notebook's parameters; a recipe has the missing ones."""
     known = {field.name for field in fields(Distillation)} & parameters.keys()
     given = {name: parameters[name] for name in known}
-    if isinstance(given.get("solver"), list):  # notebook 04 has several, in turn
+    if isinstance(given.get("solver"), list):  # notebook 04 trains with each in turn
         given["solver"] = given["solver"][0]
     return replace(recipe, step_schedule=parameters["step_schedules"][0], **given)
 
 
 class PlanView(w.VBox):
-    """Picture and plan of settings. presets: parameters by name that they can be compared with."""
+    """Picture and plan of settings. presets: parameters by name to compare them with."""
 
     def __init__(
         self,
@@ -46,7 +46,7 @@ class PlanView(w.VBox):
     ):
         self.experiment, self._network = experiment, network
         self._recipe, self._presets = recipe, presets
-        self._flop_rates: dict[int, float] = {}  # by batch size, as far as they were measured
+        self._flop_rates: dict[int, float] = {}  # measured ones by batch size
         self.png = b""
         self.picture, self.numbers, self.sweep = w.HTML(), w.HTML(), w.HTML()
         self.other = labelled(w.Dropdown(options=["nothing", *presets]), "Compare with", "360px")
@@ -59,7 +59,7 @@ class PlanView(w.VBox):
         super().__init__([bar, self.numbers, self.sweep, self.picture])
 
     def measure_time(self, settings: Distillation) -> None:
-        """Time a few steps; from then on the table tells times, at this batch size."""
+        """Time a few steps; from then on the table shows times at this batch size."""
         self.measure.description, self.measure.disabled = "Measuring ...", True
         try:
             how = self.experiment.noise_schedule, self.experiment.compute
@@ -70,7 +70,7 @@ class PlanView(w.VBox):
         self._changed()
 
     def days(self, settings: Distillation) -> str:
-        """How long the settings take, where that is more than a day; else empty."""
+        """How long the settings take if that is more than a day, else empty."""
         rate = self._flop_rates.get(settings.batch_size)
         if rate is None and device() == "cpu":
             rate = CPU_FLOP_RATE
@@ -78,11 +78,11 @@ class PlanView(w.VBox):
         return duration(seconds) if seconds > 86400 else ""
 
     def clear(self) -> None:
-        """Show no numbers, of impossible settings."""
+        """Remove the numbers, for impossible settings."""
         self.numbers.value = self.sweep.value = ""
 
     def draw(self, schedule: list, noise_schedule: str, self_taught: bool) -> None:
-        """Draw a schedule; ValueError for an impossible one, and what was drawn stays."""
+        """Draw a schedule; ValueError for an impossible one, and the last picture stays."""
         phases = parse_schedule(schedule)
         parts = [part for phase in phases for part in phase.parts]
         omitted = len(parts) - PANELS
@@ -91,12 +91,12 @@ class PlanView(w.VBox):
         levels = levels_of(noise_schedule, first_grid(schedule))
         self.png = png(schedule_picture(parts, levels, self_taught))
         total = omitted + PANELS
-        left_out = f"<div>{omitted} of {total} phases, in the middle, are not drawn.</div>"
+        left_out = f"<div>{omitted} of {total} phases, in the middle, are omitted.</div>"
         alt = f"Groups and hops of the phases {format_schedule(schedule)}"
         self.picture.value = (left_out if omitted > 0 else "") + image(self.png, alt)
 
     def count(self, settings: Distillation) -> None:
-        """Show what the settings come to, and those that they are compared with."""
+        """Show the plan of the settings, and of those that they are compared with."""
         both = [settings]
         if self.other.value != "nothing":
             both.append(settings_of(self._presets[self.other.value], self._recipe))
@@ -112,7 +112,7 @@ class PlanView(w.VBox):
         self.numbers.value = f'<div class="tract-row">{"".join(shown)}</div>'
 
     def _count_sweep(self, tables: list, rate: float | None) -> None:
-        """Say what a sweep over the seeds, of the schedules shown, would take."""
+        """Say what a sweep of the shown schedules over the seeds would cost."""
         given = self.seeds.value
         if not re.fullmatch(r"[\d\s,]*", given):
             self.sweep.value = text(

@@ -25,25 +25,25 @@ from tract.step import add_noise
 
 CYCLE = sns.husl_palette(256, s=0.9, l=0.62, as_cmap=True)  # for angles: ends where it starts
 THOUSANDS = FuncFormatter(lambda value, _: f"{value:,.0f}")
-_style = threading.Lock()  # matplotlib has one style for all threads, and so one may set it
+_style = threading.Lock()  # matplotlib's style is global: one thread at a time sets it
 
 
 class Figure(mpl.figure.Figure):
-    """A figure that pyplot does not know, so that any thread may draw it; notebooks show it."""
+    """A figure unknown to pyplot, so that any thread may draw it; notebooks show it."""
 
     def _repr_png_(self) -> tuple[bytes, dict[str, str]]:
         return png(self), {"alt": described(self)}
 
 
 def png(figure: mpl.figure.Figure, dpi: float = 100) -> bytes:
-    """A figure as PNG, always of its whole size."""
+    """A figure as PNG, uncropped."""
     content = io.BytesIO()
     figure.savefig(content, format="png", dpi=dpi)
     return content.getvalue()
 
 
 def described(figure: mpl.figure.Figure) -> str:
-    """A figure's titles and axes in one line, for those who cannot see it."""
+    """A figure's titles and axes in one line, for readers who cannot see it."""
     said = [
         " against ".join(filter(None, (ax.get_ylabel(), ax.get_xlabel()))) for ax in figure.axes
     ]
@@ -86,7 +86,7 @@ def image_row(ax: Axes, images: Tensor) -> None:
 def strip(images: Tensor, height: int = 1) -> np.ndarray:
     """Images (N, C, H, W) in [-1, 1] side by side as pixels, white between them.
 
-    height: that each is enlarged to, in whole pixels.
+    height: they are enlarged by whole factors to at most this height.
     """
     pixels = to_uint8(images).permute(0, 2, 3, 1).cpu().numpy()  # (N, H, W, C)
     frame, scale = max(1, pixels.shape[1] // 16), max(1, height // pixels.shape[1])
@@ -96,7 +96,7 @@ def strip(images: Tensor, height: int = 1) -> np.ndarray:
 
 
 def text_figure(lines: Sequence[str], family: str = "monospace", size: float = 7) -> Figure:
-    """Lines of text, of a table if all letters are equally wide."""
+    """Lines of text; in the default family columns line up."""
     figure, axes = new_figure(1, 1, (9, 0.024 * size * len(lines) + 0.1))
     axes[0, 0].axis("off")
     style = {"family": family, "fontsize": size, "va": "top"}
@@ -184,7 +184,7 @@ def point_maps(
 ) -> Figure:
     """The same 2-D points (B, 2) under several maps, one panel each, in rows of `columns` panels.
 
-    origin (B, 2): a point keeps the colour of the direction in which it lies here.
+    origin (B, 2): a point keeps the colour of its direction here.
     """
     rows = -(-len(panels) // columns)
     size = 9 / columns
@@ -214,7 +214,7 @@ def plane(ax: Axes, title: str, limit: float) -> None:
 def errors(table: pd.DataFrame, value: str, label: str, references: Mapping[str, float]) -> Figure:
     """A value per recipe on a log axis: every seed a point, and a bar through their mean.
 
-    table: columns "recipe" and the value, a row per seed. references: named lines to compare with.
+    table: columns "recipe" and the value, a row per seed. references: values of named lines.
     """
     recipes = list(table["recipe"].unique())
     figure, axes = new_figure(1, 1, (9, 0.45 * len(recipes) + 1.1))
@@ -246,7 +246,7 @@ def recipe_axis(ax: Axes, recipes: Sequence[str]) -> None:
 
 
 def plain_ticks(axis: Axis, whole: bool = False) -> None:
-    """Mark 1, 2, 5, 10, ... on a logarithmic axis of what is drawn so far, as plain numbers.
+    """Mark 1, 2, 5, 10, ... as plain numbers on a logarithmic axis, for what is drawn so far.
 
     With fewer than three such marks they are equally spaced instead. whole: only whole numbers.
     """

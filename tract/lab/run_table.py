@@ -1,4 +1,4 @@
-"""A table of runs whose rows are ticked and whose heads sort it."""
+"""A table of runs: rows can be ticked, and a click on a head sorts."""
 
 import html
 import json
@@ -11,7 +11,7 @@ import pandas as pd
 from tract.jobs.plan import duration
 from tract.lab.style import in_words
 
-# Steady colours, of equal weight on white and on black; a run keeps the one that it got first.
+# Equally legible on white and on black; a run keeps the first colour that it was given.
 PALETTE = ("#1f83c6", "#d9730d", "#2a9d5c", "#c2459b", "#8a6fd1", "#a3842c", "#d44f4f", "#4c95a8")
 FORMS = {
     "trained": lambda seconds: time.strftime("%m-%d %H:%M", time.localtime(seconds)),
@@ -19,19 +19,19 @@ FORMS = {
     "images": "{:,.0f}".format,
     "done": "{:.0%}".format,
 }
-PLAIN = ("label", "state", *FORMS)  # columns that are no metrics
+PLAIN = ("label", "state", *FORMS)  # columns that are not metrics
 
 
 class RunTable(w.VBox):
-    """Rows of an overview, see `catalogue.overview`. changed: called when others are ticked.
+    """Rows of a `catalogue.overview`. changed: called when the ticked rows change.
 
-    The table is HTML, and a text field that is not shown brings back what is clicked, see lab.js.
+    The table is HTML; a hidden text field brings clicks back to Python, see lab.js.
     """
 
     def __init__(self, changed: Callable[[], None]):
         self._table, self._changed = pd.DataFrame(), changed
         self.order, self.descending = "trained", True
-        self.selected: list[str] = []  # runs of ticked rows, those of a row of several seeds too
+        self.selected: list[str] = []  # runs of ticked rows; of all seeds where they are grouped
         self.colors: dict[str, str] = {}
         self.rows, self.clicks = w.HTML(), w.Text(layout={"display": "none"})
         self.clicks.observe(self._clicked, "value")
@@ -39,7 +39,7 @@ class RunTable(w.VBox):
         self.add_class("tract-table")
 
     def color(self, name: str) -> str:
-        """The colour of a run, the same as long as this table lives."""
+        """The colour of a run, the same for the life of this table."""
         return self.colors.setdefault(name, PALETTE[len(self.colors) % len(PALETTE)])
 
     def select(self, names: Sequence[str]) -> None:
@@ -49,13 +49,13 @@ class RunTable(w.VBox):
         self._changed()
 
     def sort(self, column: str) -> None:
-        """Sort by a column; by the same one again the other way round."""
+        """Sort by a column; again by the same one reverses the order."""
         self.descending = not self.descending if column == self.order else False
         self.order = column
         self.fill(self._table)
 
     def fill(self, table: pd.DataFrame, default: Sequence[str] = ()) -> None:
-        """Show the rows of a table, keeping those ticked that are still there, else default."""
+        """Show the rows of a table; ticked ones stay ticked, and if none is left default is."""
         order = self.order if self.order in table else "trained"
         how = {"ascending": not self.descending, "kind": "stable", "key": lambda c: c.map(_rank)}
         self._table = table.sort_values(order, **how)
@@ -116,7 +116,7 @@ def _words(name: str) -> str:
 
 
 def _rank(value: object) -> object:
-    """What a cell is sorted by: of a mean and its deviation the mean."""
+    """Sort key of a cell; for a mean with its deviation the mean."""
     return float(value.split()[0]) if isinstance(value, str) and "±" in value else value
 
 

@@ -1,4 +1,4 @@
-"""Samples of several runs from the same noise, made in a thread, with progress and Cancel."""
+"""Sample several runs from the same noise in a thread, with progress and Cancel."""
 
 import threading
 import time
@@ -23,7 +23,7 @@ class Cancelled(Exception):
 class Sampler(w.VBox):
     """A slider for the number of steps, and a row of samples for each run.
 
-    say: told in the end what could not be sampled, a line each.
+    say: called at the end with a line for each run that could not be sampled.
     """
 
     def __init__(self, say: Callable[..., None]):
@@ -40,7 +40,7 @@ class Sampler(w.VBox):
         super().__init__([bar, self.images])
 
     def show(self, runs: Sequence[FoundRun]) -> None:
-        """Offer the steps that divide all runs' grids, and sample at those chosen."""
+        """Offer numbers of steps that divide all runs' grids, and sample with the chosen one."""
         self._runs = list(runs)
         grids = [run.grid_steps for run in runs] or [1]
         steps = [n for n in range(1, min(grids) + 1) if not any(grid % n for grid in grids)]
@@ -51,7 +51,7 @@ class Sampler(w.VBox):
         self._begin()
 
     def end(self) -> None:
-        """Cancel what is under way, which ends after its step."""
+        """Cancel the sampling, which ends after its current step."""
         self._cancelled.set()
 
     def _begin(self, change=None) -> None:
@@ -82,7 +82,7 @@ class Sampler(w.VBox):
                 rows[f"{label}, {in_steps(nfe)}"] = samples_at(run, nfe, COUNT, progress)
             except (OSError, ValueError, RuntimeError, Cancelled) as error:
                 problems.append(f"{run.name}: {error}")
-        if self._cancelled is not cancelled:  # others were chosen meanwhile
+        if self._cancelled is not cancelled:  # superseded by a newer request
             return
         self.images.value = sample_rows(rows, "From the same noise") if rows else ""
         self.progress.value, self.cancel.disabled = float(not cancelled.is_set()), True

@@ -1,4 +1,4 @@
-"""Draw a phase schedule: its groups, who makes which hop, and the levels reached."""
+"""Draw a phase schedule: its groups, who makes which hop, and the levels at their ends."""
 
 import itertools
 from collections.abc import Sequence
@@ -20,8 +20,8 @@ def schedule_picture(phases: Sequence[Phase], levels: Level, self_taught: bool =
 
     A phase of growing grids has a panel for each. self_taught: the self-teacher makes the second
     hop (TRACT), else the teacher does (BTD). Time runs from noise to data, darker where there is
-    more noise; t, u and s are indices of levels. The levels that the student reaches stand above
-    their log-SNR, of more than eight groups some.
+    more noise; t, u and s are indices of levels. Above are the levels at the ends of groups, with
+    their log-SNR, at most nine of them.
     """
     parts = [part for phase in phases for part in phase.parts]
     figure, axes = new_figure(len(parts), 1, (9, 2.15 * len(parts) + 0.3))
@@ -95,7 +95,7 @@ def _whole_time(ax: Axes, phase: Phase, levels: Level, group: int) -> None:
 
 
 def _levels_reached(ax: Axes, phase: Phase, levels: Level) -> None:
-    """Write above the strip which levels groups begin and end at, and how noisy they are."""
+    """Write above the strip at which levels groups begin and end, and their log-SNR."""
     count = phase.student_steps
     groups = np.linspace(0, count, min(count, 8) + 1).round().astype(int)  # from the noise on
     indices = phase.grid_steps - groups * phase.segment * phase.stride
@@ -109,7 +109,7 @@ def _levels_reached(ax: Axes, phase: Phase, levels: Level) -> None:
 
 
 def _magnified_group(ax: Axes, phase: Phase, group: int, self_taught: bool) -> None:
-    """Draw one group's teacher steps as marks, two hops, and the step they are to become."""
+    """Draw one group's teacher steps as marks, two hops, and the student's step over both."""
     first = phase.segment // 4  # where in the group the example starts
     steps = {"t": first, "u": first + 1, "s": phase.segment}
     marks = _marks(phase.segment, first)
@@ -131,7 +131,7 @@ def _magnified_group(ax: Axes, phase: Phase, group: int, self_taught: bool) -> N
 
 
 def _marks(segment: int, first: int) -> dict[int, float]:
-    """Places in [0, 1] of a group's teacher steps; of very many, three runs with gaps between."""
+    """Places in [0, 1] of a group's teacher steps; of very many only three runs of four."""
     if segment <= 32:
         return {step: step / segment for step in range(segment + 1)}
     runs = {0: 0, first - 1: 8, segment - 3: 29}  # the first step of a run, and where in 1/32

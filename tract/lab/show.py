@@ -1,8 +1,8 @@
 """Display widgets with a static picture for readers without a kernel; pieces of HTML.
 
-JupyterLab shows the widget while its kernel lives; code hosts and converters show the picture. Of
-notebooks that are executed with nobody there `execute` keeps the picture alone: what a widget
-knows dies with its kernel, and JupyterLab would report it missing instead.
+JupyterLab shows the widget while its kernel lives; code hosts and converters show the picture. In
+notebooks executed without a front end `execute` keeps only the picture: a widget's state dies with
+its kernel, and JupyterLab would report it missing.
 """
 
 import base64
@@ -21,7 +21,7 @@ from tract.lab.plots import png, strip
 
 
 def show(widget: Widget, picture: Figure | bytes, *, live: bool = True) -> DisplayHandle | None:
-    """Display a widget, and where it cannot live a picture of it: a figure or the bytes of a PNG.
+    """Display a widget, with a figure or a PNG for viewers without a kernel.
 
     live: False displays the picture alone. Plain Python, which has no display, shows nothing.
     """
@@ -31,7 +31,7 @@ def show(widget: Widget, picture: Figure | bytes, *, live: bool = True) -> Displ
 
 
 def bundle(widget: Widget, picture: Figure | bytes, live: bool) -> dict:
-    """What `show` displays."""
+    """The MIME bundle that `show` displays."""
     content = png(picture) if isinstance(picture, Figure) else picture
     name = f"<{type(widget).__name__}>"
     shown = {"image/png": base64.b64encode(content).decode(), "text/plain": name}
@@ -54,13 +54,13 @@ def sample_rows(rows: Mapping[str, Tensor], about: str) -> str:
 
 
 def text(content: str, kind: str = "") -> str:
-    """Text as HTML, in the theme's colour of what is good or bad."""
+    """Text as HTML; kind: good or bad, for the theme's colour of it."""
     name = f' class="tract-{kind}"' if kind else ""
     return f"<span{name}>{html.escape(content)}</span>"
 
 
 def style_sheet() -> HTML:
-    """The widget that brings styles, and a script, along."""
+    """An invisible widget that loads lab.css and lab.js."""
     style, script = ((files("tract.lab") / name).read_text() for name in ("lab.css", "lab.js"))
     script = "\n".join(line for line in script.splitlines() if not line.startswith("//"))
     run = f'<img alt="" src="data:," style="display: none" onerror="{html.escape(script)}">'

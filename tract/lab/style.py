@@ -8,7 +8,7 @@ TEACHER_COLOUR, SELF_TEACHER, STUDENT, DATA = "#0072b2", "#d55e00", "#009e73", "
 
 
 class Style(NamedTuple):
-    """What a method's lines and points look like."""
+    """Look of a method's lines and points."""
 
     color: str
     marker: str
@@ -29,7 +29,7 @@ METHOD_STYLES = {
 # Of several lines of one method, and of their points.
 LINES, FILLS = ("-", "--", ":", "-."), ("full", "none", "left", "right")
 
-# What identifiers of metrics, data and settings are called in titles, axes and tables.
+# Names of metrics, data and settings in titles, axes and tables.
 WORDS = {
     "fd_pixels": "Fréchet distance, pixels",
     "fd_classifier": "Fréchet distance, classifier",

@@ -1,4 +1,4 @@
-"""What a run directory shows of its training: numbers, curves and samples, read from its files."""
+"""View of a run directory: its state, curves and samples, read from its files."""
 
 import html
 import json
@@ -16,7 +16,7 @@ from tract.experiments.measure import REAL, SAMPLES
 from tract.experiments.names import TEACHER, settings_from
 from tract.experiments.preview import PHASE_METRIC, PREVIEW, read_preview
 from tract.experiments.results import RESULTS, read_results
-from tract.experiments.status import FAILED, NEW, RUNNING, Status, read_status
+from tract.experiments.status import FAILED, FINISHED, NEW, RUNNING, Status, read_status
 from tract.jobs.plan import duration
 from tract.lab.line_chart import Chart, Line, charts_html, figure
 from tract.lab.plots import image_rows, png, stacked, text_figure
@@ -40,6 +40,7 @@ class RunView(w.VBox):
         self._lines = {n: _Lines(self.folder / n) for n in (HISTORY, METRIC, PHASE_METRIC)}
         self._charts: list[Chart] = []
         self._rows: dict[str, Tensor] = {}  # of samples by label
+        self._teachers: dict[str, Tensor] = {}  # row, read once: they may be large
         self._stamp, self._drawn = (), -math.inf
         super().__init__([self._state, self._curves, self._samples])
         self.refresh()
@@ -63,6 +64,7 @@ class RunView(w.VBox):
     def picture(self) -> bytes:
         """The name, state, curves and samples as one PNG."""
         said = [f"{self.folder.name}: {told(self.status)}", self._as_of()]
+        said += ["Run this cell again for a newer picture."] * (self.status.state != FINISHED)
         parts = [text_figure(said, "sans-serif", 10)]
         parts += [figure(self._charts)] if self._charts else []
         parts += [image_rows(self._rows, most=12)] if self._rows else []
@@ -73,7 +75,7 @@ class RunView(w.VBox):
             card = read_card(self.folder / "card.json")
         except (OSError, ValueError):  # not there yet, or damaged: the browser says so
             return
-        if "settings" not in card:  # of a teacher that was not trained here
+        if "settings" not in card:  # an imported teacher, which was not trained here
             return
         preview, about = read_preview(self.folder)
         self._charts = self._charts_of(card, preview)
@@ -82,7 +84,7 @@ class RunView(w.VBox):
             self._show_samples(preview["samples"], about)
 
     def _as_of(self) -> str:
-        """The step that curves end with."""
+        """The step at which the curves end."""
         last = {"step": 0, "phase": ""} | dict(*self._lines[HISTORY].rows[-1:])
         return f"As of step {last['step']:,}" + (f", phase {last['phase']}" * bool(last["phase"]))
 
@@ -105,7 +107,7 @@ class RunView(w.VBox):
         return [chart for chart in charts if chart.drawn]
 
     def _distances(self, settings: Distillation) -> dict[str, Line]:
-        """Distances measured on the way by label, and those of others, across."""
+        """Distances measured during training, and those of other models as horizontal lines."""
         batch, last = settings.batch_size, settings.step_schedule[-1]
         lines = {}
         for name, dashed in ((METRIC, False), (PHASE_METRIC, True)):
@@ -120,22 +122,21 @@ class RunView(w.VBox):
 
     def _show_samples(self, samples: Tensor, about: dict) -> None:
         """Samples of the student, below those of its teacher from the same noise."""
-        self._rows, teacher = {}, self.folder.parent / TEACHER / SAMPLES
-        taught = self.folder.name != TEACHER
-        if taught and teacher.is_file():
+        teacher, taught = self.folder.parent / TEACHER / SAMPLES, self.folder.name != TEACHER
+        if taught and not self._teachers and teacher.is_file():
             by_steps = {int(n): x for n, x in read_tensors(teacher)[0].items()}
             most = max(by_steps)
-            self._rows[f"teacher, {in_steps(most)}"] = by_steps[most][: len(samples)]
+            self._teachers[f"teacher, {in_steps(most)}"] = by_steps[most][: len(samples)].clone()
         own = f" (of its {about['own']})" if about["own"] != about["nfe"] else ""
         who = "student" if taught else "teacher"
-        self._rows[f"{who}, {in_steps(about['nfe'])}{own}"] = samples
+        self._rows = self._teachers | {f"{who}, {in_steps(about['nfe'])}{own}": samples}
         where = f", phase {about['phase']}" if about["phase"] else ""
         said = f"From the same noise, as of step {about['step']:,}{where}"
         self._samples.value = sample_rows(self._rows, said)
 
 
 class _Lines:
-    """JSON lines of a growing file, of which only what is new is read."""
+    """JSON lines of a growing file; each read parses only the new ones."""
 
     def __init__(self, path: Path):
         self._path, self._file, self._offset, self.rows = path, None, 0, []
@@ -145,7 +146,7 @@ class _Lines:
             about = self._path.stat()
         except OSError:
             return self.rows
-        if about.st_ino != self._file:  # written anew, as when a run is resumed
+        if about.st_ino != self._file:  # rewritten, as when a run is resumed
             self._file, self._offset, self.rows = about.st_ino, 0, []
         with self._path.open("rb") as file:
             file.seek(self._offset)
@@ -157,7 +158,7 @@ class _Lines:
 
 
 def _others(folder: Path, steps: int) -> dict[str, float]:
-    """Distances, as they are measured on the way, of the teacher and of the best other run."""
+    """Distances of the teacher and of the best other run, in the metric of the training."""
     try:
         features = json.loads((folder / JOB).read_text())["features"]
         table = read_results(folder.parent / RESULTS)
