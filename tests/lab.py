@@ -270,7 +270,7 @@ COMPLAINTS = """root => {
     if (!box.width || style.visibility == 'hidden') continue;
     if (['auto', 'scroll'].includes(style.overflowX) && e.scrollWidth > e.clientWidth + 1)
       found.push('scrollbar, ' + about(e));
-    if (e.matches('.tract, .widget-box') && style.overflowX == 'hidden' &&
+    if (e.matches('.tract, .widget-box, th button') && style.overflowX == 'hidden' &&
         e.scrollWidth > e.clientWidth + 4) found.push('cut, ' + about(e));
     const own = [...e.childNodes].some(n => n.nodeType == 3 && n.textContent.trim());
     if (own && e.tagName != 'STYLE' && !e.closest('[disabled], svg, select')) {

@@ -83,7 +83,7 @@ def measure(page: Page, seconds: int) -> None:
     head = runs.get_by_role("button", name="state")
     timed("runs, sorted", head.click, runs, "state ▲")
     runs.get_by_role("tab", name="Curves").click()
-    typed(runs.get_by_placeholder("words that a row must contain"), "tract")
+    typed(runs.get_by_placeholder("words to look for"), "tract")
     timed("runs, unticked", tick.click, runs, "Tick rows to see them here.")
     timed("panel, Stop", button(panel, "Stop").click, panel, "stopped, step")
 

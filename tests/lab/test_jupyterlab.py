@@ -243,7 +243,7 @@ def test_its_weights_are_those_of_tract_run(work, run, tmp_path):
 def test_the_run_is_found_in_the_browser(page):
     cell = run_up_to(page, "browse(")
     wait_until_run(cell)
-    cell.get_by_placeholder("words that a row must contain").fill("tract")
+    cell.get_by_placeholder("words to look for").fill("tract")
     expect(cell.locator("tbody tr")).to_have_count(1)
     tick = cell.get_by_role("checkbox", name="TRACT 1024>32>1")
     expect(tick).to_be_checked()

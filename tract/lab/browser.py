@@ -53,7 +53,7 @@ class RunBrowser(LiveBox):
         self.root, self._editor = Path(runs_dir), editor
         self.problems: list[str] = []
         self.charts: list[Chart] = []
-        self.search = w.Text(placeholder="words that a row must contain", description="Filter")
+        self.search = w.Text(placeholder="words to look for", description="Filter")
         self.group = w.Checkbox(False, description="group seeds", indent=False)
         self.count, self.message = w.Label(), w.HTML()
         self.table = RunTable(self.draw)
