@@ -220,7 +220,7 @@ def test_time_is_told_once_it_was_measured_also_of_a_sweep(editor, monkeypatch):
     view.seeds.value = "0, 1, 2"
     assert view.numbers.value.count("<table") == 2
     assert "3 seeds of 2 schedules" in view.sweep.value
-    assert "time unknown: Measure time" in view.sweep.value
+    assert "time unknown: press Measure time" in view.sweep.value
     view.measure.click()
     assert " s</td>" in view.numbers.value
     assert "time unknown" not in view.sweep.value

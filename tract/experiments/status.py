@@ -58,7 +58,7 @@ def read_status(folder: str | Path) -> Status:
     if status.state in (NEW, FINISHED):  # of an older version, or its result was removed
         return as_state(status, STOPPED if begun else NEW)
     if status.active and not _alive(status):
-        left = "Resume continues from its last checkpoint" if begun else "Start begins again"
+        left = "Resume continues from its last checkpoint" if begun else "Resume starts again"
         return as_state(
             status, FAILED, f"process {status.pid} ended unexpectedly at step {status.step}; {left}"
         )

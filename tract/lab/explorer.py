@@ -186,4 +186,4 @@ def _told(phases: list[Phase], rounds: list[int]) -> str:
         parts.append(f"<b>{html.escape(str(phase))}</b> {learned} of {phase.segment}")
     if len(parts) > 4:
         parts[2:-2] = ["..."]
-    return f"Teacher's steps that a student's step has learned to make: {', '.join(parts)}"
+    return f"Teacher steps that one student step has learned: {', '.join(parts)}"

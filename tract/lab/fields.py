@@ -22,19 +22,19 @@ from tract.samplers import SOLVERS
 # Names are those of papermill's parameters.
 CHOICES = {
     "method": (METHODS, "who makes the second hop"),
-    "noise_schedule": (NOISE_SCHEDULES, "noise levels: cosine is VP, karras EDM's VE"),
-    "solver": (SOLVERS, "of the teacher's hop: ddim, or heun with two evaluations"),
-    "loss_weight": (WEIGHTS, "of the loss, by noise level"),
-    "student_network": (("", *NETWORKS), "network that takes over at equal steps"),
-    "student_prediction": (("", *SCALINGS), "prediction that takes over at equal steps"),
+    "noise_schedule": (NOISE_SCHEDULES, "noise levels: cosine (VP) or karras (EDM's VE)"),
+    "solver": (SOLVERS, "how the teacher steps: ddim, or heun with two evaluations"),
+    "loss_weight": (WEIGHTS, "weight of the loss at a noise level"),
+    "student_network": (("", *NETWORKS), "network that takes over where steps stay equal"),
+    "student_prediction": (("", *SCALINGS), "prediction that takes over where steps stay equal"),
 }
 NUMBERS = {
-    "train_images": "to train on, over all phases",
+    "train_images": "images to train on, over all phases",
     "batch_size": "images per optimizer step",
-    "learning_rate": "of Adam",
-    "self_ema": "mu_S, the decay of the self-teacher",
-    "ema_residual": "share of a phase's start left in its result, the average",
-    "seed": "of batches and noise",
+    "learning_rate": "learning rate of Adam",
+    "self_ema": "mu_S, decay of the self-teacher",
+    "ema_residual": "share of a phase's initial weights left in its result, an average",
+    "seed": "seed of batches and noise",
 }
 WHOLE = ("train_images", "batch_size", "seed")
 STUDENT = ("student_network", "student_prediction")  # shown where steps stay equal

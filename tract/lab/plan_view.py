@@ -121,6 +121,6 @@ class PlanView(w.VBox):
             return
         seeds = re.findall(r"\d+", given)
         gflop = len(seeds) * sum(table.GFLOP.iloc[-1] for table in tables)
-        time = f", {duration(1e9 * gflop / rate)}" if rate else ", time unknown: Measure time"
+        time = f", {duration(1e9 * gflop / rate)}" if rate else ", time unknown: press Measure time"
         runs = f"{len(seeds)} seeds of {len(tables)} schedules, {gflop:,.0f} GFLOP{time}"
         self.sweep.value = text(runs) if seeds else ""

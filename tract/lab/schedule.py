@@ -114,7 +114,7 @@ def _magnified_group(ax: Axes, phase: Phase, group: int, self_taught: bool) -> N
     steps = {"t": first, "u": first + 1, "s": phase.segment}
     marks = _marks(phase.segment, first)
     for (step, x), (next_step, next_x) in itertools.pairwise(marks.items()):
-        style = "-" if next_step == step + 1 else ":"  # dotted: marks left out
+        style = "-" if next_step == step + 1 else ":"  # dotted: omitted marks
         ax.plot([x, next_x], [0, 0], color="black", linewidth=1, linestyle=style)
     ax.plot(list(marks.values()), [0] * len(marks), "|", color="black", markersize=7)
     x_t, x_u, x_s = (marks[step] for step in steps.values())

@@ -175,7 +175,7 @@ def _others(folder: Path, steps: int) -> dict[str, float]:
 def told(status: Status) -> str:
     """A status in words."""
     if status.state == NEW:
-        return "not begun"
+        return "not started"
     parts = [status.state]
     if status.num_steps:
         parts.append(f"step {status.step:,} of {status.num_steps:,}")
