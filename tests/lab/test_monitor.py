@@ -21,6 +21,7 @@ from tract.jobs.execute import WIDGET_VIEW
 from tract.lab import live, monitor, view
 from tract.lab.line_chart import Chart, Line, figure, svg
 from tract.lab.monitor import NotFinished, Panel, train, watch
+from tract.networks.weights import write_tensors
 from tract.settings import Distillation
 
 SETTINGS = Distillation(step_schedule=(16, 4, 1), train_images=96, batch_size=4, seed=1)
@@ -125,7 +126,12 @@ def test_any_run_is_watched_from_its_directory(task, person):
     watch(task.folder)
     with pytest.raises(FileNotFoundError, match="no run directory"):
         watch(task.folder / "nothing")
+    samples = task.experiment.folder / "teacher" / "samples.safetensors"
+    write_tensors(samples, {n: torch.zeros(24, 1, 8, 8) for n in ("1", "4")}, {})
     shown = view.RunView(task.folder)
+    samples.write_bytes(b"")  # they may be large, and are read once
+    shown._draw()
+    assert "teacher, 4 steps" in shown._samples.value
     assert "finished, step 24 of 24" in shown._state.value
     assert "As of step 24, phase 4&gt;1" in shown._curves.value
     titles = ["weighted loss", "squared error of x0", "error by level", "distance to the data"]
