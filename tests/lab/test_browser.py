@@ -113,14 +113,14 @@ def test_runs_are_called_by_what_tells_them_apart(root):
     runs = found(root)
     del runs["quick/odd"]
     assert labels_of(list(runs.values())) == {
-        f"{NAME}0": "TRACT 8>2>1\nseed 0",
-        f"{NAME}1": "TRACT 8>2>1\nseed 1",
+        f"{NAME}0": "TRACT 8>2>1, seed 0",
+        f"{NAME}1": "TRACT 8>2>1, seed 1",
         "quick/teacher": "teacher",
     }
     shutil.copytree(root / "quick", root / "again")
     teachers = [run for run in find_runs(root) if run.method == "teacher"]
     labels = labels_of(teachers)
-    assert labels["again/teacher"] == "teacher\nagain/teacher"
+    assert labels["again/teacher"] == "teacher, again/teacher"
 
 
 def test_parameters_are_compared_by_their_dotted_names():

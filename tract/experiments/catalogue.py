@@ -136,7 +136,7 @@ def seeds_grouped(table: pd.DataFrame, runs: Mapping[str, FoundRun]) -> pd.DataF
     for _, group in table.groupby(table["run"].map(lambda name: _recipe(runs[name])), sort=False):
         row = group.iloc[0].to_dict() | {"run": tuple(group["run"])}
         if len(group) > 1:
-            row["label"] = f"{row['label'].splitlines()[0]}, {len(group)} seeds"
+            row["label"] = f"{row['label'].split(', ')[0]}, {len(group)} seeds"
             row["state"] = ", ".join(group["state"].unique())
             row |= {"done": group["done"].mean(), "trained": group["trained"].max()}
             row |= {name: _mean_of(group[name]) for name in table.columns[len(ABOUT) :]}
@@ -184,7 +184,7 @@ def labels_of(runs: Sequence[FoundRun]) -> dict[str, str]:
             more = [", ".join(f"{k} {v}" for k, v in apart[run.name].items()) for run in alike]
             clear = len(set(more)) == count
             for run, text in zip(alike, more, strict=True):
-                labels[run.name] = f"{label}\n{text if clear else run.name}"
+                labels[run.name] = f"{label}, {text if clear else run.name}"
     return labels
 
 

@@ -176,7 +176,7 @@ class RunBrowser(LiveBox):
         labels, found = labels_of(runs), {}
         for run in runs:
             try:
-                found[labels[run.name].replace("\n", ", ")] = read(run)
+                found[labels[run.name]] = read(run)
             except (OSError, ValueError, RuntimeError) as error:
                 self.problems.append(f"{run.name}: {error}")
         return found

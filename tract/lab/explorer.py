@@ -146,7 +146,7 @@ class NoiseExplorer(w.VBox):
             for run, weights in teacher + fitting:
                 try:
                     x = samples_of(weights, steps, NOISES, experiment.seed)
-                    images[labels[run.name].replace(" ", "\n", 1)] = x
+                    images[labels[run.name].replace(", ", "\n").replace(" ", "\n", 1)] = x
                 except (OSError, ValueError, RuntimeError) as error:
                     self.problems.append(f"{run.name}, {steps} steps: {error}")
             rows[in_steps(steps)] = walked | images

@@ -123,5 +123,5 @@ def _rank(value: object) -> object:
 def _text(name: str, value: object) -> str:
     """A cell as text; blank where nothing is known."""
     if isinstance(value, str):
-        return value.replace("\n", ", ")
+        return value
     return "" if pd.isna(value) else FORMS.get(name, "{:.4g}".format)(value)

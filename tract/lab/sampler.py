@@ -78,8 +78,8 @@ class Sampler(w.VBox):
         for run in runs:
             try:
                 progress(0.0)
-                label = labels[run.name].replace("\n", ", ")
-                rows[f"{label}, {in_steps(nfe)}"] = samples_at(run, nfe, COUNT, progress)
+                x = samples_at(run, nfe, COUNT, progress)
+                rows[f"{labels[run.name]}, {in_steps(nfe)}"] = x
             except (OSError, ValueError, RuntimeError, Cancelled) as error:
                 problems.append(f"{run.name}: {error}")
         if self._cancelled is not cancelled:  # superseded by a newer request
