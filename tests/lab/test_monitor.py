@@ -201,12 +201,12 @@ def test_widgets_are_refreshed_until_they_are_closed_and_a_picture_while_ended()
             return b"PNG"
 
         def say(self, message, kind):
-            pass
+            said.append(message)
 
         def update(self, shown, raw):
             displayed.append(sorted(shown))
 
-    calls, displayed, box = [], [], Box("key", [])
+    calls, displayed, said, box = [], [], [], Box("key", [])
     thread = threading.Thread(target=box._live, args=[box, False])
     thread.start()
     while len(calls) < 7:
@@ -216,6 +216,7 @@ def test_widgets_are_refreshed_until_they_are_closed_and_a_picture_while_ended()
     assert not thread.is_alive()
     picture = ["image/png", "text/plain"]
     assert displayed == [picture, [WIDGET_VIEW, *picture]]
+    assert said == ["Run this cell again to keep a picture of this in the notebook.", ""]
 
 
 def test_a_chart_draws_means_of_many_points_in_a_range_that_holds_them():
