@@ -137,7 +137,7 @@ def test_a_finished_run_is_not_repeated(whole, capsys):
     result = run(whole, watch=never)
     assert torch.equal(weights(result), weights(load_model(whole)[0]))
     assert {p.name: p.read_bytes() for p in whole.iterdir()} == before
-    assert "finished before" in capsys.readouterr().out
+    assert "already finished" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])

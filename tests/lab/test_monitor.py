@@ -59,7 +59,7 @@ def test_where_nobody_can_click_it_is_trained_here_and_read_when_finished(task, 
     (student,) = train([task]).results()
     assert read_status(task.folder).step == 24
     trainings = train([task])
-    assert "finished before" in capsys.readouterr().out
+    assert "already finished" in capsys.readouterr().out
     assert torch.equal(weights(trainings.results()[0]), weights(student))
     assert trainings.unchanged
 
