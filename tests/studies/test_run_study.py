@@ -67,7 +67,7 @@ def test_runs_of_another_teacher_in_the_table_are_refused_before_anything_is_run
     rows["teacher"] = "stranger"
     rows[rows["nfe"] == 1].to_csv(table, index=False)
     before = table.read_bytes()
-    with pytest.raises(ValueError, match="has 1 of these runs with the teacher stranger, and"):
+    with pytest.raises(ValueError, match="has 1 of these runs with the teacher stranger, but"):
         run_missing(SMALL, ["steps"], folder / "run", table, Checkpointing())
     assert table.read_bytes() == before
 
