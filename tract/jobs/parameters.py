@@ -195,7 +195,7 @@ def from_parameters(kind: type, parameters: Mapping[str, object], **more):
     residual = decay**made.steps_per_phase
     if residual == 0:
         steps = made.steps_per_phase
-        raise ValueError(f"ema_decay is {decay}: use one nearer to 1 for {steps} steps")
+        raise ValueError(f"ema_decay is {decay}: use a value closer to 1 for {steps} steps")
     return replace(made, ema_residual=residual)
 
 
