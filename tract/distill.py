@@ -75,8 +75,8 @@ def start_distillation(
     swap_phase = equal_steps(settings.phases)
     if student is None and swap_phase is not None:
         raise ValueError(
-            f"{settings.phases[swap_phase]} repeats a number of steps, which is for a change of "
-            "network: give a student, or omit the repeated entry"
+            f"{settings.phases[swap_phase]} repeats a number of steps, which only a change "
+            "of network needs: give a student, or omit the repeated entry"
         )
     start, new_student = (teacher, frozen(student)) if swap_phase else (student or teacher, None)
     if not isinstance(start, Denoiser):

@@ -293,7 +293,7 @@ ROWS = [
     ("a missing data_dir", lambda f: load_data("fashion_mnist", "/no/where"),
      "data_dir '/no/where' is not a folder: correct the path"),
     ("a file as data_dir", lambda f: load_data("cifar10", __file__), "is not a folder: correct"),
-    ("an empty folder of clothes", data(), "has no file train-images", "is it the right folder"),
+    ("an empty folder of clothes", data(), "has no file train-images", "correct the folder"),
     ("an empty folder of CIFAR-10", data("cifar10"), "no CIFAR-10 in", "download=True"),
     ("images cut short", clothes(images=idx((2, 28, 28), 9)), IMAGES, "is damaged (",
      "fetch it again"),

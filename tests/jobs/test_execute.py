@@ -171,5 +171,5 @@ def test_a_kernel_that_does_not_start_is_an_error_with_its_last_words(tmp_path, 
     )
     monkeypatch.setenv("PYTHONPATH", str(tmp_path), prepend=os.pathsep)
     path = write_notebook(tmp_path / "n.ipynb", PARAMETERS)
-    with pytest.raises(RuntimeError, match=f"(?s)executing {path}; it said last: .*SystemExit"):
+    with pytest.raises(RuntimeError, match=f"(?s)executing {path}; its last output: .*SystemExit"):
         execute(path, tmp_path / "out.ipynb", shown=False, environment={"DIE": "1"})

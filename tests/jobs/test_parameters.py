@@ -99,5 +99,5 @@ def test_the_average_is_said_by_its_decay_or_by_its_residual():
     assert decay_from_residual(settings.ema_residual, 20) == pytest.approx(0.9, rel=1e-12)
     with pytest.raises(ValueError, match="ema_decay is 1.5: use a share between 0 and 1"):
         from_parameters(Distillation, parameters | {"ema_decay": 1.5})
-    with pytest.raises(ValueError, match="1e-30: use one nearer to 1 for 20 steps"):
+    with pytest.raises(ValueError, match="1e-30: use a value closer to 1 for 20 steps"):
         from_parameters(Distillation, parameters | {"ema_decay": 1e-30})

@@ -107,7 +107,7 @@ def test_a_sweep_that_cannot_be_is_refused_before_it_starts(
     ("options", "error", "message"),
     [
         ({"workers": 0}, ValueError, "workers is 0: use 1 or more"),
-        ({"workers": 2, "scheduler": "tcp://x:1"}, ValueError, "workers is 2, and a scheduler's"),
+        ({"workers": 2, "scheduler": "tcp://x:1"}, ValueError, "workers is 2, but a scheduler's"),
         ({"scheduler": "tcp//nowhere"}, OSError, "no dask scheduler at tcp//nowhere .*correct"),
     ],
 )
@@ -124,7 +124,7 @@ def test_gpus_that_are_not_there_are_refused_and_those_that_are_shared_out(monke
     assert [e["CUDA_VISIBLE_DEVICES"] for e in given] == ["4", "7"]
     assert [e["OMP_NUM_THREADS"] for e in given] == ["6", "6"]
     assert [e["CUDA_VISIBLE_DEVICES"] for e in module.environments(1, gpus=True)] == ["4"]
-    with pytest.raises(ValueError, match="3 executions with a GPU each at once, and 2 GPUs here"):
+    with pytest.raises(ValueError, match="3 executions need a GPU each, but there are 2 GPUs"):
         module.environments(3, gpus=True)
 
 

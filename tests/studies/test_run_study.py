@@ -67,7 +67,7 @@ def test_runs_of_another_teacher_in_the_table_are_refused_before_anything_is_run
     rows["teacher"] = "stranger"
     rows[rows["nfe"] == 1].to_csv(table, index=False)
     before = table.read_bytes()
-    with pytest.raises(ValueError, match="has 1 of these runs with the teacher stranger, and"):
+    with pytest.raises(ValueError, match="has 1 of these runs with the teacher stranger, but"):
         run_missing(SMALL, ["steps"], folder / "run", table, Checkpointing())
     assert table.read_bytes() == before
 
@@ -119,7 +119,7 @@ def test_a_study_begins_with_a_teacher_and_real_images_in_the_features_of_others
     begin()
     assert table.read_text() == before
     fit_classifier(clothes.labelled, given, epochs=1, seed=1)
-    with pytest.raises(ValueError, match="is another classifier than .*: give another run_dir"):
+    with pytest.raises(ValueError, match="are different classifiers, .*: give another run_dir"):
         begin()
 
 
@@ -221,7 +221,7 @@ def test_the_best_students_are_kept_in_half_precision_and_never_replaced(
     capsys.readouterr()
     export_best(study, ["steps"], tmp_path / "run", tmp_path / "m" / "d", [2])
     assert (tmp_path / "m" / "d_2steps.safetensors").stat().st_mtime_ns == before
-    assert "d_2steps.safetensors is there already, and left alone" in capsys.readouterr().out
+    assert "d_2steps.safetensors exists already, and is kept" in capsys.readouterr().out
     labels = rows_of_samples(study, ["steps"], tmp_path / "run", 2)
     assert list(labels) == [
         "data",

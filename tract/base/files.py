@@ -59,7 +59,7 @@ def replacing(path: str | Path, size: int, durable: bool = True) -> Iterator[Bin
     durable: whether it must survive a power cut, which is slow. Raises OSError with the remedy.
     """
     path = Path(path)
-    with explained(f"write {path} of {size:,} bytes, the old file is intact"):
+    with explained(f"write {path} of {size:,} bytes, any old file is intact"):
         temporary = _beside(path)
         try:
             with temporary.open("wb") as file:

@@ -60,5 +60,5 @@ def read_parameters(file: Path) -> dict:
         text = file.read_text()
     parameters = read_yaml(text, file)
     if not isinstance(parameters, dict):
-        raise ValueError(f"{file} is not a list of `name: value` lines: write it so")
+        raise ValueError(f"{file} is not a list of `name: value` lines: correct it")
     return parameters

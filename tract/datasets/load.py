@@ -222,7 +222,7 @@ def _existing(folder: Path, name: str) -> Path:
     for path in (folder / name, folder / f"{name}.gz"):
         if path.is_file():
             return path
-    raise FileNotFoundError(f"{folder} has no file {name} or {name}.gz: is it the right folder?")
+    raise FileNotFoundError(f"{folder} has no file {name} or {name}.gz: correct the folder")
 
 
 def _read_idx(path: Path) -> Tensor:

@@ -152,8 +152,8 @@ def _rows_of_samples(
 def measure_real(experiment: Experiment, features: Sequence[str]) -> None:
     """Add the distance of real images: the floor, which is higher for fewer samples.
 
-    As many images as models are sampled, if there are, drawn at random from the test split, or
-    without one from the data themselves.
+    Uses as many images as are sampled from models, or all if there are fewer, drawn at random from
+    the test split, or without one from the training data.
     """
     known = set(read_results(experiment.folder / RESULTS).query("run == @REAL")["metric"])
     features = [name for name in features if metric_name("fd", name) not in known]

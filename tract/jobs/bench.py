@@ -20,35 +20,35 @@ from tract.networks.build import named_network
 from tract.settings import Distillation
 
 ROUNDS = 5
-ROUND_SECONDS = 0.5  # a round makes as many steps as fit, at least one
-WIDTH = {"cpu": 1024, "cuda": 8192}  # of the matrices whose product is the ceiling
-ROW = ["network", "device", "batch", "options"]  # what tells two rows of the table apart
+ROUND_SECONDS = 0.5  # a round makes as many steps as fit, but at least one
+WIDTH = {"cpu": 1024, "cuda": 8192}  # of the matrices whose product defines the ceiling
+ROW = ["network", "device", "batch", "options"]  # the columns that identify a row
 MEASURED = ["images_per_second", "overhead_ratio", "utilisation", "peak_memory_mb"]
 MEASURED += ["ceiling_tflops"]
-# Batch sizes that are usual with these networks on a CPU; elsewhere 256.
+# Default batch sizes on a CPU; otherwise 256.
 CPU_BATCH = {"digits": 128, "digits_small": 128, "fashion_mnist": 32}
-# Compared by default: float32 in full against each way to be faster, and all of them.
+# Compared by default: full float32 with each faster option, and with all of them.
 _ALL = "bf16+channels_last+compile"
 OPTIONS = {"cpu": ["fp32", "fp32+channels_last", "fp32+compile"]}
 OPTIONS["cuda"] = ["fp32", "tf32", "fp32+compile", "bf16", "bf16+channels_last", "bf16+compile"]
 OPTIONS["cuda"] += [_ALL, f"{_ALL}+autotune", f"{_ALL}+recompute"]
-# Networks whose activations in float32 need more memory than a GPU has for a whole batch.
+# Networks whose float32 activations of a whole batch exceed the memory of a GPU.
 MICRO_BATCH = {"imagenet64": 64, "edm_imagenet64_adm": 64}
 
 
 def usual_ways(network_name: str) -> list[Compute]:
-    """The ways to compute a named network that are compared by default on this device."""
+    """Return the options compared by default for a named network on this device."""
     size = MICRO_BATCH.get(network_name, 0)
     return [replace(Compute.of(way), micro_batch=size) for way in OPTIONS[device()]]
 
 
 def bench(network_name: str, batch: int, computes: Iterable[Compute]) -> Iterator[dict]:
-    """A row for each way to compute a TRACT step of a named network, on this device.
+    """Yield a row for each way to compute a TRACT step of a named network, on this device.
 
-    batch: images per step; 0 for a usual number. images_per_second: of training. overhead_ratio:
-    time of a step over that of its bare network calls. utilisation: share of the ceiling that the
-    FLOP of these calls reach. peak_memory_mb: CUDA's own; elsewhere weights, gradients, moments and
-    activations, added up. note: "out of memory" in a row without numbers.
+    batch: images per step; 0 for a default. images_per_second: of training. overhead_ratio: time of
+    a step over that of its bare network calls. utilisation: FLOP rate of these calls as a share of
+    the ceiling. peak_memory_mb: CUDA's own; otherwise the sum of weights, gradients, moments and
+    activations. note: "out of memory" in a row without numbers.
     """
     config = named_network(network_name)
     batch = batch or (CPU_BATCH.get(network_name, 256) if device() == "cpu" else 256)
@@ -73,7 +73,7 @@ def bench(network_name: str, batch: int, computes: Iterable[Compute]) -> Iterato
 
 
 def _measured(config: dict, settings: Distillation, compute: Compute) -> dict[str, float]:
-    """The numbers of a row, by their names in MEASURED."""
+    """Return the numbers of a row, by their names in MEASURED."""
     batch = settings.batch_size
     state, records = begin(config, settings, "cosine", 0, compute)
     memory_mb = sum(memory(state, records)) / 1e6
@@ -88,7 +88,7 @@ def _measured(config: dict, settings: Distillation, compute: Compute) -> dict[st
 def _bare_calls(
     state: DistillationState, config: dict, batch: int, compute: Compute
 ) -> Callable[[], object]:
-    """The network calls of a TRACT step, and nothing else: two forwards, one with its backward."""
+    """Return the bare network calls of a TRACT step: two forwards, one with its backward."""
     data, levels = random_data(config, batch), levels_of("cosine", 1024).to(device())
     i_t = torch.randint(1, 1025, (batch,), device=device())
     noisy = torch.randn(batch, *data.shape, device=device())
@@ -108,7 +108,7 @@ def _bare_calls(
 
 
 def product_flops(compute: Compute) -> float:
-    """FLOP per second of a large matrix product in a precision, the median of ROUNDS."""
+    """Return FLOP per second of a large matrix product in a precision, the median of ROUNDS."""
     kind = torch.bfloat16 if compute.precision == "bf16" else torch.float32
     width = WIDTH[device()]
     a = torch.randn(width, width, device=device(), dtype=kind)
@@ -118,7 +118,7 @@ def product_flops(compute: Compute) -> float:
 
 
 def _in_turns(one: Callable, other: Callable) -> tuple[list[float], list[float]]:
-    """Seconds of a call of either in each of ROUNDS, after a warm-up."""
+    """Return seconds per call of both functions in each of ROUNDS, after a warm-up."""
     for call in (one, other):
         call()
     slowest = max(_seconds(call, 1) for call in (one, other))
@@ -128,9 +128,9 @@ def _in_turns(one: Callable, other: Callable) -> tuple[list[float], list[float]]
 
 
 def _seconds(call: Callable, calls: int) -> float:
-    """Mean seconds of some calls, with all that a GPU does for them."""
+    """Return mean seconds per call, including the GPU's work."""
     alone = device() == "cpu" and torch.get_num_threads() == 1
-    # Of a single thread its processor time, which other programs do not lengthen.
+    # A single thread is timed by processor time, which other programs do not affect.
     clock = time.process_time if alone else time.perf_counter
     start = clock()
     for _ in range(calls):
@@ -141,8 +141,8 @@ def _seconds(call: Callable, calls: int) -> float:
 
 
 def write_throughput(path: str | Path, rows: Iterable[dict]) -> None:
-    """Put rows into the table at path, replacing those that agree in ROW.
+    """Add rows to the table at path, replacing those with the same values of ROW.
 
-    ValueError if there is a table with other columns.
+    Raises ValueError if the existing table has other columns.
     """
     replace_rows(path, pd.DataFrame(list(rows)).round(4).to_dict("records"), ROW)

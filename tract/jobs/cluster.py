@@ -1,4 +1,4 @@
-"""Where executions run: in threads of this process, or on the workers of a dask cluster."""
+"""Pools that execute notebooks: local threads, or the workers of a dask cluster."""
 
 import gc
 import os
@@ -13,12 +13,12 @@ class Pool(NamedTuple):
     """Where functions of a task, and of environment variables for its kernel, are called."""
 
     submit: Callable[..., Future]  # function, task
-    everywhere: Callable[..., Sequence]  # calls a function wherever tasks run, returns the values
+    everywhere: Callable[..., Sequence]  # calls a function everywhere, returns all values
 
 
 @contextmanager
 def threads(environments: Sequence[dict[str, str]]) -> Iterator[Pool]:
-    """A thread for each environment; what they execute runs in processes of its own."""
+    """Yield a pool with a thread for each environment; kernels are separate processes."""
     mine, free = local(), list(environments)
 
     def begin() -> None:
@@ -33,7 +33,7 @@ def threads(environments: Sequence[dict[str, str]]) -> Iterator[Pool]:
 
 @contextmanager
 def workers_at(address: str, gpus: bool) -> Iterator[Pool]:
-    """The workers of the dask cluster at an address; OSError if none answers.
+    """Yield a pool of the workers of a dask cluster; raises OSError if none answers.
 
     gpus: each call takes one of a worker's resource GPU.
     """
@@ -42,10 +42,10 @@ def workers_at(address: str, gpus: bool) -> Iterator[Pool]:
     problem = None
     try:
         client = Client(address)
-    except (OSError, ValueError) as error:  # nobody answers, or it is not an address
+    except (OSError, ValueError) as error:  # no answer, or an invalid address
         problem = str(error)
     if problem:
-        gc.collect()  # of half a client, which collected later would block the next one's start
+        gc.collect()  # the failed client, which could block the next one's start
         raise OSError(f"no dask scheduler at {address} ({problem}): correct the address")
     with client, client.get_executor(pure=False, resources={"GPU": 1} if gpus else {}) as pool:
         yield Pool(
@@ -57,7 +57,7 @@ def workers_at(address: str, gpus: bool) -> Iterator[Pool]:
 
 
 def environments(workers: int | None, gpus: bool) -> list[dict[str, str]]:
-    """Environments of several executions on this machine: a GPU, and a share of the cores."""
+    """Return environments for executions on this machine: a GPU each, and a share of the cores."""
     import torch
     from dask.system import CPU_COUNT
 
@@ -69,7 +69,7 @@ def environments(workers: int | None, gpus: bool) -> list[dict[str, str]]:
         places = [{}] * (workers or CPU_COUNT)
     elif len(places) < (workers or 1):
         raise ValueError(
-            f"{workers or 1} executions with a GPU each at once, and {len(places)} GPUs here: give "
+            f"{workers or 1} executions need a GPU each, but there are {len(places)} GPUs: give "
             "fewer workers or the address of a scheduler, or omit gpus"
         )
     places = places[:workers]

@@ -1,7 +1,7 @@
 """Estimate a run's FLOP, time and memory before starting it.
 
-Additions and multiplications count one FLOP each: the paper's network for CIFAR-10 then takes the
-published 35.8 GFLOP for an image.
+An addition and a multiplication count as one FLOP each: the paper's network for CIFAR-10 then has
+the published 35.8 GFLOP per image.
 """
 
 import functools
@@ -24,26 +24,26 @@ from tract.networks.build import build_denoiser, student_for
 from tract.phases import equal_steps
 from tract.settings import Distillation, Training
 
-STEPS = 5  # that are timed
-STEP_SECONDS = 1.5  # if a step takes longer, a smaller batch is tried
-SLOW_SECONDS = 4.0  # after which no further step is timed
+STEPS = 5  # to time
+STEP_SECONDS = 1.5  # if a step is slower, a smaller batch is timed
+SLOW_SECONDS = 4.0  # if a step is slower, no more are timed
 
 
 class Passes(NamedTuple):
-    """Forward passes that one image takes in a step; a backward pass counts as two."""
+    """Forward passes for one image in a step; a backward pass counts as two."""
 
     teacher: int
-    student: int  # and self-teacher, which is the same network
+    student: int  # and self-teacher, the same network
 
 
 def passes(settings: Training) -> list[Passes]:
-    """Passes for each image in each phase of a run; a teacher's training has one phase."""
-    learning = Passes(0, 3)  # forward, and backward for weights and for activations
+    """Return the passes per image in each phase of a run; a teacher's training has one phase."""
+    learning = Passes(0, 3)  # forward, and backward, which counts as two
     if not isinstance(settings, Distillation):
         return [learning]
     result, method = [], METHODS[settings.method]
     for phase in settings.phases:
-        heun = settings.solver == "heun" and not result  # of the first teacher alone
+        heun = settings.solver == "heun" and not result  # only the first teacher
         step = Passes(2 if heun else 1, 0)
         first = step if method.first_hop is None else Passes(0, 0)
         second = method.second_hop(step, Passes(0, 1)) if phase.segment > 1 else Passes(0, 0)
@@ -52,7 +52,7 @@ def passes(settings: Training) -> list[Passes]:
 
 
 def network_flops(config: dict) -> int:
-    """FLOP of one forward pass of the described network, for one image; nothing is computed."""
+    """Count the FLOP of one image's forward pass of the described network, without computing it."""
     return _counted(json.dumps(config))
 
 
@@ -70,7 +70,7 @@ def _counted(description: str) -> int:
 
 
 def image_flops(config: dict, settings: Training) -> list[int]:
-    """FLOP for each image in each phase of a run that trains, or distils, the described network."""
+    """Return FLOP per image in each phase of training, or distilling, the described network."""
     teacher = student = network_flops(config)
     distilled = isinstance(settings, Distillation)
     swap_phase = equal_steps(settings.phases) if distilled else None
@@ -88,13 +88,13 @@ def image_flops(config: dict, settings: Training) -> list[int]:
 def estimate(
     config: dict, settings: Training, noise_schedule: str = "cosine", compute: Compute = EAGER
 ) -> dict:
-    """The cost of training, or distilling, the described network, as a row; takes seconds.
+    """Estimate the cost of training, or distilling, the described network, as a row; takes seconds.
 
     Columns: run (method and schedule), images, steps (of the optimizer), flop, seconds, memory_gb
-    (at the peak), tried_batch (from which time and memory are scaled), device. Of each kind of
-    phase a few steps are made, with random weights on random images: all of a step's work, but not
-    saving and measuring. Where a step is slow a smaller batch is tried. Memory is CUDA's own peak
-    on a GPU; elsewhere weights, gradients, Adam's moments and activations, added up.
+    (peak), tried_batch (from which time and memory are scaled), device. Makes a few steps of each
+    kind of phase, with random weights on random images: everything but saving and measuring. Slow
+    steps are timed with a smaller batch. Memory is CUDA's own peak on a GPU; otherwise the sum of
+    weights, gradients, Adam's moments and activations.
     """
     flops = image_flops(config, settings)
     trials = {
@@ -114,19 +114,19 @@ def estimate(
 
 
 class _Trial(NamedTuple):
-    """What trying a step showed, scaled to the batch size of the run."""
+    """Cost of a step, scaled to the run's batch size."""
 
     seconds: float
     memory: int
-    batch: int  # that was tried
+    batch: int  # that was timed
 
 
 def _try(
     config: dict, settings: Training, noise_schedule: str, phase: int, compute: Compute
 ) -> _Trial:
-    """Make a few steps of a phase, of as many images as are done in STEP_SECONDS.
+    """Make a few steps of a phase, with as many images as take STEP_SECONDS.
 
-    Of all images where networks are compiled, which is done for one batch size.
+    Compiled networks use all images, because they are compiled for one batch size.
     """
     start = partial(begin, config, noise_schedule=noise_schedule, phase=phase, compute=compute)
     batch, steps = (settings.batch_size, STEPS) if compute.compile else (1, 1)
@@ -139,10 +139,10 @@ def _try(
 
 
 def _timed(start: Callable, settings: Training, batch: int, steps: int) -> tuple[float, int, int]:
-    """Median seconds of some steps, and bytes as `memory` tells them."""
-    images = 10**6 * batch * settings.num_phases  # so that no phase ends
+    """Return the median seconds of some steps, and bytes as from `memory`."""
+    images = 10**6 * batch * settings.num_phases  # so that the phase does not end
     state, records = start(settings=replace(settings, train_images=images, batch_size=batch))
-    held, more = memory(state, records)  # the first step, in which much is done only once
+    held, more = memory(state, records)  # the first step, which includes one-time work
     times = []
     while len(times) < steps and sum(times) < SLOW_SECONDS:
         begun = time.perf_counter()

@@ -1,4 +1,4 @@
-"""Execute notebooks with papermill, parameters checked first and output shown live."""
+"""Execute notebooks with papermill; parameters are checked first, output is shown live."""
 
 import asyncio
 import os
@@ -20,17 +20,17 @@ from nbconvert.preprocessors.coalescestreams import CoalesceStreamsPreprocessor
 from tract.base.files import SPACE, explained, writable
 from tract.jobs.parameters import check_parameters, declared_parameters
 
-START_SECONDS = 600  # until a kernel answers, on a machine that is busy with others
+START_SECONDS = 600  # for a kernel to answer on a busy machine
 WIDGET_VIEW = "application/vnd.jupyter.widget-view+json"
 
-# A line of one, of tqdm, and its way back up from a nested one.
+# A line of a tqdm progress bar, and its return from a nested one.
 PROGRESS_BAR = re.compile(r"^.*\d%\|.*\n?|\x1b\[A", re.MULTILINE)
 
 
 class LocalKernel(AsyncKernelManager):
-    """A kernel of this Python, reached through files that only its owner can open, not by ports.
+    """A kernel of this Python, connected by files that only its owner can open, not by ports.
 
-    Kernels named python3 of other environments are ignored. Ctrl-C and SIGTERM interrupt the cell,
+    Kernels of other environments called python3 are ignored. Ctrl-C and SIGTERM interrupt the cell,
     which can then save; nbclient would kill it. A subclass has folder (for its files), environment
     (of its process) and output.
     """
@@ -43,11 +43,11 @@ class LocalKernel(AsyncKernelManager):
         display_name="Python 3",
         language="python",
     )
-    running: ClassVar[dict[Path, "LocalKernel"]] = {}  # kernels of this process by their output
+    running: ClassVar[dict[Path, "LocalKernel"]] = {}  # by their output
 
     def __init__(self, **options):
         if sys.platform != "win32":
-            # By default the files are named alike and lie in the current folder.
+            # By default the files have the same names, in the current folder.
             options |= {"transport": "ipc", "ip": f"{self.folder}/ipc"}
         self.handlers: dict[signal.Signals, signal.Handlers] = {}  # before this kernel's
         super().__init__(**options)
@@ -61,7 +61,7 @@ class LocalKernel(AsyncKernelManager):
         await super()._async_post_start_kernel(**options)
         self.loop = asyncio.get_running_loop()
         self.running[self.output] = self
-        # Windows; not the main thread, which then calls interrupt_kernels.
+        # On Windows, or outside the main thread, which then calls interrupt_kernels.
         with suppress(NotImplementedError, RuntimeError):
             for signum in (signal.SIGINT, signal.SIGTERM):
                 before = signal.getsignal(signum)
@@ -69,18 +69,18 @@ class LocalKernel(AsyncKernelManager):
                 self.handlers[signum] = before
 
     def leave_signals(self) -> None:
-        """Handle signals as before: the loop is used again, by kernels that start later."""
+        """Restore the signal handlers: the loop is used again, by kernels that start later."""
         for signum, before in self.handlers.items():
             self.loop.remove_signal_handler(signum)
             signal.signal(signum, before)
 
     def interrupt_soon(self) -> None:
-        """Interrupt the cell; any thread may call it."""
+        """Interrupt the cell; may be called from any thread."""
         asyncio.run_coroutine_threadsafe(self.interrupt_kernel(), self.loop)
 
 
 def interrupt_kernels(outputs: Iterable[Path]) -> int:
-    """Interrupt this process's kernels that work for these notebooks; returns how many."""
+    """Interrupt this process's kernels for these outputs; returns their number."""
     found = [LocalKernel.running[path] for path in outputs if path in LocalKernel.running]
     for kernel in found:
         kernel.interrupt_soon()
@@ -95,15 +95,15 @@ def execute(
     shown: bool = True,
     environment: Mapping[str, str] | None = None,
 ) -> None:
-    """Execute a notebook in its own folder and write the result; what it prints is shown live.
+    """Execute a notebook in its own folder, showing what it prints, and write the result.
 
-    shown: False to write what it prints to the result alone. environment: variables of the kernel's
-    process, besides those of this one. Any thread may call it. The kernel dies about a second after
+    shown: False to write output only to the result. environment: variables of the kernel's process,
+    in addition to this one's. May be called from any thread. The kernel ends about a second after
     this process, even if that is killed.
 
-    ValueError for a parameter the notebook does not declare or of another kind than its default,
-    FileNotFoundError for a missing notebook; both before a kernel is started. RuntimeError if the
-    kernel dies, with its last words, or a cell fails; output then holds the notebook up to there,
+    Raises ValueError for undeclared parameters or other types than their defaults',
+    FileNotFoundError for a missing notebook; both before a kernel starts. Raises RuntimeError if
+    the kernel dies, with its last output, or a cell fails; output then holds the notebook so far,
     with the traceback.
     """
     notebook, output = Path(notebook), Path(output)
@@ -125,7 +125,7 @@ def execute(
 def _execute(
     notebook: Path, output: Path, parameters: dict, shown: bool, environment: Mapping[str, str]
 ) -> None:
-    # A socket's name has at most 107 bytes, which a long TMPDIR would use up.
+    # A socket's name has at most 107 bytes, which a long TMPDIR could exceed.
     parent = "/tmp" if os.name == "posix" and len(tempfile.gettempdir()) > 80 else None
     with tempfile.TemporaryDirectory("", "kernel-", parent, True) as folder:
         kernel = {"folder": Path(folder), "environment": environment, "output": output}
@@ -138,27 +138,27 @@ def _execute(
                 language="python",
                 kernel_manager_class=type("Kernel", (LocalKernel,), kernel),
                 start_timeout=START_SECONDS,
-                # Not papermill's cwd, which changes that of the whole process.
+                # Not papermill's cwd, which changes the whole process's.
                 resources={"metadata": {"path": str(notebook.parent)}},
                 progress_bar=False,
                 stdout_file=sys.stdout if shown else None,
                 stderr_file=sys.stderr if shown else None,
             )
-        except RuntimeError as error:  # of the kernel, not of a cell
+        except RuntimeError as error:  # from the kernel, not from a cell
             errors = Path(folder) / "stderr"
             lines = errors.read_text(errors="replace").splitlines() if errors.is_file() else []
-            last = "\n".join(lines[-20:]) or "nothing, as when memory has run out"
-            raise RuntimeError(f"{error} executing {notebook}; it said last: {last}") from error
+            last = "\n".join(lines[-20:]) or "nothing; perhaps memory ran out"
+            raise RuntimeError(f"{error} executing {notebook}; its last output: {last}") from error
         finally:
             if started := LocalKernel.running.pop(output, None):
                 started.leave_signals()
 
 
 def strip_for_commit(notebook: str | Path) -> None:
-    """Keep of a notebook's outputs what can be read without its kernel, and is repeatable.
+    """Keep only a notebook's outputs that are repeatable and readable without a kernel.
 
-    Progress bars, papermill's times and the widgets' state go; of a widget the picture that
-    `show.show` gave it stays.
+    Removes progress bars, papermill's times and the widgets' state, but keeps the picture that
+    `show.show` added to a widget.
     """
     content = nbformat.read(notebook, as_version=4)
     coalesce = CoalesceStreamsPreprocessor()
@@ -168,7 +168,7 @@ def strip_for_commit(notebook: str | Path) -> None:
         for output in cell.get("outputs", []):
             if output.output_type == "stream":
                 output.text = PROGRESS_BAR.sub("", output.text)
-        # What is left of a bar that cleared itself is blank.
+        # A bar that cleared itself leaves blank text.
         outputs = [o for o in cell.get("outputs", []) if o.get("text", "shown").strip()]
         for output in outputs:
             if "image/png" in output.get("data", {}):

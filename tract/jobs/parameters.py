@@ -1,4 +1,4 @@
-"""Parameters of notebooks: declared by a notebook, given by a YAML file or a command."""
+"""Parameters of notebooks: declared by a notebook, given in a YAML file or on the command line."""
 
 import ast
 import difflib
@@ -20,7 +20,7 @@ from tract.base.yaml_files import read_parameters, read_yaml
 from tract.phases import format_schedule
 from tract.settings import Distillation, check_residual
 
-# Parameters that had other names in older versions.
+# Former names of parameters.
 RENAMED = {
     "images": "train_images",
     "batch": "batch_size",
@@ -36,20 +36,20 @@ RENAMED = {
     "groups": "comparisons",
 }
 
-# The notebooks lie beside the package in a clone; pip installs them into a shared folder.
+# The notebooks are beside the package in a clone; pip installs them into a shared folder.
 CLONE = Path(__file__).resolve().parents[2]
 NOTEBOOKS = CLONE / "notebooks"
 if not NOTEBOOKS.is_dir():
     NOTEBOOKS = Path(sysconfig.get_path("data")) / "share" / "tract" / "notebooks"
 
-# Parameters that are paths unless they are empty, as are all that end in _dir.
+# Parameters that are paths unless empty, besides those that end in _dir.
 PATHS = ("teacher", "figure", "figures", "results", "published", "classifier", "grid", "models")
 
 
 def declared_parameters(notebook: str | Path) -> dict[str, object]:
-    """Names and default values in a notebook's cell tagged `parameters`.
+    """Return names and default values in a notebook's cell tagged `parameters`.
 
-    FileNotFoundError without the file, ValueError if it is not a notebook or has no such cell.
+    Raises FileNotFoundError if it is missing, ValueError for a file without such a cell.
     """
     path = Path(notebook)
     if not path.is_file():
@@ -68,9 +68,9 @@ def declared_parameters(notebook: str | Path) -> dict[str, object]:
 
 
 def check_parameters(declared: Mapping[str, object], given: Mapping[str, object]) -> dict:
-    """The given parameters, as numbers of the kind of their defaults: 96e6 becomes an integer.
+    """Return the given parameters, with numbers of their defaults' type: 96e6 becomes an integer.
 
-    ValueError if one is not declared, or its default is of another kind.
+    Raises ValueError if one is not declared, or differs in type from its default.
     """
     checked = {}
     for name, value in given.items():
@@ -91,10 +91,10 @@ def check_parameters(declared: Mapping[str, object], given: Mapping[str, object]
 
 
 def typed_parameters(notebook: Path, file: Path | None, typed: Sequence[tuple[str, str]]) -> dict:
-    """Parameters of a notebook as a YAML file and a command line give them, checked.
+    """Return the parameters of a notebook from a YAML file and the command line, checked.
 
-    A parameter whose default is text is taken as it was typed, others are YAML. Paths are relative
-    to the current folder.
+    A parameter whose default is text is taken literally, others are YAML. Paths are relative to the
+    current folder.
     """
     given = read_parameters(file) if file else {}
     declared = declared_parameters(notebook)
@@ -105,7 +105,7 @@ def typed_parameters(notebook: Path, file: Path | None, typed: Sequence[tuple[st
 
 
 def from_here(name: str, value: object) -> object:
-    """The value of a parameter; a path relative to the current folder becomes absolute."""
+    """Return a parameter's value, with a path relative to the current folder made absolute."""
     is_path = name.endswith("_dir") or name in PATHS
     if not is_path or not value or not isinstance(value, str):
         return value
@@ -118,27 +118,27 @@ def from_here(name: str, value: object) -> object:
 
 
 def refuse_unknown_parameters(cells: Sequence[str]) -> None:
-    """ValueError if papermill injected a parameter that the notebook does not declare.
+    """Raise ValueError if papermill injected a parameter that the notebook does not declare.
 
     cells: IPython's `In`, the cells executed so far. Papermill itself only warns.
     """
     injected = [i for i, cell in enumerate(cells) if cell.startswith("# Parameters\n")]
     if injected:
         declared: dict[str, object] = {}
-        for cell in cells[: injected[-1]]:  # executed before, perhaps twice
+        for cell in cells[: injected[-1]]:  # executed before, possibly repeatedly
             declared |= _assignments(cell)
         check_parameters(declared, _assignments(cells[injected[-1]]))
 
 
-# Parameters that change where and how fast something is computed, but not its result.
+# Parameters that change where and how fast a result is computed, but not the result.
 PLACES = ("run_dir", "figure", "figures", "processes", "threads", "compute", "checkpoint_minutes")
 
 
 def as_committed(parameters: Mapping[str, object], name: str) -> bool:
-    """Whether a notebook, by its name without ending, has the parameters that it is committed with.
+    """Return whether a notebook, named without suffix, has its committed parameters.
 
     parameters: the notebook's names after its parameters. Those in PLACES may differ. False if the
-    committed notebook is not there.
+    committed notebook is missing.
     """
     path = NOTEBOOKS / f"{name}.ipynb"
     if not path.is_file():
@@ -148,22 +148,22 @@ def as_committed(parameters: Mapping[str, object], name: str) -> bool:
 
 
 def check_claims(claims: Mapping[str, bool], asserted: bool) -> None:
-    """Print which claims hold; AssertionError for those that do not, where they are asserted."""
+    """Print which claims hold; raises AssertionError for those that do not, if asserted."""
     for claim, holds in claims.items():
         print(f"{'holds' if holds else 'does not hold'}: {claim}")
     failed = [claim for claim, holds in claims.items() if not holds]
     if asserted and failed:
         raise AssertionError("; ".join(failed))
     if not asserted:
-        print("with other parameters than the committed ones: nothing is asserted")
+        print("parameters differ from the committed ones: nothing is asserted")
 
 
 def _assignments(source: str) -> dict[str, object]:
-    """Names that source assigns to literals at its top level, and their values."""
+    """Return names that source assigns to literals at its top level, and their values."""
     values = {}
     try:
         nodes = ast.parse(source).body
-    except SyntaxError:  # a cell with IPython's magic
+    except SyntaxError:  # a cell with IPython magic
         return values
     for node in nodes:
         if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name):
@@ -181,10 +181,10 @@ def _kind(value: object) -> str:
 
 
 def from_parameters(kind: type, parameters: Mapping[str, object], **more):
-    """An object of a dataclass, such as Distillation: fields are parameters of the same name.
+    """Return an object of a dataclass, such as Distillation, from parameters named like its fields.
 
-    more: fields that have no parameter of their name, or another value. ema_decay, the decay mu_I,
-    takes the place of ema_residual unless it is 0; ValueError for one that leaves no residual.
+    more: fields without such a parameter, or with another value. ema_decay, the decay mu_I,
+    replaces ema_residual unless it is 0; raises ValueError if it leaves no residual.
     """
     names = {field.name for field in fields(kind)} & parameters.keys()
     made = kind(**{name: parameters[name] for name in names} | more)
@@ -195,17 +195,17 @@ def from_parameters(kind: type, parameters: Mapping[str, object], **more):
     residual = decay**made.steps_per_phase
     if residual == 0:
         steps = made.steps_per_phase
-        raise ValueError(f"ema_decay is {decay}: use one nearer to 1 for {steps} steps")
+        raise ValueError(f"ema_decay is {decay}: use a value closer to 1 for {steps} steps")
     return replace(made, ema_residual=residual)
 
 
-# Written even if they have their defaults: the notebooks' parameters of a distillation.
+# Always written, even at their defaults: the notebooks' parameters of a distillation.
 ALWAYS = ("method", "train_images", "batch_size", "learning_rate", "loss_weight", "solver")
 ALWAYS += ("self_ema", "ema_residual", "seed")
 
 
 def parameters_of(settings: Distillation) -> dict[str, object]:
-    """Parameters of a notebook that distils with these settings; rare ones if they differ."""
+    """Return the notebook parameters of these settings; rare ones only if not at their default."""
     parameters = {"step_schedules": [_plain(settings.step_schedule)]}
     for field in fields(settings):
         value = getattr(settings, field.name)
@@ -215,12 +215,12 @@ def parameters_of(settings: Distillation) -> dict[str, object]:
 
 
 def yaml_of(parameters: dict[str, object]) -> str:
-    """A file of parameters."""
+    """Format a file of parameters."""
     return yaml.safe_dump(parameters, sort_keys=False, default_flow_style=None)
 
 
 def presets_in(folder: Path) -> dict[str, dict]:
-    """The parameters in a folder's YAML files, an entry for each schedule, named by both."""
+    """Return the parameters in a folder's YAML files, one entry per schedule, named by both."""
     presets = {}
     for path in sorted(folder.glob("*.yaml")):
         parameters = read_parameters(path)
@@ -232,7 +232,7 @@ def presets_in(folder: Path) -> dict[str, dict]:
 
 
 def line(schedule: object) -> str:
-    """A schedule, or an entry of one, in one line of YAML."""
+    """Format a schedule, or an entry of one, as one line of YAML."""
     return str(_plain(schedule))
 
 

@@ -13,11 +13,11 @@ from tract.settings import Distillation
 def phase_plan(
     config: dict, settings: Distillation, flop_rate: float | None = None
 ) -> pd.DataFrame:
-    """One row for each phase of distilling the described network, and one for all.
+    """Return one row for each phase of distilling the described network, and a total.
 
-    Columns: phase, images, steps (of the optimizer), mu_I (the decay of the average that is the
-    result), evaluations (forward passes of all networks), GFLOP (backward passes as well), time
-    (in words; blank without flop_rate, in FLOP per second).
+    Columns: phase, images, steps (of the optimizer), mu_I (decay of the inference average),
+    evaluations (forward passes of all networks), GFLOP (including backward passes), time (in words;
+    blank without flop_rate, in FLOP per second).
     """
     steps = settings.steps_per_phase
     images = steps * settings.batch_size
@@ -41,9 +41,9 @@ def phase_plan(
 
 
 def split(phases: Sequence[Phase]) -> tuple[int, int] | None:
-    """The index of the phase with the longest groups, and steps to split it at; None if none.
+    """Return the index of the phase with the longest groups, and steps to split it at, or None.
 
-    The two new phases have groups as equally long as the numbers allow.
+    The two new phases have groups of lengths as equal as possible.
     """
     longest = max(phases, key=lambda phase: phase.segment)
     teacher, student = longest.parts[0].teacher_steps, longest.student_steps
@@ -54,7 +54,7 @@ def split(phases: Sequence[Phase]) -> tuple[int, int] | None:
 
 
 def duration(seconds: float) -> str:
-    """A time in the unit that suits it, to two digits or three: 42 s, 1.3 min, 6.2 h, 12 days."""
+    """Format a time in a suitable unit with two or three digits: 42 s, 1.3 min, 6.2 h, 12 days."""
     for unit, length in (("days", 86400), ("h", 3600), ("min", 60)):
         if seconds >= length:
             return f"{seconds / length:.{1 if seconds < 10 * length else 0}f} {unit}"

@@ -1,4 +1,4 @@
-"""The main job (`make run`): teacher, BTD and TRACT on digits, by notebooks 01 to 03."""
+"""The main job (`make run`): teacher, BTD and TRACT on digits, from notebooks 01 to 03."""
 
 from pathlib import Path
 
@@ -13,7 +13,7 @@ def quickstart(run_dir: Path | None = None) -> pd.DataFrame:
     """Execute the three notebooks into run_dir, which they share, and return their table.
 
     run_dir: by default runs/quickstart in the clone, or without a clone in the current folder.
-    Leaves results.csv and quickstart.png there. Finished runs are not repeated.
+    Writes results.csv and quickstart.png there. Finished runs are not repeated.
     """
     if run_dir is None:
         run_dir = (CLONE if NOTEBOOKS.parent == CLONE else Path.cwd()) / "runs" / "quickstart"

@@ -1,6 +1,6 @@
 """Execute one notebook over a grid of parameters, locally or on a dask cluster.
 
-Every execution that ends marks its result: a rerun executes what is not marked.
+Every finished execution marks its result; a rerun executes only the others.
 """
 
 import hashlib
@@ -24,7 +24,7 @@ from tract.jobs.cluster import Pool, environments, threads, workers_at
 from tract.jobs.execute import execute, interrupt_kernels
 from tract.jobs.parameters import check_parameters, declared_parameters
 
-MARK = "tract_sweep"  # in the metadata of a finished notebook: what was executed
+MARK = "tract_sweep"  # in the metadata of a finished notebook
 
 
 @dataclass(frozen=True)
@@ -61,23 +61,23 @@ def sweep(
     scheduler: str | None = None,
     gpus: bool = False,
 ) -> list[Outcome]:
-    """Execute a notebook at all points of a grid; outcomes in the order of the grid.
+    """Execute a notebook at all points of a grid; returns outcomes in the order of the grid.
 
-    grid: values by parameter, of which all combinations are executed, each to a notebook in
-    out_dir named for them. Finished ones of the same parameters and source are skipped. workers:
-    executions at a time here, by default one for each core, or with gpus for each GPU. scheduler:
-    address of a dask cluster to use instead, whose workers see the same files; with gpus each
-    execution waits for a worker's resource GPU, and one whose worker died is repeated. A failure
-    stops no other execution. Ctrl-C interrupts what is running, which can save.
+    grid: values by parameter; all combinations are executed, each to a notebook in out_dir named
+    after them. Finished ones with the same parameters and source are skipped. workers: local
+    executions at a time, by default one per core, or with gpus per GPU. scheduler: address of a
+    dask cluster to use instead, whose workers share the files; with gpus each execution takes a
+    worker's resource GPU, and is repeated if the worker dies. Failures do not stop other
+    executions. Ctrl-C interrupts running executions, which can save.
 
-    ValueError or FileNotFoundError for invalid arguments before anything is executed.
+    Raises ValueError or FileNotFoundError for invalid arguments before anything is executed.
     """
     points = points_of(notebook, out_dir, parameters, grid)
     if workers is not None:
         check_whole("workers", workers, 1, MOST_PROCESSES)
     if scheduler and workers:
         raise ValueError(
-            f"workers is {workers}, and a scheduler's cluster has its own: omit one of them"
+            f"workers is {workers}, but a scheduler's cluster has its own: omit one of them"
         )
     place = workers_at(scheduler, gpus) if scheduler else threads(environments(workers, gpus))
     with only_writer(Path(out_dir)):
@@ -97,7 +97,7 @@ def points_of(
     parameters: Mapping[str, object],
     grid: Mapping[str, Sequence],
 ) -> list[Point]:
-    """All executions of a sweep, the last parameter of the grid varying fastest; all checked."""
+    """Return all executions of a sweep, checked; the last parameter of the grid varies fastest."""
     notebook, out_dir = Path(notebook).resolve(), Path(out_dir).resolve()
     declared = declared_parameters(notebook)
     if not grid:
@@ -120,7 +120,7 @@ def points_of(
 
 
 def point_name(values: Mapping[str, object]) -> str:
-    """A name for a point of a grid, fit for a file: {"seed": 0, "a": [8, 1]} is seed=0,a=8-1."""
+    """Return a file name for a point of a grid: {"seed": 0, "a": [8, 1]} is seed=0,a=8-1."""
     return ",".join(f"{name}={_shown(value)}" for name, value in values.items())
 
 
@@ -132,27 +132,27 @@ def _shown(value: object) -> str:
 
 
 def _fingerprint(notebook: Path, parameters: Mapping[str, object]) -> str:
-    """SHA-256 of a notebook's source, without its outputs, and the values of its parameters."""
+    """SHA-256 of a notebook's source, without outputs, and of its parameters."""
     cells = nbformat.read(notebook, as_version=4).cells
     content = [[[cell.cell_type, cell.source] for cell in cells], parameters]
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 def is_finished(point: Point) -> bool:
-    """Whether its output is there, executed to the end from this source and these parameters."""
+    """Whether the output exists, executed to the end from this source and these parameters."""
     return _mark(point.output).get("fingerprint") == point.fingerprint
 
 
 def _mark(output: Path) -> dict:
-    """Fingerprint and parameters of a finished execution; {} without one."""
+    """Return fingerprint and parameters of a finished execution; {} without one."""
     try:
         return dict(nbformat.read(output, as_version=4).metadata.get(MARK, {}))
-    except (OSError, ValueError, AttributeError, KeyError, TypeError):  # missing, or half of it
+    except (OSError, ValueError, AttributeError, KeyError, TypeError):  # missing or incomplete
         return {}
 
 
 def _check_not_another(point: Point) -> None:
-    """ValueError if the output is of another sweep, with other parameters."""
+    """Raise ValueError if the output belongs to another sweep, with other parameters."""
     before = _mark(point.output).get("parameters")
     if before is None:
         return
@@ -168,7 +168,7 @@ def _check_not_another(point: Point) -> None:
 
 def _execute(point: Point, environment: Mapping[str, str]) -> Outcome:
     """Execute on a worker. Any error becomes an outcome: an interrupt would end the worker."""
-    if is_finished(point):  # by a worker that died before it could report
+    if is_finished(point):  # by a worker that died before reporting
         return Outcome(point.name, "done")
     start = time.monotonic()
     state, problem = "done", ""
@@ -190,7 +190,7 @@ def _execute(point: Point, environment: Mapping[str, str]) -> Outcome:
 
 
 def _run(pool: Pool, points: Sequence[Point], total: int) -> dict[str, Outcome]:
-    """Outcomes by name, under a bar; an interrupt is passed on to what is running."""
+    """Return outcomes by name, with a progress bar; passes an interrupt on to running kernels."""
     futures = {pool.submit(_execute, point): point for point in points}
     begun = {"initial": total - len(points), "miniters": 0, "smoothing": 0}
     outcomes = {}
@@ -210,23 +210,23 @@ def _run(pool: Pool, points: Sequence[Point], total: int) -> dict[str, Outcome]:
 
 
 def _outcome(point: Point, future: Future) -> Outcome:
-    """What a worker reported, or why none could."""
+    """Return a worker's report, or the reason that there is none."""
     try:
         return future.result()
-    except Exception as error:  # of dask, which lost its workers
+    except Exception as error:  # from dask, which lost its workers
         return Outcome(point.name, "failed", error=str(error))
 
 
 def _interrupt(pool: Pool, futures: Mapping[Future, Point]) -> None:
-    """Start no further kernel, and interrupt those that run until all have ended."""
+    """Start no further kernels, and interrupt running ones until all have ended."""
     for future in futures:
         future.cancel()
     outputs = [point.output for point in futures.values()]
-    print("\nsweep: interrupting what is running; again to stop at once", flush=True)
+    print("\nsweep: interrupting; again to stop at once", flush=True)
     try:
         while any(pool.everywhere(interrupt_kernels, outputs)) or not all(
             future.done() for future in futures
         ):
             time.sleep(1)
     except KeyboardInterrupt:
-        os._exit(130)  # which their kernels notice; threads would be waited for
+        os._exit(130)  # their kernels notice; exit would wait for threads

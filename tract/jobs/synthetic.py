@@ -15,13 +15,13 @@ from tract.records import Record
 from tract.settings import Distillation, Training
 from tract.train import TeacherState, start_training, train_teacher
 
-GRID_STEPS = 1024  # of a teacher in training, whose cost does not depend on it
+GRID_STEPS = 1024  # of a teacher's training; does not affect its cost
 
 
 def begin(
     config: dict, settings: Training, noise_schedule: str, phase: int, compute: Compute = EAGER
 ) -> tuple[TeacherState | DistillationState, Iterator[Record]]:
-    """A run of random weights on random images at the start of a phase, compiled anew."""
+    """Start a run with random weights on random images at a given phase, compiled anew."""
     if compute.compile:
         torch.compiler.reset()
     data, denoiser = random_data(config, settings.batch_size), build_denoiser(config).to(device())
@@ -35,7 +35,7 @@ def begin(
 
 
 def memory(state: TeacherState | DistillationState, records: Iterator[Record]) -> tuple[int, int]:
-    """Bytes held between steps, and how many more within one; makes one step, or two."""
+    """Return bytes held between steps, and additional bytes within one; makes one step, or two."""
     if device() == "cuda":
         next(records)
         torch.cuda.reset_peak_memory_stats()
@@ -54,13 +54,13 @@ def memory(state: TeacherState | DistillationState, records: Iterator[Record]) -
     for parameter in state.student.parameters():
         kept.pop(parameter.untyped_storage().data_ptr(), None)
     networks = [network for network in vars(state).values() if isinstance(network, nn.Module)]
-    # The student's gradients and Adam's two moments are as large as itself.
+    # The student's gradients and Adam's two moments are as large as its weights.
     held = sum(p.nbytes for n in [*networks, *3 * [state.student]] for p in n.parameters())
     return held, sum(kept.values())
 
 
 def random_data(config: dict, count: int) -> Data:
-    """Images, or points, and labels such as the described network takes."""
+    """Return random images, or points, and labels that fit the described network."""
     shape, classes = sample_shape(config)
     images = torch.randint(256, (count, *shape)).byte()
     samples = images if len(shape) > 1 else torch.randn(count, *shape)

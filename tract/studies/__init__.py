@@ -2,11 +2,11 @@
 
 In reading order:
 
-    recipes    recipes compared, their baselines, and orderings claimed
-    ablations  a study: its runs, and their rows of results
+    recipes    compared recipes, their baselines, and claimed orderings
+    ablations  the runs of a study, and their rows of results
     run_study  train and measure each run once
-    spiral     ablations on points, with an exact teacher
+    spiral     ablations on points in the plane, with an exact teacher
     tables     tables of results
     charts     charts of results
-    hero       the pictures of the README
+    hero       the README's pictures
 """

@@ -26,15 +26,15 @@ class Study:
     metric: str = "fd_pixels"
     smaller: str = "digits_small"  # network of the smaller student
     base: Mapping[str, object] = field(default_factory=dict)
-    teacher: str = ""  # first digits of its name in results, where students of several are there
+    teacher: str = ""  # first digits of its name, if results have students of several
 
     @property
     def title(self) -> str:
-        """What a column of its numbers is headed."""
+        """Heading of a column of its numbers."""
         return f"{self.metric}, measured ({self.data})"
 
     def recipes(self, comparison: str, seed: int) -> dict[str, Distillation]:
-        """Settings of every recipe of an ablation, by label. ValueError for an unknown one."""
+        """Return the settings of an ablation's recipes, by label; raises ValueError if unknown."""
         check_choice("comparison", comparison, ALL)
         settings = {}
         for label, changes in ALL[comparison].items():
@@ -46,7 +46,7 @@ class Study:
         return settings
 
     def plan(self, comparisons: Sequence[str]) -> dict[str, Distillation]:
-        """Settings of all recipes of some ablations with all seeds, by the name of their run."""
+        """Return the settings of all recipes and seeds of some ablations, by the run's name."""
         return {
             run_name(settings): settings
             for comparison in comparisons
@@ -57,14 +57,14 @@ class Study:
     def missing(
         self, results: pd.DataFrame, comparisons: Sequence[str], metrics: Sequence[str] = ()
     ) -> dict[str, Distillation]:
-        """Of the plan of some ablations, the runs that lack a metric in results; () the study's."""
+        """Return planned runs of some ablations that lack metrics in results; () the study's."""
         rows = [self._measured(results, metric) for metric in metrics or [self.metric]]
         done = set.intersection(*({*zip(r["run"], r["nfe"], strict=True)} for r in rows))
         plan = self.plan(comparisons).items()
         return {n: made for n, made in plan if (n, made.step_schedule[-1]) not in done}
 
     def mine(self, results: pd.DataFrame) -> pd.DataFrame:
-        """Rows of results on this data set and noise schedule, of this teacher or of none."""
+        """Return rows of results with this data set, noise schedule and teacher, or no teacher."""
         return results[
             (results["data"] == self.data)
             & (results["noise_schedule"] == self.noise_schedule)
@@ -74,15 +74,15 @@ class Study:
     def teachers(
         self, results: pd.DataFrame, students: pd.DataFrame, metric: str = ""
     ) -> pd.DataFrame:
-        """Rows of the teachers of some students; metric "" for the study's."""
+        """Return rows of the teachers of some students; metric "" for the study's."""
         mine = self._measured(results, metric)
         return mine[(mine["method"] == "teacher") & mine["teacher"].isin(students["teacher"])]
 
     def rows(self, results: pd.DataFrame, comparison: str, metric: str = "") -> pd.DataFrame:
-        """Rows of an ablation with the column `recipe`, in its order; metric "" for the study's.
+        """Return an ablation's rows in its order, with the column `recipe`; metric "" the study's.
 
-        Of students in the last number of steps of their schedule; of `rmse_to_rollout`, which is
-        of every phase, in all. ValueError for students of several teachers: they do not compare.
+        Rows are of students at the last number of steps of their schedule, or of every phase for
+        `rmse_to_rollout`. Raises ValueError if students of several teachers would be compared.
         """
         metric = metric or self.metric
         mine = self._measured(results, metric)
@@ -107,6 +107,6 @@ class Study:
         return mine[mine["metric"] == (metric or self.metric)]
 
     def rows_of_all(self, results: pd.DataFrame, comparisons: Sequence[str]) -> pd.DataFrame:
-        """Rows of several ablations, those that they share once, under their first recipe."""
+        """Return rows of several ablations; shared ones appear once, under their first recipe."""
         rows = pd.concat([self.rows(results, comparison) for comparison in comparisons])
         return rows.drop_duplicates(list(KEY))

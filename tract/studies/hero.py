@@ -1,4 +1,4 @@
-"""The README's pictures: what distillation does to points and digits, and how knowledge travels."""
+"""Draw the README's pictures: maps of points, generated digits, and an animation of hops."""
 
 import io
 from collections.abc import Mapping
@@ -18,11 +18,11 @@ from tract.networks.weights import read_tensors, write_tensors
 from tract.phases import parse_schedule
 from tract.studies.spiral import spiral
 
-STEPS = 16  # of the teacher, in the one group of the animation
+STEPS = 16  # of the teacher, in the animation's single group
 
 
 def save_maps(panels: Mapping[str, Tensor], stem: str | Path) -> None:
-    """Keep maps of noise (N, 2) by title, the first being the noise, to draw them again."""
+    """Save maps of noise (N, 2) by title, the noise itself first, to be drawn again."""
     tensors = {f"{i}": points.half() for i, points in enumerate(panels.values())}
     path = Path(stem).with_suffix(".safetensors")
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -30,20 +30,20 @@ def save_maps(panels: Mapping[str, Tensor], stem: str | Path) -> None:
 
 
 def read_maps(stem: str | Path) -> dict[str, Tensor]:
-    """Maps that `save_maps` kept."""
+    """Return the maps that `save_maps` wrote."""
     tensors, card = read_tensors(Path(stem).with_suffix(".safetensors"))
     return {title: tensors[f"{i}"].float() for i, title in enumerate(card["panels"])}
 
 
 def hero(maps: Mapping[str, Tensor], digits: Mapping[str, Tensor], count: int = 9) -> Figure:
-    """Points of a spiral under each model's map, and below them digits, enlarged, a row a model."""
+    """Draw points of a spiral under each model's map, and below digits, one row per model."""
     heights = [2, *[1] * len(digits)]
     grid = {"height_ratios": heights}
     figure, axes = new_figure(len(heights), len(maps), (9, 0.9 * sum(heights)), gridspec_kw=grid)
     figure.get_layout_engine().set(h_pad=0.02, w_pad=0.02)
     colours = point_colours(next(iter(maps.values())))
     for ax, (title, points) in zip(axes[0], maps.items(), strict=True):
-        size = 1.5 if points.std() > 0.1 else 25  # all in one place
+        size = 1.5 if points.std() > 0.1 else 25  # all points in one place
         ax.scatter(*points.numpy().T, s=size, color=colours, linewidth=0)
         plane(ax, title, 2.3)
     for row, (label, images) in zip(axes[1:], digits.items(), strict=True):
@@ -58,10 +58,10 @@ def hero(maps: Mapping[str, Tensor], digits: Mapping[str, Tensor], count: int = 
 
 
 def hop_animation(path: str | Path, points: int = 600) -> None:
-    """Write a GIF of a perfect student's rounds in one group: each round it learns one more hop.
+    """Write a GIF of a perfect student learning one more hop of its group in each round.
 
-    Left, what its one step is made of: teacher's steps that it has learned, and a leap. Right,
-    where that step takes noise.
+    Left: its single step, made of the teacher steps learned so far and a leap. Right: where that
+    step takes noise.
     """
     teacher, _ = spiral()
     levels, phases = cosine(STEPS), parse_schedule([STEPS, 1])
@@ -78,7 +78,7 @@ def hop_animation(path: str | Path, points: int = 600) -> None:
 
 def _frame(rounds: int, eps: Tensor, x: Tensor) -> Figure:
     figure, ((left, right),) = new_figure(1, 2, (9, 3.2), gridspec_kw={"width_ratios": [1.9, 1]})
-    learned = STEPS if rounds == STEPS - 1 else rounds  # the leap is the last step then
+    learned = STEPS if rounds == STEPS - 1 else rounds  # then the leap is the last step
     marks = [step / STEPS for step in range(STEPS + 1)]
     left.plot(marks, [0] * len(marks), "-|", color="black", linewidth=1, markersize=8)
     for step in range(learned):

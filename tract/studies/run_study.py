@@ -45,10 +45,10 @@ def begin_study(
 ) -> Denoiser:
     """Train the teacher or take another, measure it and real images, and add the rows to results.
 
-    steps: to sample it with, the reference steps first. teacher: as `load_teacher` reads one, taken
-    instead of training. classifier: file of the one whose features are measured in, for others to
-    compare with; "" trains one. What was done before is not repeated. ValueError or
-    FileNotFoundError, before any compute, for what cannot be.
+    steps: to sample it with, the reference steps first. teacher: to use instead of training, as for
+    `load_teacher`. classifier: file of the classifier whose features are used, so that others can
+    compare; "" trains one. Completed work is not repeated. Raises ValueError or FileNotFoundError
+    for invalid arguments before any compute.
     """
     copy, own = experiment.folder / CLASSIFIER, experiment.folder / RESULTS
     experiment.begin()
@@ -58,8 +58,8 @@ def begin_study(
         shutil.copy(classifier, copy)
     if classifier and file_sha256(copy) != file_sha256(classifier):
         raise ValueError(
-            f"{copy} is another classifier than {classifier}, and numbers of the two do not "
-            "compare: give another run_dir, or that file"
+            f"{copy} and {classifier} are different classifiers, whose numbers do not compare: "
+            "give another run_dir, or the first file"
         )
     check_measuring(experiment.levels, steps, features)
     measure_real(experiment, features)
@@ -75,15 +75,15 @@ def begin_study(
         measure(experiment, denoiser, settings, steps, features)
     known = read_results(results)
     same = (known["run"] == TEACHER) & (known["teacher"] == name)
-    append_results(own, known[same].to_dict("records"))  # which say how it was trained
+    append_results(own, known[same].to_dict("records"))  # with its training
     publish(experiment.folder, results)
     return denoiser
 
 
 def _rounded_teacher(experiment: Experiment) -> Denoiser:
-    """The trained teacher in half precision, as it is passed on, for others to have the same.
+    """Return the trained teacher in half precision, as it is published, so that all use the same.
 
-    One that was measured or distilled before, as notebook 01 leaves it, stays what it is.
+    A teacher that was measured or distilled before, as by notebook 01, stays unchanged.
     """
     folder = experiment.folder / TEACHER
     used = any(read_results(experiment.folder / RESULTS)["run"] == TEACHER)
@@ -104,12 +104,12 @@ def run_missing(
     compute: Compute = EAGER,
     processes: int = 1,
 ) -> None:
-    """Distil and measure in run_dir what results has no row of, and add the rows there at once.
+    """Distil and measure in run_dir the runs missing in results, and add each row at once.
 
-    Measured are, in these features, samples with the last number of steps of a schedule, and how
-    far the student of each phase is from the first teacher's rollout. Finished runs are read,
-    unfinished ones resumed. FileNotFoundError without a teacher; ValueError for one of other data,
-    or another than that of the plan's runs in results; nothing is run then.
+    Measures, in these features, samples with the last number of steps of a schedule, and the
+    distance of each phase's student to the first teacher's rollout. Finished runs are read,
+    unfinished ones resumed. Raises FileNotFoundError without a teacher; ValueError, before any run,
+    if the teacher has other data or differs from that of the plan's runs in results.
     """
     known, metrics = read_results(results), [metric_name("fd", name) for name in features]
     plan, wanted = study.plan(comparisons), study.missing(known, comparisons, metrics)
@@ -130,7 +130,7 @@ def run_missing(
     if len(others):
         raise ValueError(
             f"{results} has {others['run'].nunique()} of these runs with the teacher "
-            f"{others['teacher'].iloc[0]}, and {run_dir} has {teacher}: students of the two do not "
+            f"{others['teacher'].iloc[0]}, but {run_dir} has {teacher}: their students do not "
             "compare, give another table or another run_dir"
         )
     for settings in wanted.values():
@@ -143,7 +143,7 @@ def run_missing(
 def rows_of_samples(
     study: Study, comparisons: Sequence[str], run_dir: str | Path, count: int
 ) -> dict[str, Tensor]:
-    """Rows of images by label, from the same noise: data, the teacher, students of one seed."""
+    """Return rows of images by label, from the same noise: data, teacher, students of one seed."""
     students = replace(study, seeds=study.seeds[:1]).plan(comparisons)
     table = wide(read_results(Path(run_dir) / RESULTS))
     table = table[table["run"].isin([TEACHER, *students]) & table[study.metric].notna()]
@@ -157,10 +157,10 @@ def export_best(
     stem: str | Path,
     steps: Sequence[int],
 ) -> None:
-    """Write the teacher, and the best student of each number of steps, in half precision.
+    """Write the teacher, and the best student for each number of steps, in half precision.
 
-    They are STEM_teacher.safetensors and STEM_Nsteps.safetensors, which `load_teacher` reads; a
-    file that is there is left alone. The best has the smallest value of the study's metric.
+    Files are STEM_teacher.safetensors and STEM_Nsteps.safetensors, which `load_teacher` reads;
+    existing ones are not replaced. The best has the smallest value of the study's metric.
     """
     table = read_results(Path(run_dir) / RESULTS)
     students = study.rows_of_all(table, comparisons)
@@ -173,7 +173,7 @@ def export_best(
     for what, run in chosen.items():
         target = Path(f"{stem}_{what}.safetensors")
         if target.exists():
-            print(f"{target} is there already, and left alone")
+            print(f"{target} exists already, and is kept")
         else:
             export_run(Path(run_dir) / run, target, half=True)
             print(f"{target}: {run}")

@@ -1,6 +1,6 @@
-"""Ablations on points in the plane, where the teacher is exact.
+"""Ablations on points in the plane, with an exact teacher.
 
-Nothing is left behind but rows of results: a run takes seconds.
+A run takes seconds, and leaves only its rows of results.
 """
 
 import json
@@ -29,9 +29,9 @@ from tract.settings import Distillation, Training
 from tract.studies.ablations import Study
 from tract.train import start_training, train_teacher
 
-SPIRAL = "spiral"  # name of the data in results
-METRIC = "rmse_to_flow"  # of points, to where the exact flow takes the same noise
-FLOW_STEPS = 1024  # of Heun's method, which stands for the exact flow
+SPIRAL = "spiral"  # the data in results
+METRIC = "rmse_to_flow"  # to the exact flow's points from the same noise
+FLOW_STEPS = 1024  # of Heun's method, used as the exact flow
 NUM_POINTS = 2048
 EXACT = "exact"  # the teacher, in results
 NETWORK = {
@@ -43,7 +43,7 @@ NETWORK = {
 
 
 def spiral(std: float = 0.05) -> tuple[Mixture, Data]:
-    """A spiral of two thin arms: its exact denoiser, and 8192 points (N, 2) of it."""
+    """Return a spiral of two thin arms: its exact denoiser, and 8192 points (N, 2)."""
     turn = torch.linspace(0, 1, 64)
     radius, angle = 0.3 + 1.6 * turn, 1.7 * torch.pi * turn
     arm = torch.stack([radius * angle.cos(), radius * angle.sin()], 1)
@@ -55,7 +55,7 @@ def spiral(std: float = 0.05) -> tuple[Mixture, Data]:
 
 @cache
 def beginning(noise_schedule: str, images: int = 96_000, batch: int = 128) -> Denoiser:
-    """A small network trained as an ordinary denoiser of the spiral, which students start from."""
+    """Train a small network as a denoiser of the spiral, the initial weights of students."""
     settings = Training(train_images=images, batch_size=batch)
     state = start_training(build_denoiser(NETWORK), settings)
     records = train_teacher(state, spiral()[1], levels_of(noise_schedule, FLOW_STEPS), settings)
@@ -66,17 +66,17 @@ def beginning(noise_schedule: str, images: int = 96_000, batch: int = 128) -> De
 
 @cache
 def exact_flow(noise_schedule: str) -> Tensor:
-    """Where the exact flow takes the noise that students are measured on."""
+    """Return the points to which the exact flow takes the noise used for measuring students."""
     teacher, data = spiral()
     eps, _ = fixed_noise(data, NUM_POINTS, seed=0)
     return sample(teacher, eps, levels_of(noise_schedule, FLOW_STEPS), FLOW_STEPS, solver=heun_x0)
 
 
 def run_missing_on_plane(study: Study, comparisons: Sequence[str], results: str | Path) -> None:
-    """Distil and measure what results has no row of, and add the rows there at once.
+    """Distil and measure the runs missing in results, and add each row at once.
 
-    Measured are a student's samples against the exact flow, and against where its teacher leads
-    with all the steps of its grid; and that teacher itself.
+    Measures a student's samples against the exact flow, and against its teacher with all the steps
+    of its grid; and that teacher itself.
     """
     plan, wanted = study.plan(comparisons), study.missing(read_results(results), comparisons)
     print(f"{len(plan)} runs on the plane, {len(plan) - len(wanted)} of them measured before")
@@ -88,7 +88,7 @@ def run_missing_on_plane(study: Study, comparisons: Sequence[str], results: str 
 
 
 def _rows(study: Study, settings: Distillation, bar) -> list[dict]:
-    """Distil one student from the exact teacher; rows of what it and that teacher came to."""
+    """Distil one student from the exact teacher; returns rows of its and the teacher's results."""
     teacher, data = spiral()
     levels = levels_of(study.noise_schedule, settings.grid_steps)
     state = start_distillation(teacher, settings, beginning(study.noise_schedule))
@@ -106,7 +106,7 @@ def _rows(study: Study, settings: Distillation, bar) -> list[dict]:
         "data": study.data,
         "noise_schedule": study.noise_schedule,
         "samples": NUM_POINTS,
-        "device": "cpu",  # where all of this is computed, whatever else there is
+        "device": "cpu",  # always used here
         "commit": about["commit"],
         "teacher": EXACT,
         "conditions": json.dumps({"flow_steps": FLOW_STEPS, "seed": 0}),
@@ -127,6 +127,6 @@ def _rows(study: Study, settings: Distillation, bar) -> list[dict]:
         (student, METRIC, rmse(found, exact)),
         (student, PER_PHASE, rmse(found, rollout)),
     ]
-    if estimate is ddim_x0:  # as all are sampled, and a teacher's rows are of sampling it
+    if estimate is ddim_x0:  # all rows are of DDIM sampling
         numbers.append((own, METRIC, rmse(rollout, exact)))
     return [row | {"metric": metric, "value": round(value, 6)} for row, metric, value in numbers]

@@ -1,4 +1,4 @@
-"""Tables of results: published beside measured numbers, blank where nothing was measured."""
+"""Tables of results: published numbers beside measured ones, blank if not measured."""
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -13,23 +13,23 @@ from tract.studies.ablations import Study
 from tract.studies.recipes import ALL, CHANGES, CLAIMS, baselines_of
 
 PUBLISHED = "FID, published (CIFAR-10)"
-# What a measured number must share with a published one to stand beside it, besides the images.
+# The columns, besides images, in which a measured number must match a published one beside it.
 SAME = ["data", "noise_schedule", "method", "schedule", "nfe", "metric"]
-PAPER_FID = "fid_legacy_pytorch"  # what the paper's authors measured: pytorch-fid's Inception
-FID_SAMPLES = 50_000  # of every published FID, which depends on their number
-# Verdicts of "the baseline is worse than this", said of this.
+PAPER_FID = "fid_legacy_pytorch"  # the paper's metric: pytorch-fid's Inception
+FID_SAMPLES = 50_000  # of every published FID, whose value depends on their number
+# A recipe's verdict from that of "the baseline is worse than this".
 BETTER = {"": "", "holds": "better", "is contradicted": "worse", "is undecided": "undecided"}
 
 
 def read_published(path: str | Path) -> pd.DataFrame:
-    """Numbers of publications, with their source. FileNotFoundError if there is no such file."""
+    """Read published numbers with their source; raises FileNotFoundError if the file is missing."""
     if not Path(path).is_file():
         raise FileNotFoundError(f"no {path}: restore it, it is part of the repository")
     return pd.read_csv(path, dtype={"recipe": str})
 
 
 def paper_table(published: pd.DataFrame, results: pd.DataFrame, name: str) -> pd.DataFrame:
-    """A table of the paper by its name in the published numbers, ours beside it.
+    """Return a table of the paper, by its name in the published numbers, with ours beside it.
 
     Runs of ours that differ in more than their seed have a row each, with their name.
     """
@@ -40,7 +40,7 @@ def paper_table(published: pd.DataFrame, results: pd.DataFrame, name: str) -> pd
     ours = ours.assign(ours=ours["run"].str.replace(r"-seed\d+$", "", regex=True))
     measured = over_seeds(ours, [*SAME, "images", "ours"]).astype({"nfe": "Int64"})
     pairs = theirs.merge(measured, "inner", SAME, suffixes=("", "_ours"))
-    # The authors' "96M" are 96 * 2^20 images; what is not published cannot differ.
+    # The authors' "96M" are 96 * 2^20 images; a missing published number matches any.
     near = (pairs["images_ours"].astype(float) / pairs["images"].astype(float) - 1).abs() < 0.05
     pairs = pairs[near | pairs["images"].isna()]
     both = theirs.merge(pairs[["row", "mean", "std_ours", "count", "ours"]], "left", "row")
@@ -60,7 +60,7 @@ def paper_table(published: pd.DataFrame, results: pd.DataFrame, name: str) -> pd
 
 
 def standing_table(published: pd.DataFrame, data: str) -> pd.DataFrame:
-    """Published FIDs of few-step samplers on a data set, a column for each number of steps."""
+    """Return published FIDs of few-step samplers on a data set, one column per number of steps."""
     rows = published[(published["table"] == "family") & (published["data"] == data)]
     fids = rows.pivot(index="recipe", columns="nfe", values="value")
     fids = fids.reindex(rows["recipe"].unique()).sort_values(1)
@@ -70,7 +70,7 @@ def standing_table(published: pd.DataFrame, data: str) -> pd.DataFrame:
 
 
 def recipes_of(comparison: str, published: Iterable[str]) -> list[str]:
-    """An ablation's recipes in order, those first that only a publication has."""
+    """Return an ablation's recipes in order, first those that only a publication has."""
     return list(
         dict.fromkeys([*(r for r in published if r not in ALL[comparison]), *ALL[comparison]])
     )
@@ -79,7 +79,7 @@ def recipes_of(comparison: str, published: Iterable[str]) -> list[str]:
 def ablation_table(
     published: pd.DataFrame, results: pd.DataFrame, comparison: str, studies: Sequence[Study]
 ) -> pd.DataFrame:
-    """An ablation: a row a recipe, the published FID, and a column for each of our studies."""
+    """Return an ablation: one row per recipe, the published FID, and a column for each study."""
     theirs = _published(published, comparison)
     labels = recipes_of(comparison, theirs.index)
     columns = {comparison: labels, PUBLISHED: _spread(theirs.reindex(labels))}
@@ -95,12 +95,12 @@ def claims_table(
     studies: Sequence[Study],
     comparisons: Sequence[str] = tuple(CHANGES),
 ) -> pd.DataFrame:
-    """The paper's orderings, its numbers, and for each of our studies ours and whether it agrees.
+    """Return the paper's orderings with its numbers, and each study's numbers and verdict.
 
-    comparisons: those whose orderings are asked for.
+    comparisons: whose orderings to include.
 
-    "holds": the difference is more than two standard deviations of it; "is contradicted": so, the
-    other way round; else "is undecided".
+    "holds": the difference exceeds two of its standard deviations; "is contradicted": it does so in
+    the other direction; else "is undecided".
     """
     rows = []
     for claim in (claim for claim in CLAIMS if claim.comparison in comparisons):
@@ -117,11 +117,11 @@ def claims_table(
 
 
 def versus_table(results: pd.DataFrame, comparison: str, studies: Sequence[Study]) -> pd.DataFrame:
-    """Recipes of a comparison in each of our studies, and what they are against their baseline.
+    """Return recipes of a comparison in each study, and verdicts against their baseline.
 
-    "better" and "worse" by more than two standard deviations of the difference between single
-    runs, else "undecided". Equal recipes of two seeds each get a verdict once in ten times, of
-    three seeds once in forty, of five once in five hundred (Student's t).
+    "better" and "worse" by more than two standard deviations of the difference between single runs,
+    else "undecided". Equal recipes with two seeds each get a verdict once in ten times, with three
+    seeds once in forty, with five once in five hundred (Student's t).
     """
     baselines = baselines_of(comparison)
     against = ["" if recipe == baseline else baseline for recipe, baseline in baselines.items()]
@@ -140,10 +140,10 @@ def versus_table(results: pd.DataFrame, comparison: str, studies: Sequence[Study
 def distance_table(
     results: pd.DataFrame, comparisons: Sequence[str], studies: Sequence[Study]
 ) -> pd.DataFrame:
-    """Real images, the teacher at its steps and the students of some groups: how far from real.
+    """Return distances of real images, the teacher at its steps, and the students of some groups.
 
-    Of how many samples, and beside each distance how many times that of the teacher's best number
-    of steps it is.
+    Includes the number of samples, and each distance relative to the teacher's best number of
+    steps.
     """
     columns = []
     for study in studies:
@@ -170,7 +170,7 @@ def distance_table(
 
 
 def cost_table(results: pd.DataFrame, comparisons: Sequence[str], study: Study) -> pd.DataFrame:
-    """What the teacher and the students of some groups cost to train, the mean over seeds."""
+    """Return training costs of the teacher and the students of some groups, averaged over seeds."""
     students = study.rows_of_all(results, comparisons)
     teachers = study.teachers(results, students).drop_duplicates("teacher").assign(recipe="teacher")
     rows = pd.concat([teachers, students]).astype({"seconds": float, "images": float})
@@ -193,7 +193,7 @@ def cost_table(results: pd.DataFrame, comparisons: Sequence[str], study: Study) 
 
 
 def shown(table: pd.DataFrame) -> HTML:
-    """A table for a notebook: heads in words, three digits, neither index nor empty columns."""
+    """Return a table for a notebook: headings in words, three digits, no index or empty columns."""
 
     def text(value: object) -> str:
         if pd.isna(value):
@@ -205,28 +205,28 @@ def shown(table: pd.DataFrame) -> HTML:
 
 
 def over_seeds(rows: pd.DataFrame, by: Sequence[str]) -> pd.DataFrame:
-    """Mean, standard deviation (n - 1, none of one) and count of the values of each `by`."""
+    """Return mean, standard deviation (n - 1; nan for one) and count of the values of each `by`."""
     grouped = rows.astype({"value": float}).groupby(list(by), sort=False)["value"]
     return grouped.agg(["mean", "std", "count"]).reset_index()
 
 
 def save_table(table: pd.DataFrame, stem: str | Path) -> None:
-    """Write a table as CSV, which code hosts draw as a table."""
+    """Write a table as CSV, which code hosts render."""
     write_atomically(f"{stem}.csv", table.to_csv(index=False).encode())
 
 
 def _published(published: pd.DataFrame, comparison: str) -> pd.Series:
-    """Published FIDs of an ablation by recipe."""
+    """Return published FIDs of an ablation by recipe."""
     return published[published["table"] == comparison].set_index("recipe")["value"]
 
 
 def _of_recipes(results: pd.DataFrame, comparison: str, study: Study) -> pd.DataFrame:
-    """Mean, standard deviation and count over a study's seeds, by recipe."""
+    """Return mean, standard deviation and count over a study's seeds, by recipe."""
     return over_seeds(study.rows(results, comparison), ["recipe"]).set_index("recipe")
 
 
 def _verdict(worse: Sequence[float], better: Sequence[float]) -> str:
-    """Whether the first mean is above the second by two deviations; each with its deviation."""
+    """Judge whether mean and deviation `worse` exceed `better` by two standard deviations."""
     difference, spread = worse[0] - better[0], (worse[1] ** 2 + better[1] ** 2) ** 0.5
     if pd.isna(difference) or pd.isna(spread):
         return ""
@@ -236,7 +236,7 @@ def _verdict(worse: Sequence[float], better: Sequence[float]) -> str:
 
 
 def _spread(mean: pd.Series, std: pd.Series | None = None, count: pd.Series | None = None) -> list:
-    """Texts such as "5.02 ± 0.04 (3)": mean, standard deviation, number; blank without a mean."""
+    """Format "5.02 ± 0.04 (3)": mean, standard deviation, number; blank without a mean."""
     texts = []
     for i, value in enumerate(mean):
         text = "" if pd.isna(value) else f"{value:.3g}"
