@@ -64,7 +64,7 @@ def _add_data(command: argparse.ArgumentParser) -> None:
 
 
 def _add_stepping(command: argparse.ArgumentParser) -> None:
-    command.add_argument("--solver", default="ddim", help="a model's sampler: ddim or heun")
+    command.add_argument("--solver", default="ddim", help="a model's sampler: ddim, heun, addim")
     command.add_argument(
         "--own-grid", action="store_true", help="use a grid of as many levels as steps"
     )

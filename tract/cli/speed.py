@@ -13,7 +13,7 @@ COST = {  # options of `tract cost`: default and help
     "step-schedule": ("[1024, 32, 1]", "list of steps"),
     "train-images": (96_000_000, "images over all phases"),
     "batch-size": (256, "images per optimizer step"),
-    "solver": ("ddim", "ddim, or heun with two evaluations"),
+    "solver": ("ddim", "ddim, addim, or heun with two evaluations"),
     "student-network": ("", "another network for the student"),
     "student-prediction": ("", "another prediction, v or x0"),
     "noise-schedule": ("cosine", "noise levels"),

@@ -23,7 +23,7 @@ from tract.samplers import SOLVERS
 CHOICES = {
     "method": (METHODS, "who makes the second hop"),
     "noise_schedule": (NOISE_SCHEDULES, "noise levels: cosine (VP) or karras (EDM's VE)"),
-    "solver": (SOLVERS, "how the teacher steps: ddim, or heun with two evaluations"),
+    "solver": (SOLVERS, "how the teacher steps: ddim, addim, or heun with two evaluations"),
     "loss_weight": (WEIGHTS, "weight of the loss at a noise level"),
     "student_network": (("", *NETWORKS), "network that takes over where steps stay equal"),
     "student_prediction": (("", *SCALINGS), "prediction that takes over where steps stay equal"),
