@@ -102,7 +102,7 @@ def test_the_core_is_small_and_the_algorithm_is_read_in_nine_files():
     assert len(nine) == 9
     assert sum(lines[name] for name in nine) <= 1000
     assert sum(count for name, count in lines.items() if room_of(name) == "core") <= 1900
-    assert sum(lines.values()) <= 15_400  # the whole package: what it gains, something else gives
+    assert sum(lines.values()) <= 15_200  # the whole package: what it gains, something else gives
 
 
 @pytest.mark.parametrize(
