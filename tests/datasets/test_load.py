@@ -148,7 +148,7 @@ def test_a_missing_folder_is_refused_with_its_path(name, tmp_path):
 
 
 def test_a_missing_file_is_refused_with_its_names(tmp_path):
-    message = r"no file train-images-idx3-ubyte or train-images-idx3-ubyte.gz: is it the right"
+    message = r"no file train-images-idx3-ubyte or train-images-idx3-ubyte.gz: correct the"
     with pytest.raises(FileNotFoundError, match=message):
         load_data("fashion_mnist", str(tmp_path))
 

@@ -443,5 +443,5 @@ def test_heuns_teacher_is_refused_where_its_step_multiplies_errors(make, fits):
     if fits:
         assert next(distill(state, DIGITS, levels, settings)).step == 1
         return
-    with pytest.raises(ValueError, match="is 'heun'.* 22,026, .*: use karras .* or .* 'ddim'"):
+    with pytest.raises(ValueError, match="is 'heun'.* 22,026 at .*: use karras .* or .* 'ddim'"):
         distill(state, DIGITS, levels, settings)

@@ -189,11 +189,11 @@ def test_a_number_of_processes_that_cannot_be_is_refused_before_anything_is_comp
     with pytest.raises(ValueError, match="processes is 0: use 1 or more"):
         begun.distill(SETTINGS, processes=0)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
-    with pytest.raises(ValueError, match="processes is 8, and this machine has 4 GPUs"):
+    with pytest.raises(ValueError, match="processes is 8, but this machine has 4 GPUs"):
         team_size(8)
     monkeypatch.setenv("WORLD_SIZE", "16")
     assert team_size(1) == 16
-    with pytest.raises(ValueError, match="processes is 2, and 16 were launched"):
+    with pytest.raises(ValueError, match="processes is 2, but 16 were launched"):
         team_size(2)
     assert list(tmp_path.iterdir()) == []
 
