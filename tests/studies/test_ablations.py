@@ -21,6 +21,7 @@ from tract.studies.tables import (
     claims_table,
     cost_table,
     distance_table,
+    paired_table,
     paper_table,
     read_published,
     save_table,
@@ -330,6 +331,20 @@ def test_students_stand_between_real_images_and_their_teachers_best():
     }
     ratios = shown["fd_pixels, times the teacher's best"]
     assert list(ratios) == ["0.25", "1", "4.5", "2", "3"]
+
+
+def test_pairs_are_of_one_teacher_and_seed():
+    labels = {"TRACT 1024>32>1": [3.0, 5.0], "TRACT 16>1": [4.0, 4.0]}  # equal means, one ahead
+    far = {label: [10 * value for value in values] for label, values in labels.items()}
+    far["TRACT 16>1"] = [20.0, 40.0]
+    tables = [results(labels, comparison="main", teacher="a")]
+    tables += [results(far, comparison="main", teacher="b")]
+    others = {label: [9.0, 9.0] for label in STUDY.recipes("main", 0) if label not in labels}
+    tables += [results(others, comparison="main", teacher=name) for name in "ab"]
+    groups = [[replace(STUDY, teacher=name, seeds=[0, 1])] for name in "ab"]
+    table = paired_table(pd.concat(tables), "main", groups).set_index("main")
+    assert table.loc["TRACT 16>1", "fd_pixels is smaller in"] == "3 of 4"
+    assert "TRACT 1024>32>1" not in table.index
 
 
 def test_costs_are_means_over_seeds_and_blank_where_there_is_no_gpu():

@@ -137,6 +137,23 @@ def versus_table(results: pd.DataFrame, comparison: str, studies: Sequence[Study
     return pd.DataFrame(columns)
 
 
+def paired_table(
+    results: pd.DataFrame, comparison: str, teachers: Sequence[Sequence[Study]]
+) -> pd.DataFrame:
+    """Return how often a recipe has a smaller value than its baseline, over teachers and seeds.
+
+    teachers: each teacher's studies, one a metric. A pair has the same teacher and seed: "9 of 9".
+    """
+    baselines = {r: b for r, b in baselines_of(comparison).items() if r != b}
+    columns = {comparison: list(baselines), "against": list(baselines.values())}
+    for studies in zip(*teachers, strict=True):
+        rows = pd.concat([study.rows(results, comparison) for study in studies])
+        values = rows.astype({"value": float}).pivot_table("value", ["teacher", "seed"], "recipe")
+        won = [(values[r] < values[b]).sum() for r, b in baselines.items()]
+        columns[f"{studies[0].metric} is smaller in"] = [f"{n} of {len(values)}" for n in won]
+    return pd.DataFrame(columns)
+
+
 def distance_table(
     results: pd.DataFrame, comparisons: Sequence[str], studies: Sequence[Study]
 ) -> pd.DataFrame:
