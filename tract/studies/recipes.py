@@ -76,7 +76,7 @@ BEYOND: dict[str, dict[str, dict]] = {
 }
 BEYOND["budget"] = {
     f"{label}, {factor} times": BEYOND["main"][label] | {"factor": factor}
-    for label in ("TRACT 1024>32>1", "TRACT 32>8>1", "TRACT 4<8<16<32>1")
+    for label in ("TRACT 1024>32>1", "TRACT 4<8<16<32>1")
     for factor in (1, 4)
 }
 
