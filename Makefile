@@ -42,7 +42,7 @@ test: $(READY) lint ## All tests but the storms, and all notebooks in a copy of 
 	$(MAKE) --no-print-directory -j2 $(NBVAL)
 	rm -rf .test
 
-test-slow: $(READY) ## The storms: kills, mutations of files, fuzzed options
+test-slow: $(READY) ## The storms: kills, full disks, mutations of files, fuzzed options
 	.venv/bin/python -m pytest tests -m slow --durations=8 $(TWO)
 
 test-browser: $(READY) ## The notebooks in JupyterLab, driven in Chromium

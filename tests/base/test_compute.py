@@ -171,6 +171,7 @@ def test_a_compiled_run_is_that_of_eager_float32_and_later_phases_compile_nothin
     assert 0 < first == len(graphs)
 
 
+@pytest.mark.slow
 def test_every_way_is_compiled_however_many_there_are_and_too_many_are_an_error(
     graphs, monkeypatch
 ):

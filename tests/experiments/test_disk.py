@@ -27,7 +27,10 @@ from tract.optimize import backward
 from tract.unet import UNet
 
 EVERY = Checkpointing(steps=1, keep=2)
-pytestmark = pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning"),
+]
 
 
 @pytest.fixture(scope="module")

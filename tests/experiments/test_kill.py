@@ -115,6 +115,7 @@ tiny_run(sys.argv[1], recipe(int(sys.argv[2])))
 """
 
 
+@pytest.mark.slow
 def test_sigterm_saves_within_ten_seconds_and_the_run_goes_on(tmp_path):
     folder, long = tmp_path / "run", recipe(60)
     process = subprocess.Popen(

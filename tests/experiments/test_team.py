@@ -212,6 +212,7 @@ open_experiment(run_dir).distill(settings)
 """
 
 
+@pytest.mark.slow
 def test_launched_processes_carry_through_the_run_of_a_notebook(tmp_path):
     whole, begun = experiment(tmp_path / "whole"), experiment(tmp_path / "run")
     whole.distill(SETTINGS)

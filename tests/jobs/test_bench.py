@@ -98,6 +98,7 @@ def test_large_networks_are_compared_in_parts_that_fit():
     assert {way.micro_batch for way in usual_ways("cifar10")} == {0}
 
 
+@pytest.mark.slow
 def test_every_way_is_compiled_anew(small, monkeypatch):
     made = []
 
