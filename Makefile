@@ -48,8 +48,7 @@ test-slow: $(READY) ## The storms: kills, full disks, mutations of files, fuzzed
 test-browser: $(READY) ## The notebooks in JupyterLab, driven in Chromium
 	.venv/bin/python -m pytest tests -m browser
 
-# More workers than cores: many tests wait for processes that they start.
-TWO := -n 3 --dist loadfile
+TWO := -n logical --maxprocesses 4 --dist loadfile
 
 # Two notebooks at a time, of one thread each. 02 and 03 read what 01 leaves; 06 to 08 are executed
 # by tests/test_documents.py.
