@@ -57,9 +57,8 @@ class Preview:
         start, spent, cost, latest = time.monotonic(), 0.0, 0.0, -SECONDS
         for record in records:
             if self.metric_every and record.step % self.metric_every == 0:
-                self._measure(
-                    record
-                )  # before the step is saved: on resume it is not measured again
+                # Before the step is saved: on resume it is not measured again.
+                self._measure(record)
             try:
                 yield record
             except GeneratorExit:

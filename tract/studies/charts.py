@@ -162,13 +162,11 @@ def quality_by_steps(
     return figure
 
 
-def quality_by_images(
-    published: pd.DataFrame, results: pd.DataFrame, study: Study, comparison: str = "images"
-) -> Figure:
+def quality_by_images(published: pd.DataFrame, results: pd.DataFrame, study: Study) -> Figure:
     """Distance in one step against images that a student was trained on, published and ours."""
     theirs = published[(published["table"] == "cifar10") & (published["nfe"] == 1)]
     theirs = theirs.assign(line=theirs["recipe"].str.rsplit("-", n=1).str[0])
-    ours = study.rows(results, comparison)
+    ours = study.rows(results, "images")
     named = ours.assign(line=ours["recipe"].str.split(",").str[0])
     panels = [(PUBLISHED_LABEL, "fid", theirs), (_title(study, ours), study.metric, named)]
     figure = _lines(panels, "images", "images seen in distillation")
