@@ -68,7 +68,7 @@ class Task:
         return label_of(self.settings)
 
     def run(self) -> Run:
-        """The run, with previews; ValueError, with the remedy, for what cannot be trained."""
+        """The run, with previews; ValueError, with the remedy, for impossible settings."""
         experiment, settings = self.experiment, self.settings
         metric = None
         if self.metric_every:

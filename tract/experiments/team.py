@@ -21,7 +21,7 @@ PATIENCE = 5  # seconds for a process that closed its connections to end
 
 
 def team_size(processes: int) -> int:
-    """Return the number of training processes; raises ValueError if there cannot be so many."""
+    """Return the number of training processes; raises ValueError for an impossible one."""
     check_whole("processes", processes, 1, MOST_PROCESSES)
     if launched() > 1:
         if processes not in (1, launched()):

@@ -26,7 +26,7 @@ from tract.settings import Distillation, Training
 
 STEPS = 5  # to time
 STEP_SECONDS = 1.5  # if a step is slower, a smaller batch is timed
-SLOW_SECONDS = 4.0  # if a step is slower, no more are timed
+SLOW_SECONDS = 4.0  # in all, after which no further step is timed
 
 
 class Passes(NamedTuple):

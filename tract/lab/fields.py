@@ -1,4 +1,4 @@
-"""Fields of the schedule editor: parsed text, with a remedy for what cannot be parsed."""
+"""Fields of the schedule editor: parsed text, with a remedy for text that does not parse."""
 
 import html
 import re

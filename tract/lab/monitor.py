@@ -82,7 +82,7 @@ def train(tasks: Sequence[Task], editor=None) -> Trainings:
 
     Without a front end all runs are trained here, one after the other, and a picture is shown at
     the end. editor: where the first task's settings are chosen. ValueError, with the remedy, for
-    what cannot be trained.
+    impossible settings.
     """
     trainings = Trainings(tasks, editor)
     live = somebody_clicks()
