@@ -99,7 +99,13 @@ CLAIM: dict[str, dict[str, dict]] = {
     # From the paper's grid and from short ones, with which most is won for few images.
     "short_grids": {
         label: BEYOND["main"][label]
-        for label in ("TRACT 1024>32>1", "BTD 1024>512>...>1", "TRACT 16>1", "BTD 32>16>...>1")
+        for label in (
+            "TRACT 1024>32>1",
+            "BTD 1024>512>...>1",
+            "TRACT 16>1",
+            "BTD 32>16>...>1",
+            "TRACT 4<8<16<32>1",
+        )
     },
     "short_grid_steps": {
         f"{label}>{n}": more | {"step_schedule": [*halving_schedule(32, first), n]}
