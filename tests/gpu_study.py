@@ -51,7 +51,11 @@ class Work:
             Path(p["run_dir"]), p["data"], p["data_dir"], compute=self.how, **options
         )
         rate, weight = p["teacher_learning_rate"], p["teacher_loss_weight"]
-        training = {"learning_rate": rate, "loss_weight": weight, "batch_size": p["batch_size"]}
+        training = {
+            "learning_rate": rate,
+            "loss_weight": weight,
+            "batch_size": p["teacher_batch_size"],
+        }
         settings = Training(train_images=p["teacher_images"], **training)
         steps = [p["reference_steps"], *p["sample_steps"]]
         given = {"teacher": p["teacher"], "classifier": p["classifier"]}

