@@ -56,7 +56,7 @@ NBVAL := $(addprefix nbval-,01_teacher 04_edm_ve 03_tract 02_btd 00_two_dimensio
 .PHONY: $(NBVAL)
 nbval-02_btd nbval-03_tract: nbval-01_teacher
 $(NBVAL): nbval-%:
-	.venv/bin/python -m pytest --nbval-lax --durations=4 -p no:cacheprovider .test/notebooks/$*.ipynb
+	.venv/bin/python -m pytest -p nbval_kernels --nbval-lax --durations=4 -p no:cacheprovider .test/notebooks/$*.ipynb
 
 lint: $(READY) ## Style, as the tests require it
 	.venv/bin/ruff check .
