@@ -164,6 +164,19 @@ def test_every_phase_is_compared_with_the_first_teachers_rollout(done, tmp_path,
         assert value == pytest.approx(distance, abs=1e-6)
 
 
+def test_phases_before_and_after_a_change_of_network_are_measured(done, tmp_path):
+    folder = tmp_path / "copy"
+    shutil.copytree(done.folder, folder)
+    copy = dataclasses.replace(done, folder=folder)
+    changes = {"step_schedule": (8, 4, 4, 1), "student_network": "digits_small"}
+    settings = dataclasses.replace(STUDENT, train_images=12, **changes)
+    copy.distill(settings)
+    measure_phases(copy, settings, count=3)
+    rows = read_results(folder / "results.csv").query("metric == 'rmse_to_rollout'")
+    sizes = rows.set_index("schedule")["student_params"]
+    assert sizes["8>4"] > 3 * sizes["8>4>4"] == 3 * sizes["8>4>4>1"]
+
+
 def test_a_schedule_decides_how_many_levels_its_run_steps_through(done):
     longer = Distillation(train_images=8, batch_size=4, step_schedule=(16, 1))
     assert torch.equal(done.grid(longer).sigma, cosine(16).sigma)
