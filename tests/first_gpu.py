@@ -70,6 +70,7 @@ def tests(folder: Path, tiny: bool) -> None:
     """The tests that take the GPU where there is one."""
     chosen = ["tests/base/test_compute.py", "-k", "words"] if tiny else TESTS
     command = [sys.executable, "-m", "pytest", "-q", "--tb=short", "--durations=10", *chosen]
+    command += [] if tiny else ["-m", "not slow and not browser", "-n", "8", "--dist", "loadfile"]
     root = Path(__file__).parents[1]
     done = subprocess.run(command, capture_output=True, text=True, cwd=root)
     print(done.stdout)
