@@ -1,10 +1,11 @@
-"""The study of notebook 08 on one GPU, its runs side by side: `gpu_study.py PRESET WORKERS`.
+"""The study of notebook 08 on one GPU, its runs side by side: `gpu_study.py WORKERS -f PRESET`.
 
 A small network leaves most of a GPU idle, and a notebook makes one run after the other. This makes
 the same runs, several at a time, each in a process of its own; notebook 08 then finds them in
 `run_dir` and `results`, finished and measured. Needs no Jupyter. Interrupted, it resumes.
 """
 
+import argparse
 import os
 import subprocess
 import sys
@@ -26,15 +27,15 @@ from tract.studies.ablations import Study
 from tract.studies.charts import save_grid
 from tract.studies.run_study import begin_study, export_best, rows_of_samples
 
-SCRIPT = str(Path(__file__).resolve())
-NOTEBOOK = Path(SCRIPT).parents[1] / "notebooks/08_fashion_mnist.ipynb"
+HERE = Path.cwd()
+NOTEBOOK = Path(__file__).resolve().parents[1] / "notebooks/08_fashion_mnist.ipynb"
 
 
 class Work:
-    """A preset's study: its teacher, its students, and what is written in the end."""
+    """The study of some parameters: its teacher, its students, and what is written in the end."""
 
-    def __init__(self, preset: str):
-        p = declared_parameters(NOTEBOOK) | typed_parameters(NOTEBOOK, Path(preset), [])
+    def __init__(self, given: dict):
+        p = declared_parameters(NOTEBOOK) | given
         os.chdir(NOTEBOOK.parent)  # its own parameters are relative to it, a preset's absolute
         self.p, self.how = p, Compute.of(p["compute"])
         base = {name: p[name] for name in ("batch_size", "learning_rate", "clamp")}
@@ -82,24 +83,29 @@ class Work:
         export_best(*asked, p["run_dir"], p["models"], [1, 2, 4])
 
 
-def main(preset: str, workers: str, part: str = "") -> None:
-    preset = str(Path(preset).resolve())
-    work = Work(preset)
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("workers", type=int, help="runs at a time")
+    parser.add_argument("-f", "--file", type=Path, help="preset of notebook 08")
+    parser.add_argument("-p", "--parameter", nargs=2, action="append", default=[])
+    parser.add_argument("--part", help="run this one in this process")
+    options = parser.parse_args()
+    work = Work(typed_parameters(NOTEBOOK, options.file, options.parameter))
     parts = {TEACHER: work.teacher, "finish": work.finish}
-    if part:
-        parts.get(part, partial(work.student, part))()
+    if options.part:
+        parts.get(options.part, partial(work.student, options.part))()
         return
-    folder = Path(work.p["run_dir"])
+    folder, start, again = Path(work.p["run_dir"]), time.monotonic(), [sys.executable, *sys.argv]
     folder.mkdir(parents=True, exist_ok=True)
-    start = time.monotonic()
 
     def alone(part: str) -> None:
         with (folder / f"{part}.log").open("w") as log:
-            command = [sys.executable, SCRIPT, preset, workers, part]
-            code = subprocess.run(command, stdout=log, stderr=subprocess.STDOUT).returncode
-        print(f"{time.monotonic() - start:.0f} s: {part} ended with {code}", flush=True)
+            done = subprocess.run(
+                [*again, "--part", part], cwd=HERE, stdout=log, stderr=subprocess.STDOUT
+            )
+        print(f"{time.monotonic() - start:.0f} s: {part} ended with {done.returncode}", flush=True)
 
-    with ThreadPoolExecutor(int(workers)) as pool:
+    with ThreadPoolExecutor(options.workers) as pool:
         first = pool.submit(alone, TEACHER)
         begun = folder / "experiment.json", folder / TEACHER / "model.safetensors"
         while not all(path.is_file() for path in begun) and not first.done():
@@ -110,4 +116,4 @@ def main(preset: str, workers: str, part: str = "") -> None:
 
 if __name__ == "__main__":
     os.environ.setdefault("OMP_NUM_THREADS", "1")
-    main(*sys.argv[1:])
+    main()
