@@ -11,12 +11,14 @@ import subprocess
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 from tract.base.compute import Compute, use_threads
+from tract.denoiser import Denoiser
 from tract.experiments.experiment import Experiment, open_experiment
-from tract.experiments.measure import SAMPLES, measure, measure_phases
+from tract.experiments.measure import measure, measure_phases
 from tract.experiments.names import TEACHER
 from tract.experiments.results import publish
 from tract.experiments.run import Checkpointing
@@ -42,6 +44,8 @@ class Work:
         metric = metric_name("fd", p["features"][0])
         common = p["data"], p["seeds"], p["train_images"], p["noise_schedule"], metric
         self.study, self.saving = Study(*common, base=base), Checkpointing(minutes=10.0)
+        first = replace(self.study, seeds=p["seeds"][:1])
+        self.plan = self.study.plan(p["comparisons"]) | first.plan(p["once"])
         use_threads(1)
 
     def teacher(self) -> None:
@@ -65,22 +69,23 @@ class Work:
             **given,
         )  # fmt: skip
 
-    def student(self, name: str) -> None:
-        """Distil one, and measure it when the teacher's samples are there."""
-        experiment = open_experiment(self.p["run_dir"], self.how)
-        settings = self.study.plan(self.p["comparisons"])[name]
-        student = experiment.distill(settings, self.saving)
-        while not (experiment.folder / TEACHER / SAMPLES).is_file():
-            time.sleep(1)
+    def distil(self, name: str) -> Denoiser:
+        """Distil a student, or read it."""
+        return open_experiment(self.p["run_dir"], self.how).distill(self.plan[name], self.saving)
+
+    def measure(self, name: str) -> None:
+        """Measure a student, with the teacher's samples."""
+        settings = self.plan[name]
+        experiment, student = open_experiment(self.p["run_dir"], self.how), self.distil(name)
         measure(experiment, student, settings, [settings.step_schedule[-1]], self.p["features"])
         measure_phases(experiment, settings)
         publish(self.p["run_dir"], self.p["results"])
 
     def finish(self) -> None:
-        """Write what the notebook does: pictures and weights, of the runs that are measured."""
-        p, asked = self.p, (self.study, self.p["comparisons"])
-        save_grid(rows_of_samples(*asked, p["run_dir"], 16), p["grid"])
-        export_best(*asked, p["run_dir"], p["models"], [1, 2, 4])
+        """Write what the notebook does: pictures and weights."""
+        p, names = self.p, [*self.p["comparisons"], *self.p["once"]]
+        save_grid(rows_of_samples(self.study, names, p["run_dir"], 16), p["grid"])
+        export_best(self.study, names, p["run_dir"], p["models"], [1, 2, 4])
 
 
 def main() -> None:
@@ -88,30 +93,32 @@ def main() -> None:
     parser.add_argument("workers", type=int, help="runs at a time")
     parser.add_argument("-f", "--file", type=Path, help="preset of notebook 08")
     parser.add_argument("-p", "--parameter", nargs=2, action="append", default=[])
-    parser.add_argument("--part", help="run this one in this process")
+    parser.add_argument("--part", nargs="+", help="do this in this process: a method of Work")
     options = parser.parse_args()
     work = Work(typed_parameters(NOTEBOOK, options.file, options.parameter))
-    parts = {TEACHER: work.teacher, "finish": work.finish}
     if options.part:
-        parts.get(options.part, partial(work.student, options.part))()
+        getattr(work, options.part[0])(*options.part[1:])
         return
-    folder, start, again = Path(work.p["run_dir"]), time.monotonic(), [sys.executable, *sys.argv]
+    folder, start = Path(work.p["run_dir"]), time.monotonic()
     folder.mkdir(parents=True, exist_ok=True)
 
-    def alone(part: str) -> None:
-        with (folder / f"{part}.log").open("w") as log:
-            done = subprocess.run(
-                [*again, "--part", part], cwd=HERE, stdout=log, stderr=subprocess.STDOUT
-            )
-        print(f"{time.monotonic() - start:.0f} s: {part} ended with {done.returncode}", flush=True)
+    def alone(*part: str) -> bool:
+        log = folder / f"{'-'.join(part)}.log"
+        with log.open("w") as file:
+            command = [sys.executable, *sys.argv, "--part", *part]
+            done = subprocess.run(command, cwd=HERE, stdout=file, stderr=subprocess.STDOUT)
+        outcome = "is done" if done.returncode == 0 else f"failed, see {log}"
+        print(f"{time.monotonic() - start:.0f} s: {' '.join(part)} {outcome}", flush=True)
+        return done.returncode == 0
 
     with ThreadPoolExecutor(options.workers) as pool:
-        first = pool.submit(alone, TEACHER)
+        teacher = pool.submit(alone, TEACHER)
         begun = folder / "experiment.json", folder / TEACHER / "model.safetensors"
-        while not all(path.is_file() for path in begun) and not first.done():
+        while not all(path.is_file() for path in begun) and not teacher.done():
             time.sleep(1)
-        list(pool.map(alone, work.study.plan(work.p["comparisons"])))
-    alone("finish")
+        done = list(pool.map(partial(alone, "distil"), work.plan))
+        if teacher.result() and all(done) and all(pool.map(partial(alone, "measure"), work.plan)):
+            alone("finish")
 
 
 if __name__ == "__main__":

@@ -278,14 +278,14 @@ def test_recipes_are_better_or_worse_than_a_baseline_beyond_two_deviations_only(
 
 def test_students_of_so_many_steps_are_compared_with_those_of_as_many():
     values = {
-        "TRACT 32>2": [10.0, 11.0],
-        "BTD 32>...>2": [1.0, 2.0],
-        "TRACT 32>4": [1.0, 2.0],
-        "BTD 32>...>4": [1.0, 2.0],
+        "TRACT 1024>32>2": [10.0, 11.0],
+        "BTD 1024>512>...>2": [1.0, 2.0],
+        "TRACT 1024>32>4": [1.0, 2.0],
+        "BTD 1024>512>...>4": [1.0, 2.0],
     }
-    rows = results(values, comparison="short_grid_steps")
-    verdicts = versus_table(rows, "short_grid_steps", [STUDY])["fd_pixels is"]
-    assert list(verdicts) == ["", "better", "", "undecided"]
+    rows = results(values, comparison="method_steps")
+    verdicts = versus_table(rows, "method_steps", [STUDY])["fd_pixels is"]
+    assert list(verdicts) == ["", "", "", "better", "", "undecided", "", ""]
 
 
 def test_kinds_of_recipes_are_lines_over_their_evaluations():

@@ -52,7 +52,7 @@ WORDS = {
     "one_phase": "schedule",
     "finest_grid": "teacher's grid",
     "few_steps": "schedule",
-    "short_grids": "schedule",
+    **dict.fromkeys(("short_grids", "short_grids_2", "short_grids_4"), "schedule"),
     **dict.fromkeys(("family_1", "family_2", "family_4", "family_8"), "method"),
     "loss_reduction": "loss over pixels",
     "phase_change": "at a phase change",

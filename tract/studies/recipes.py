@@ -107,10 +107,12 @@ CLAIM: dict[str, dict[str, dict]] = {
             "TRACT 4<8<16<32>1",
         )
     },
-    "short_grid_steps": {
-        f"{label}>{n}": more | {"step_schedule": [*halving_schedule(32, first), n]}
+    **{
+        f"short_grids_{n}": {
+            f"TRACT 32>{n}": {"step_schedule": [32, n]},
+            f"BTD 32>16>...>{n}": {"method": "BTD", "step_schedule": halving_schedule(32, n)},
+        }
         for n in (2, 4)
-        for label, more, first in (("TRACT 32", {}, 32), ("BTD 32>...", {"method": "BTD"}, 2 * n))
     },
 }
 
@@ -194,9 +196,6 @@ _BASELINES = {
     "heun_grid": dict.fromkeys(LEVELS_OF_EDM["heun_grid"], "ddim, 32>1"),
     "method_steps": {
         label: f"TRACT 1024>32>{label.split('>')[-1]}" for label in CLAIM["method_steps"]
-    },
-    "short_grid_steps": {
-        label: f"TRACT 32>{label.split('>')[-1]}" for label in CLAIM["short_grid_steps"]
     },
     "budget": {label: f"TRACT 1024>32>1, {label.split(', ')[1]}" for label in BEYOND["budget"]},
     **{
