@@ -276,6 +276,11 @@ def test_recipes_are_better_or_worse_than_a_baseline_beyond_two_deviations_only(
     assert list(table[STUDY.title][[2, 5]]) == ["1 (1)", ""]
 
 
+def test_a_study_without_seeds_is_refused():
+    with pytest.raises(ValueError, match="seeds is empty: give one or more"):
+        replace(STUDY, seeds=[])
+
+
 def test_students_of_so_many_steps_are_compared_with_those_of_as_many():
     values = {
         "TRACT 1024>32>2": [10.0, 11.0],

@@ -17,6 +17,7 @@ class Study:
     """Ablations on one data set: what all its recipes have in common, and what is measured.
 
     Attributes data and noise_schedule choose rows of results; base are settings of `Distillation`.
+    Raises ValueError without seeds.
     """
 
     data: str
@@ -27,6 +28,10 @@ class Study:
     smaller: str = "digits_small"  # network of the smaller student
     base: Mapping[str, object] = field(default_factory=dict)
     teacher: str = ""  # first digits of its name, if results have students of several
+
+    def __post_init__(self):
+        if not self.seeds:
+            raise ValueError("seeds is empty: give one or more, such as [0]")
 
     @property
     def title(self) -> str:
