@@ -11,6 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 from PIL import Image, PngImagePlugin
+from tqdm import tqdm
 
 from tract.datasets import images as module
 from tract.datasets.images import Images, image_batches, reduced
@@ -541,8 +542,10 @@ def test_batches_hold_every_image_once_in_order(tmp_path, monkeypatch):
     assert next(image_batches(Images(folder), first_pixel, grey=True)).tolist() == [0, 1, 2, 3]
 
 
-def test_bad_images_among_good_ones_are_counted_and_named(tmp_path, monkeypatch):
+@pytest.mark.parametrize("silent", [False, True])  # TQDM_DISABLE=1
+def test_bad_images_among_good_ones_are_counted_and_named(tmp_path, monkeypatch, silent):
     monkeypatch.setattr(module, "DECODED", 4)
+    monkeypatch.setattr(module, "progress", lambda *_: tqdm(disable=silent))
     folder = folder_of(tmp_path, [f"{i:03}.png" for i in range(12)])
     for name in ("005.png", "010.png"):
         content = (folder / name).read_bytes()

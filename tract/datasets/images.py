@@ -144,13 +144,14 @@ def image_batches(
         for start in range(0, len(images), DECODED):
             batch = list(pool.map(attempt, images.names[start : start + DECODED]))
             bar.update(len(batch))
+            read = start + len(batch)
             if not bad:
                 yield np.stack(batch)
             elif len(bad) >= BAD_LIMIT:
                 break
     if bad:
         raise ValueError(
-            f"{len(bad)} of the {bar.n:,} images read from {images.source} are refused: "
+            f"{len(bad)} of the {read:,} images read from {images.source} are refused: "
             f"{first_few(sorted(bad))}; remove or replace them"
         )
     if images.others:
