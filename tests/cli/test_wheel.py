@@ -60,6 +60,7 @@ def run(installed, folder, program, *arguments):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform == "win32", reason="folders of an environment as on POSIX")
 def test_quickstart_finds_its_notebooks_without_a_clone(installed, tmp_path):
     done = run(installed, tmp_path, "python", "-c", QUICKSTART)

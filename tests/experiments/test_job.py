@@ -47,6 +47,7 @@ def test_errors_by_level_are_float32_in_full(task, monkeypatch, settings):
     assert seen and not any(seen)
 
 
+@pytest.mark.slow
 def test_a_job_that_is_stopped_and_resumed_has_the_weights_of_one_run(task, tmp_path):
     task.write()
     job.stand_by()
@@ -73,6 +74,7 @@ def test_a_job_that_is_stopped_and_resumed_has_the_weights_of_one_run(task, tmp_
         assert (task.folder / name).read_text() == (here.folder / name).read_text()
 
 
+@pytest.mark.slow
 def test_a_job_goes_on_when_its_kernel_is_killed(task):
     task.write()
     kernel, client = start_new_kernel()

@@ -73,6 +73,7 @@ def assert_close(folder, whole):
     torch.testing.assert_close(*(torch.tensor(h.loss) for h in (ours, theirs)), rtol=1e-3, atol=0)
 
 
+@pytest.mark.slow
 def test_a_run_is_stopped_by_one_process_broken_by_another_and_ended_by_a_single_one(
     tmp_path, capfd
 ):

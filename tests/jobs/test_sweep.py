@@ -294,6 +294,7 @@ def test_a_killed_kernel_is_a_failure_and_a_rerun_executes_it_alone(tmp_path, mo
     assert len(lines(tmp_path, "begin")) == 3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
 def test_ctrl_c_lets_a_kernel_save_and_keeps_what_is_finished(tmp_path, signum):
     notebook = write_notebook(tmp_path / "n.ipynb", PARAMETERS, LOCKING)

@@ -324,6 +324,7 @@ def test_a_run_is_stopped_resumed_and_opened_in_the_editor(root, monkeypatch):
     assert (folder / STOP).read_text() == str(os.getpid())
 
 
+@pytest.mark.slow
 def test_a_killed_job_is_seen_within_five_seconds_and_resumed_to_the_same_end(
     tmp_path, monkeypatch, request
 ):
