@@ -420,7 +420,7 @@ def committed_charts(request, paper):
     study = Study("digits", [0, 1, 2], 30720, base=base, teacher="077fe1d9a816")
     plane = Study("spiral", [0], 64000, metric="rmse_to_flow", base=base)
     edm = replace(plane, noise_schedule="karras")
-    clothes = Study("fashion_mnist_28", [0], 40960, base=base | {"batch_size": 64})
+    clothes = Study("fashion_mnist_28", [0, 1], 614400, base=base)
     yield from (charts.ablation_chart(paper, table, name, study) for name in CHANGES)
     yield from (charts.ablation_chart(paper, table, name, plane, edm) for name in ALL)
     yield charts.ablation_chart(paper, table, "short_grids", clothes)

@@ -143,11 +143,17 @@ def run_missing(
 def rows_of_samples(
     study: Study, comparisons: Sequence[str], run_dir: str | Path, count: int
 ) -> dict[str, Tensor]:
-    """Return rows of images by label, from the same noise: data, teacher, students of one seed."""
+    """Return rows of images by label, from the same noise: data, teacher, students of one seed.
+
+    The teacher's are of its reference steps, and of as many as students take.
+    """
     students = replace(study, seeds=study.seeds[:1]).plan(comparisons)
-    table = wide(read_results(Path(run_dir) / RESULTS))
-    table = table[table["run"].isin([TEACHER, *students]) & table[study.metric].notna()]
-    return comparison(open_experiment(run_dir), table, count)
+    experiment, table = open_experiment(run_dir), wide(read_results(Path(run_dir) / RESULTS))
+    steps = {experiment.reference_steps, *(s.step_schedule[-1] for s in students.values())}
+    shown = table["run"].isin(list(students)) | (
+        table["run"].eq(TEACHER) & table["nfe"].isin(steps)
+    )
+    return comparison(experiment, table[shown & table[study.metric].notna()], count)
 
 
 def export_best(
