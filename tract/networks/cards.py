@@ -65,15 +65,13 @@ def check_owner(path: str | Path, found: dict, runs: Sequence[dict], part: str =
     """Raise ValueError unless a file's card belongs to one of these runs, or to part of one.
 
     part: an entry that only this kind of file has: "phase", "step" of the best, "counters" of a
-    checkpoint; a run's result has none of them. A part's network may be the one that the run's
-    student replaced.
+    checkpoint; a run's result has none of them. The network of the first two may be the one that
+    the run's student replaced.
     """
-    compared = [run.keys() - ({"network"} if part else set()) for run in runs]
+    if part in ("phase", "step"):
+        runs = [{n: value for n, value in run.items() if n != "network"} for run in runs]
     odd = min(
-        (
-            [d for key in sorted(keys) for d in differences(found.get(key), run[key], key)]
-            for run, keys in zip(runs, compared, strict=True)
-        ),
+        ([d for key in run for d in differences(found.get(key), run[key], key)] for run in runs),
         key=len,
     )
     others = {"phase", "step", "counters"} - {part}
