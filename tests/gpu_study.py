@@ -16,18 +16,15 @@ from functools import partial
 from pathlib import Path
 
 from tract.base.compute import Compute, use_threads
-from tract.denoiser import Denoiser
 from tract.experiments.experiment import Experiment, open_experiment
-from tract.experiments.measure import measure, measure_phases
 from tract.experiments.names import TEACHER
-from tract.experiments.results import publish
 from tract.experiments.run import Checkpointing
 from tract.jobs.parameters import declared_parameters, typed_parameters
 from tract.metrics.features import metric_name
 from tract.settings import Training
 from tract.studies.ablations import Study
 from tract.studies.charts import save_grid
-from tract.studies.run_study import begin_study, export_best, rows_of_samples
+from tract.studies.run_study import begin_study, export_best, rows_of_samples, run_missing
 
 HERE = Path.cwd()
 NOTEBOOK = Path(__file__).resolve().parents[1] / "notebooks/08_fashion_mnist.ipynb"
@@ -45,7 +42,8 @@ class Work:
         common = p["data"], p["seeds"], p["train_images"], p["noise_schedule"], metric
         self.study, self.saving = Study(*common, base=base), Checkpointing(minutes=10.0)
         first = replace(self.study, seeds=p["seeds"][:1])
-        self.plan = self.study.plan(p["comparisons"]) | first.plan(p["once"])
+        self.parts = [(self.study, p["comparisons"]), (first, p["once"])]
+        self.plan = {n: s for study, names in self.parts for n, s in study.plan(names).items()}
         use_threads(1)
 
     def teacher(self) -> None:
@@ -69,21 +67,17 @@ class Work:
             **given,
         )  # fmt: skip
 
-    def distil(self, name: str) -> Denoiser:
+    def distil(self, name: str) -> None:
         """Distil a student, or read it."""
-        return open_experiment(self.p["run_dir"], self.how).distill(self.plan[name], self.saving)
-
-    def measure(self, name: str) -> None:
-        """Measure a student, with the teacher's samples."""
-        settings = self.plan[name]
-        experiment, student = open_experiment(self.p["run_dir"], self.how), self.distil(name)
-        measure(experiment, student, settings, [settings.step_schedule[-1]], self.p["features"])
-        measure_phases(experiment, settings)
-        publish(self.p["run_dir"], self.p["results"])
+        open_experiment(self.p["run_dir"], self.how).distill(self.plan[name], self.saving)
 
     def finish(self) -> None:
-        """Write what the notebook does: pictures and weights."""
+        """Measure the students, and write pictures and weights, as the notebook does."""
         p, names = self.p, [*self.p["comparisons"], *self.p["once"]]
+        for study, part in self.parts:
+            run_missing(
+                study, part, p["run_dir"], p["results"], self.saving, p["features"], self.how
+            )
         save_grid(rows_of_samples(self.study, names, p["run_dir"], 16), p["grid"])
         export_best(self.study, names, p["run_dir"], p["models"], [1, 2, 4])
 
@@ -117,7 +111,7 @@ def main() -> None:
         while not all(path.is_file() for path in begun) and not teacher.done():
             time.sleep(1)
         done = list(pool.map(partial(alone, "distil"), work.plan))
-        if teacher.result() and all(done) and all(pool.map(partial(alone, "measure"), work.plan)):
+        if teacher.result() and all(done):
             alone("finish")
 
 
