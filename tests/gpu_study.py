@@ -1,8 +1,9 @@
 """The study of notebook 08 on one GPU, its runs side by side: `gpu_study.py WORKERS -f PRESET`.
 
 A small network leaves most of a GPU idle, and a notebook makes one run after the other. This makes
-the same runs, several at a time, each in a process of its own; notebook 08 then finds them in
-`run_dir` and `results`, finished and measured. Needs no Jupyter. Interrupted, it resumes.
+the same runs, those missing in `results`, several at a time and the longest first, each in a
+process of its own; notebook 08 then finds them there, measured. Needs no Jupyter. Ctrl-C lets
+running ones save; the same command resumes.
 """
 
 import argparse
@@ -12,19 +13,19 @@ import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 
 from tract.base.compute import Compute, use_threads
 from tract.experiments.experiment import Experiment, open_experiment
 from tract.experiments.names import TEACHER
+from tract.experiments.results import read_results
 from tract.experiments.run import Checkpointing
 from tract.jobs.parameters import declared_parameters, typed_parameters
 from tract.metrics.features import metric_name
 from tract.settings import Training
 from tract.studies.ablations import Study
 from tract.studies.charts import save_grid
-from tract.studies.run_study import begin_study, export_best, rows_of_samples, run_missing
+from tract.studies.run_study import begin_study, export_best, make_run, rows_of_samples
 
 HERE = Path.cwd()
 NOTEBOOK = Path(__file__).resolve().parents[1] / "notebooks/08_fashion_mnist.ipynb"
@@ -43,7 +44,10 @@ class Work:
         self.study, self.saving = Study(*common, base=base), Checkpointing(minutes=10.0)
         first = replace(self.study, seeds=p["seeds"][:1])
         self.parts = [(self.study, p["comparisons"]), (first, p["once"])]
-        self.plan = {n: s for study, names in self.parts for n, s in study.plan(names).items()}
+        known, metrics = read_results(p["results"]), [metric_name("fd", f) for f in p["features"]]
+        missing = [study.missing(known, names, metrics) for study, names in self.parts]
+        plan = {name: settings for part in missing for name, settings in part.items()}
+        self.plan = dict(sorted(plan.items(), key=lambda item: -item[1].train_images))
         use_threads(1)
 
     def teacher(self) -> None:
@@ -71,13 +75,14 @@ class Work:
         """Distil a student, or read it."""
         open_experiment(self.p["run_dir"], self.how).distill(self.plan[name], self.saving)
 
+    def measure(self, name: str) -> None:
+        """Measure a student, and add its rows to the table."""
+        p, experiment = self.p, open_experiment(self.p["run_dir"], self.how)
+        make_run(experiment, self.plan[name], p["features"], p["results"], self.saving)
+
     def finish(self) -> None:
-        """Measure the students, and write pictures and weights, as the notebook does."""
+        """Write pictures and weights, as the notebook does."""
         p, names = self.p, [*self.p["comparisons"], *self.p["once"]]
-        for study, part in self.parts:
-            run_missing(
-                study, part, p["run_dir"], p["results"], self.saving, p["features"], self.how
-            )
         save_grid(rows_of_samples(self.study, names, p["run_dir"], 16), p["grid"])
         export_best(self.study, names, p["run_dir"], p["models"], [1, 2, 4])
 
@@ -105,14 +110,19 @@ def main() -> None:
         print(f"{time.monotonic() - start:.0f} s: {' '.join(part)} {outcome}", flush=True)
         return done.returncode == 0
 
-    with ThreadPoolExecutor(options.workers) as pool:
+    def student(name: str) -> bool:
+        return alone("distil", name) and teacher.result() and alone("measure", name)
+
+    pool = ThreadPoolExecutor(options.workers)
+    try:
         teacher = pool.submit(alone, TEACHER)
         begun = folder / "experiment.json", folder / TEACHER / "model.safetensors"
         while not all(path.is_file() for path in begun) and not teacher.done():
             time.sleep(1)
-        done = list(pool.map(partial(alone, "distil"), work.plan))
-        if teacher.result() and all(done):
+        if all(list(pool.map(student, work.plan))) and teacher.result():
             alone("finish")
+    finally:
+        pool.shutdown(cancel_futures=True)
 
 
 if __name__ == "__main__":

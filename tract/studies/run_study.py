@@ -26,7 +26,7 @@ from tract.experiments.run import Checkpointing
 from tract.metrics.features import file_sha256, metric_name
 from tract.networks.weights import load_model, save_model
 from tract.phases import in_steps
-from tract.settings import Training
+from tract.settings import Distillation, Training
 from tract.studies.ablations import Study
 
 
@@ -134,10 +134,25 @@ def run_missing(
             "compare, give another table or another run_dir"
         )
     for settings in wanted.values():
-        student = experiment.distill(settings, saving, processes)
-        measure(experiment, student, settings, [settings.step_schedule[-1]], features)
-        measure_phases(experiment, settings)
-        publish(run_dir, results)
+        make_run(experiment, settings, features, results, saving, processes)
+
+
+def make_run(
+    experiment: Experiment,
+    settings: Distillation,
+    features: Sequence[str],
+    results: str | Path,
+    saving: Checkpointing,
+    processes: int = 1,
+) -> None:
+    """Distil a student or read it, measure it as `run_missing` does, and add its rows to results.
+
+    Raises FileNotFoundError, once it is trained, if its teacher was not measured.
+    """
+    student = experiment.distill(settings, saving, processes)
+    measure(experiment, student, settings, [settings.step_schedule[-1]], features)
+    measure_phases(experiment, settings)
+    publish(experiment.folder, results)
 
 
 def rows_of_samples(
