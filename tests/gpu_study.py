@@ -1,9 +1,9 @@
 """The study of notebook 08 on one GPU, its runs side by side: `gpu_study.py WORKERS -f PRESET`.
 
 A small network leaves most of a GPU idle, and a notebook makes one run after the other. This makes
-the same runs, those missing in `results`, several at a time and the longest first, each in a
-process of its own; notebook 08 then finds them there, measured. Needs no Jupyter. Ctrl-C lets
-running ones save; the same command resumes.
+the same runs, those missing in `results`, several at a time, each in a process of its own; notebook
+08 then finds them there, measured. Needs no Jupyter. Ctrl-C lets running ones save, and the same
+command resumes.
 """
 
 import argparse
@@ -12,7 +12,6 @@ import subprocess
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
 from pathlib import Path
 
 from tract.base.compute import Compute, use_threads
@@ -42,12 +41,8 @@ class Work:
         metric = metric_name("fd", p["features"][0])
         common = p["data"], p["seeds"], p["train_images"], p["noise_schedule"], metric
         self.study, self.saving = Study(*common, base=base), Checkpointing(minutes=10.0)
-        first = replace(self.study, seeds=p["seeds"][:1])
-        self.parts = [(self.study, p["comparisons"]), (first, p["once"])]
         known, metrics = read_results(p["results"]), [metric_name("fd", f) for f in p["features"]]
-        missing = [study.missing(known, names, metrics) for study, names in self.parts]
-        plan = {name: settings for part in missing for name, settings in part.items()}
-        self.plan = dict(sorted(plan.items(), key=lambda item: -item[1].train_images))
+        self.plan = self.study.missing(known, p["comparisons"], metrics)
         use_threads(1)
 
     def teacher(self) -> None:
@@ -82,9 +77,10 @@ class Work:
 
     def finish(self) -> None:
         """Write pictures and weights, as the notebook does."""
-        p, names = self.p, [*self.p["comparisons"], *self.p["once"]]
-        save_grid(rows_of_samples(self.study, names, p["run_dir"], 16), p["grid"])
-        export_best(self.study, names, p["run_dir"], p["models"], [1, 2, 4])
+        p, few = self.p, [1, 2, 4]
+        common = self.study, p["comparisons"], p["run_dir"]
+        save_grid(rows_of_samples(*common, 16, few), p["grid"])
+        export_best(*common, p["models"], few)
 
 
 def main() -> None:
@@ -121,6 +117,8 @@ def main() -> None:
             time.sleep(1)
         if all(list(pool.map(student, work.plan))) and teacher.result():
             alone("finish")
+    except KeyboardInterrupt:
+        sys.exit("interrupted: running students save, and the same command resumes")
     finally:
         pool.shutdown(cancel_futures=True)
 

@@ -5,7 +5,7 @@ import torch
 from helpers import write_clothes
 
 from tract.experiments import run as runs
-from tract.experiments.experiment import Experiment
+from tract.experiments.experiment import Experiment, open_experiment
 from tract.experiments.measure import measure, measure_real
 from tract.experiments.results import read_results
 from tract.experiments.run import Checkpointing
@@ -222,10 +222,26 @@ def test_the_best_students_are_kept_in_half_precision_and_never_replaced(
     export_best(study, ["steps"], tmp_path / "run", tmp_path / "m" / "d", [2])
     assert (tmp_path / "m" / "d_2steps.safetensors").stat().st_mtime_ns == before
     assert "d_2steps.safetensors exists already, and is kept" in capsys.readouterr().out
-    labels = rows_of_samples(study, ["steps"], tmp_path / "run", 2)
-    assert list(labels) == [
-        "data",
-        "teacher, 8 steps",
-        "TRACT 8>2>1, 1 step",
-        "TRACT 8>4>2, 2 steps",
-    ]
+
+
+def test_the_picture_has_the_best_student_of_each_method_beside_its_teacher(folder, monkeypatch):
+    recipes = {
+        "1": {"step_schedule": [8, 2, 1]},
+        "one phase": {"step_schedule": [8, 1]},
+        "2": {"step_schedule": [8, 4, 2]},
+        "BTD": {"step_schedule": [8, 4, 2, 1], "method": "BTD"},
+        "8": {"step_schedule": [16, 8]},
+    }
+    monkeypatch.setitem(ablations.ALL, "steps", recipes)
+    run_missing(SMALL, ["steps"], folder / "run", folder / "all.csv", Checkpointing())
+    settings = Training(train_images=16, batch_size=16)
+    teacher, _ = load_model(folder / "run/teacher")
+    measure(open_experiment(folder / "run"), teacher, settings, [8, 1])
+    rows = SMALL.rows(read_results(folder / "run/results.csv"), "steps").query("nfe == 1")
+    values = rows.set_index("recipe")["value"].astype(float)
+    best = "TRACT 8>2>1" if values["1"] < values["one phase"] else "TRACT 8>1"
+    rows = rows_of_samples(SMALL, ["steps"], folder / "run", 2, [1, 2])
+    assert list(rows) == [
+        "data", "teacher, 8 steps", "TRACT 8>4>2, 2 steps", "teacher, 1 step",
+        "BTD 8>4>2>1, 1 step", f"{best}, 1 step",
+    ]  # fmt: skip

@@ -128,8 +128,14 @@ def _add_levels(ax: Axes, study: Study, results: pd.DataFrame, rows: pd.DataFram
     """Draw `_levels` across lines that are drawn, and name them in the legend."""
     _levels(ax.axhline, study, results, rows)
     plain_ticks(ax.yaxis)
-    if ax.lines:
-        ax.legend(**LEGEND)
+    _name_lines(ax)
+
+
+def _name_lines(ax: Axes) -> None:
+    """A legend in the panel, or beside it where it would cover the lines."""
+    count = len(ax.get_legend_handles_labels()[1])
+    if count:
+        ax.legend(**LEGEND | ({"bbox_to_anchor": (1, 1), "loc": "upper left"} if count > 5 else {}))
 
 
 def quality_by_steps(
@@ -248,8 +254,8 @@ def _lines(
         ax.set_ylabel(f"{in_words(metric)}\n{LOWER}")
         plain_ticks(ax.yaxis)
         _mark_steps(ax, x)
-        if ax.lines and not looks:
-            ax.legend(**LEGEND)
+        if not looks:
+            _name_lines(ax)
     if looks:
         _legend(figure, axes[0, :1])
     return figure

@@ -115,12 +115,6 @@ CLAIM: dict[str, dict[str, dict]] = {
         for n in (2, 4)
     },
 }
-CLAIM["longer"] = {
-    f"{label}, {factor} times": CLAIM["short_grids"][label] | {"factor": factor}
-    for label in CLAIM["short_grids"]
-    if label != "TRACT 16>1"
-    for factor in (1, 3)
-}
 
 # Where the authors' recipe differs from ours, see `settings`: a setting's values, the first being
 # the baseline, in these recipes.
@@ -204,7 +198,6 @@ _BASELINES = {
         label: f"TRACT 1024>32>{label.split('>')[-1]}" for label in CLAIM["method_steps"]
     },
     "budget": {label: f"TRACT 1024>32>1, {label.split(', ')[1]}" for label in BEYOND["budget"]},
-    "longer": {label: f"{label.split(', ')[0]}, 1 times" for label in CLAIM["longer"]},
     **{
         setting: {label: f"{label.rsplit(', ', 1)[0]}, {values[0]}" for label in TARGETS[setting]}
         for setting, (values, _) in _DIFFERENT.items()

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+import pandas as pd
 from torch import Tensor
 
 from tract.base.compute import EAGER, Compute, device
@@ -156,19 +157,26 @@ def make_run(
 
 
 def rows_of_samples(
-    study: Study, comparisons: Sequence[str], run_dir: str | Path, count: int
+    study: Study,
+    comparisons: Sequence[str],
+    run_dir: str | Path,
+    count: int,
+    steps: Sequence[int],
 ) -> dict[str, Tensor]:
-    """Return rows of images by label, from the same noise: data, teacher, students of one seed.
+    """Return rows of images by label, from the same noise: data, the teacher in its reference
+    steps, and for each number of steps the teacher and the best student of each method.
 
-    The teacher's are of its reference steps, and of as many as students take.
+    Students are of the study's first seed; the best has the smallest value of its metric.
     """
-    students = replace(study, seeds=study.seeds[:1]).plan(comparisons)
+    plan = replace(study, seeds=study.seeds[:1]).plan(comparisons)
     experiment, table = open_experiment(run_dir), wide(read_results(Path(run_dir) / RESULTS))
-    steps = {experiment.reference_steps, *(s.step_schedule[-1] for s in students.values())}
-    shown = table["run"].isin(list(students)) | (
-        table["run"].eq(TEACHER) & table["nfe"].isin(steps)
-    )
-    return comparison(experiment, table[shown & table[study.metric].notna()], count)
+    table = table[table[study.metric].notna()]
+    teacher, students = table[table["run"] == TEACHER], table[table["run"].isin(list(plan))]
+    best = students.sort_values(study.metric, kind="stable").drop_duplicates(["nfe", "method"])
+    rows = [teacher[teacher["nfe"] == experiment.reference_steps]]
+    for n in sorted({*steps} - {experiment.reference_steps}, reverse=True):
+        rows += [teacher[teacher["nfe"] == n], best[best["nfe"] == n].sort_values("method")]
+    return comparison(experiment, pd.concat(rows), count)
 
 
 def export_best(
