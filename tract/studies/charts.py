@@ -33,6 +33,7 @@ from tract.studies.tables import recipes_of
 PUBLISHED_LABEL = "published: CIFAR-10"
 LOWER = "(log scale, lower is better)"
 FLOOR = "real images"
+PHASES = "steps of a phase's student, from the first phase to the last"
 LEGEND = {"fontsize": 8, "edgecolor": "none", "framealpha": 0.85}
 ROWS = {  # what the rows of a comparison are, where that is not a schedule
     **dict.fromkeys(("self_ema", "growing_self_ema"), "self-teacher's\ndecay"),
@@ -133,8 +134,7 @@ def _add_levels(ax: Axes, study: Study, results: pd.DataFrame, rows: pd.DataFram
 
 def _name_lines(ax: Axes) -> None:
     """A legend in the panel, or beside it where it would cover the lines."""
-    count = len(ax.get_legend_handles_labels()[1])
-    if count:
+    if count := len(ax.get_legend_handles_labels()[1]):
         ax.legend(**LEGEND | ({"bbox_to_anchor": (1, 1), "loc": "upper left"} if count > 5 else {}))
 
 
@@ -183,7 +183,7 @@ def quality_by_images(published: pd.DataFrame, results: pd.DataFrame, study: Stu
 def drift(results: pd.DataFrame, study: Study) -> Figure:
     """How far each phase's student is from the first teacher's samples, against its steps."""
     rows = study.rows(results, "phases", PER_PHASE)
-    return _drift(_title(study, rows), _by(rows, "recipe"))
+    return _lines([(_title(study, rows), PER_PHASE, _by(rows, "recipe"))], "nfe", PHASES)
 
 
 def drift_of(results: pd.DataFrame, runs: Mapping[str, str]) -> Figure:
@@ -191,12 +191,8 @@ def drift_of(results: pd.DataFrame, runs: Mapping[str, str]) -> Figure:
     rows = results[(results["metric"] == PER_PHASE) & results["run"].isin(list(runs.values()))]
     labels = {run: label for label, run in runs.items()}
     title = "every phase's student, in its own number of steps"
-    return _drift(title, rows.assign(line=rows["run"].map(labels)))
-
-
-def _drift(title: str, rows: pd.DataFrame) -> Figure:
-    where = "steps of a phase's student, from the first phase to the last"
-    return _lines([(title, PER_PHASE, rows)], "nfe", where)
+    rows = rows.assign(line=rows["run"].map(labels))
+    return _lines([(title, PER_PHASE, rows)], "nfe", PHASES)
 
 
 def trade_off(results: pd.DataFrame, studies: Mapping[str, Study]) -> Figure:
