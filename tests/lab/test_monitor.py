@@ -21,6 +21,7 @@ from tract.jobs.execute import WIDGET_VIEW
 from tract.lab import live, monitor, view
 from tract.lab.line_chart import Chart, Line, figure, svg
 from tract.lab.monitor import NotFinished, Panel, train, watch
+from tract.lab.style import METHOD_STYLES
 from tract.networks.weights import write_tensors
 from tract.settings import Distillation
 
@@ -159,6 +160,15 @@ def test_distances_are_drawn_beside_the_teachers_and_the_best_run(task):
         "teacher, 1 step": [9, 9],
         "best other run": [3, 3],
     }
+
+
+def test_a_runs_lines_have_the_colour_of_its_method(tmp_path):
+    btd = Distillation(step_schedule=(16, 8, 4), method="BTD", train_images=16, batch_size=4)
+    task = task_in(tmp_path, btd, metric_every=2)
+    task.train()
+    *own, distance = view.RunView(task.folder)._charts
+    lines = [chart.drawn["BTD"] for chart in own] + [distance.drawn["4 steps"]]
+    assert {line.color for line in lines} == {METHOD_STYLES["BTD"].color}
 
 
 def test_pictures_are_drawn_every_few_seconds_whatever_drawing_costs(task, monkeypatch):

@@ -21,7 +21,7 @@ from tract.jobs.plan import duration
 from tract.lab.line_chart import Chart, Line, charts_html, figure
 from tract.lab.plots import image_rows, png, stacked, text_figure
 from tract.lab.show import sample_rows, text
-from tract.lab.style import DATA, SELF_TEACHER, STUDENT, TEACHER_COLOUR
+from tract.lab.style import DATA, SELF_TEACHER, TEACHER_COLOUR, method_style
 from tract.metrics.features import metric_name
 from tract.networks.weights import read_tensors
 from tract.phases import in_steps
@@ -92,21 +92,21 @@ class RunView(w.VBox):
         distilled, made = card["method"] != TEACHER, settings_from(card["settings"])
         grid = made.grid_steps if distilled else card["experiment"]["teacher_steps"]
         images, phase = (n * made.batch_size for n in (made.num_steps, made.steps_per_phase))
-        rows, shown = self._lines[HISTORY].read(), {}
+        rows, shown, color = self._lines[HISTORY].read(), {}, method_style(card["method"]).color
         x = [row["images_seen"] for row in rows]
         for title, name in (("weighted loss", "loss"), ("squared error of x0", "mse")):
-            shown[title] = {card["method"]: Line(STUDENT, x, [row[name] for row in rows])}
+            shown[title] = {card["method"]: Line(color, x, [row[name] for row in rows])}
         if distilled:
-            shown["distance to the data"] = self._distances(made)
+            shown["distance to the data"] = self._distances(made, color)
         axis = "images", images, "{:,.0f}".format
         charts = [Chart(t, *axis, lines, range(phase, images, phase)) for t, lines in shown.items()]
         if preview:
-            line = Line(STUDENT, (grid - preview["places"]).tolist(), preview["errors"].tolist())
+            line = Line(color, (grid - preview["places"]).tolist(), preview["errors"].tolist())
             axis = "level, from noise to data", grid, lambda place: f"{grid - place:,.0f}"
             charts.insert(2, Chart("error by level", *axis, {card["method"]: line}))
         return [chart for chart in charts if chart.drawn]
 
-    def _distances(self, settings: Distillation) -> dict[str, Line]:
+    def _distances(self, settings: Distillation, color: str) -> dict[str, Line]:
         """Distances measured during training, and those of other models as horizontal lines."""
         batch, last = settings.batch_size, settings.step_schedule[-1]
         lines = {}
@@ -114,10 +114,10 @@ class RunView(w.VBox):
             if rows := self._lines[name].read():
                 x, y = [row["step"] * batch for row in rows], [row["metric"] for row in rows]
                 label = f"phase's {in_steps(rows[-1]['nfe'])}" if dashed else in_steps(last)
-                lines[label] = Line(STUDENT, x, y, dashed)
+                lines[label] = Line(color, x, y, dashed)
         ends, others = (0, settings.num_steps * batch), _others(self.folder, last)
-        for (label, value), color in zip(others.items(), ACROSS, strict=False):
-            lines[label] = Line(color, ends, (value, value), True)
+        for (label, value), across in zip(others.items(), ACROSS, strict=False):
+            lines[label] = Line(across, ends, (value, value), True)
         return lines
 
     def _show_samples(self, samples: Tensor, about: dict) -> None:
