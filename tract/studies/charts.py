@@ -119,23 +119,8 @@ def _over_grids(results: pd.DataFrame, ours: Sequence[tuple[Study, pd.DataFrame]
         steps = rows["schedule"].str.extract(r"(\d+)>\d+$", expand=False)
         kind = rows["recipe"].str.replace(r"(, | to | )\d+(>1)?$", "", regex=True)
         panels.append((_title(study, rows), study.metric, rows.assign(n=steps, line=kind)))
-    figure = _lines(panels, "n", "steps of the teacher's finest grid")
-    for ax, (study, rows) in zip(figure.axes, ours, strict=True):
-        _add_levels(ax, study, results, rows)
-    return figure
-
-
-def _add_levels(ax: Axes, study: Study, results: pd.DataFrame, rows: pd.DataFrame) -> None:
-    """Draw `_levels` across lines that are drawn, and name them in the legend."""
-    _levels(ax.axhline, study, results, rows)
-    plain_ticks(ax.yaxis)
-    _name_lines(ax)
-
-
-def _name_lines(ax: Axes) -> None:
-    """A legend in the panel, or beside it where it would cover the lines."""
-    if count := len(ax.get_legend_handles_labels()[1]):
-        ax.legend(**LEGEND | ({"bbox_to_anchor": (1, 1), "loc": "upper left"} if count > 5 else {}))
+    levels = [(study, results, rows) for study, rows in ours]
+    return _lines(panels, "n", "steps of the teacher's finest grid", levels)
 
 
 def quality_by_steps(
@@ -162,10 +147,8 @@ def quality_by_steps(
         teachers = _by(each.teachers(results, rows), "method")
         measured = pd.concat([teachers, rows.assign(line=named.fillna(grids))])
         panels.append((_title(each, rows), each.metric, measured))
-    figure = _lines(panels, "nfe", "network evaluations")
-    for ax, each in zip(figure.axes[len(tables) :], (study, *others), strict=True):
-        _add_levels(ax, each, results, results.iloc[:0])  # the teacher has its line
-    return figure
+    levels = [(each, results, results.iloc[:0]) for each in (study, *others)]  # it has its line
+    return _lines(panels, "nfe", "network evaluations", levels)
 
 
 def quality_by_images(published: pd.DataFrame, results: pd.DataFrame, study: Study) -> Figure:
@@ -175,9 +158,7 @@ def quality_by_images(published: pd.DataFrame, results: pd.DataFrame, study: Stu
     ours = study.rows(results, "images")
     named = ours.assign(line=ours["recipe"].str.split(",").str[0])
     panels = [(PUBLISHED_LABEL, "fid", theirs), (_title(study, ours), study.metric, named)]
-    figure = _lines(panels, "images", "images seen in distillation")
-    _add_levels(figure.axes[-1], study, results, ours)
-    return figure
+    return _lines(panels, "images", "images seen in distillation", [(study, results, ours)])
 
 
 def drift(results: pd.DataFrame, study: Study) -> Figure:
@@ -211,7 +192,7 @@ def trade_off(results: pd.DataFrame, studies: Mapping[str, Study]) -> Figure:
         tables = zip(TRADE_OFF, (own.assign(n=own["nfe"]), learned, whole), strict=True)
         named = pd.concat([table.assign(line=name) for name, table in tables])
         panels.append((_title(study, whole), metric, named))
-    return _lines(panels, "n", "n, steps of the teacher's grid", TRADE_OFF)
+    return _lines(panels, "n", "n, steps of the teacher's grid", looks=TRADE_OFF)
 
 
 def _fixed(rows: pd.DataFrame) -> pd.DataFrame:
@@ -229,12 +210,14 @@ def _lines(
     panels: Sequence[tuple[str, str, pd.DataFrame]],
     x: str,
     label: str,
+    levels: Sequence[tuple[Study, pd.DataFrame, pd.DataFrame]] = (),
     looks: Mapping[str, dict] | None = None,
 ) -> Figure:
     """Panels of lines through means, with every value a point, on logarithmic axes.
 
-    panels: title, metric, and a table with the columns line, x and value. looks: options of lines
-    by name, where they are not those of their methods.
+    panels: title, metric, and a table with the columns line, x and value. levels: what `_levels`
+    draws across the last panels. looks: options of lines by name, where they are not those of
+    their methods.
     """
     figure, axes = new_figure(1, len(panels), (max(9, 3.6 * len(panels)), 3.6))
     for ax, (title, metric, table) in zip(axes[0], panels, strict=True):
@@ -248,12 +231,18 @@ def _lines(
         ax.set(xscale="log", yscale="log", xlabel=f"{label} (log scale)")
         ax.set_title(title, fontsize=10)
         ax.set_ylabel(f"{in_words(metric)}\n{LOWER}")
-        plain_ticks(ax.yaxis)
         _mark_steps(ax, x)
-        if not looks:
-            _name_lines(ax)
-    if looks:
-        _legend(figure, axes[0, :1])
+    for ax, level in zip(axes[0, len(panels) - len(levels) :], levels, strict=True):
+        _levels(ax.axhline, *level)
+    names = [set(ax.get_legend_handles_labels()[1]) for ax in axes[0]]
+    shared = len(panels) > 1 and set.union(*names) in names
+    for ax, own in zip(axes[0], names, strict=True):
+        plain_ticks(ax.yaxis)
+        if own and not shared and not looks:  # in the panel, or beside it if lines are many
+            beside = {"bbox_to_anchor": (1, 1), "loc": "upper left"} if len(own) > 5 else {}
+            ax.legend(**LEGEND | beside)
+    if shared or looks:
+        _legend(figure, axes[0])
     return figure
 
 
