@@ -303,6 +303,18 @@ def test_kinds_of_recipes_are_lines_over_their_evaluations():
     assert lines == {"MCT": [[1, 2], [4, 1]], "TRACT from 32": [[1, 4], [4, 4]]}
 
 
+def test_many_lines_are_named_beside_their_panel_and_shared_ones_below_all():
+    family = list(ALL["family_1"])
+    table = results({label: [0.1] for label in family}, comparison="family_1")
+    alone = charts.quality_by_steps(None, table, STUDY, ["family_1"])
+    assert alone.axes[0].get_legend().get_bbox_to_anchor().x0 > alone.axes[0].bbox.x1 - 1
+    assert not alone.legends
+    both = charts.quality_by_steps(None, table, STUDY, ["family_1"], STUDY)
+    assert [ax.get_legend() for ax in both.axes] == [None, None]
+    (legend,) = both.legends
+    assert len(legend.get_texts()) == len(family)
+
+
 @pytest.mark.parametrize("comparison", ALL)
 def test_what_a_recipe_is_compared_with_is_one_of_its_group_and_makes_as_few_steps(comparison):
     recipes, baselines = STUDY.recipes(comparison, 0), baselines_of(comparison)

@@ -147,7 +147,7 @@ def quality_by_steps(
         teachers = _by(each.teachers(results, rows), "method")
         measured = pd.concat([teachers, rows.assign(line=named.fillna(grids))])
         panels.append((_title(each, rows), each.metric, measured))
-    levels = [(each, results, results.iloc[:0]) for each in (study, *others)]  # it has its line
+    levels = [(each, results, results.iloc[:0]) for each in (study, *others)]  # teachers are lines
     return _lines(panels, "nfe", "network evaluations", levels)
 
 
