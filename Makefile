@@ -34,6 +34,8 @@ figures: $(READY) ## Draw figures and tables again from figures/*.csv; FORMAT=pd
 check: $(READY) lint ## Style and the fast tests, before every commit
 	.venv/bin/python -m pytest tests/core tests/base tests/networks tests/test_house.py $(TWO)
 
+# Notebooks that start together would each count all cores as idle, and wait for each other.
+test test-slow: export OMP_NUM_THREADS = 1
 test: $(READY) lint ## All tests but the storms, and all notebooks in a copy of notebooks/ and figures/
 	rm -rf .test
 	mkdir .test

@@ -30,7 +30,7 @@ CHANGES: dict[str, dict[str, dict]] = {
     },
     "steps": {f"{n}": {"step_schedule": [1024, 32, n]} for n in (1, 2, 4, 8)},
     "images": {
-        f"{name}, {factor:g} times": more | {"factor": factor}
+        f"{name}, {factor:g}x images": more | {"factor": factor}
         for name, more in (("TRACT", {}), ("BTD", _BTD))
         for factor in (0.5, 1, 2)
     },
@@ -75,7 +75,7 @@ BEYOND: dict[str, dict[str, dict]] = {
     },
 }
 BEYOND["budget"] = {
-    f"{label}, {factor} times": BEYOND["main"][label] | {"factor": factor}
+    f"{label}, {factor}x images": BEYOND["main"][label] | {"factor": factor}
     for label in ("TRACT 1024>32>1", "TRACT 4<8<16<32>1")
     for factor in (1, 4)
 }
