@@ -462,7 +462,9 @@ def test_charts_speak_in_words_name_their_scale_and_have_one_colour_a_method(req
 
 
 def test_lines_go_through_the_means_of_the_seeds(paper):
-    table = results({"TRACT, 1x images": [1.0, 4.0], "TRACT, 2x images": [2.0]}, comparison="images")
+    table = results(
+        {"TRACT, 1x images": [1.0, 4.0], "TRACT, 2x images": [2.0]}, comparison="images"
+    )
     _, ours = charts.quality_by_images(paper, table, STUDY).axes
     (line,) = [line for line in ours.lines if line.get_label()[0] != "_"]
     assert line.get_xydata().tolist() == [[30720, 2.5], [61440, 2.0]]
