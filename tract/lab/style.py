@@ -48,7 +48,7 @@ WORDS = {
     "ema_residual": "share of the start left in the average",
     "loss_weight": "loss weight",
     "student_network": "student network",
-    **dict.fromkeys(("main", "budget"), "recipe"),
+    **dict.fromkeys(("main", "budget", "heun_targets"), "recipe"),
     "one_phase": "schedule",
     "finest_grid": "teacher's grid",
     "few_steps": "schedule",
