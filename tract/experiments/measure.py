@@ -225,7 +225,7 @@ def read_samples(folder: Path) -> dict[int, Tensor]:
 
 
 def comparison(experiment: Experiment, table: pd.DataFrame, count: int) -> dict[str, Tensor]:
-    """Return rows of images by label: data, then each row of a wide table, all from the same noise.
+    """Return rows of images by label: data, then each row of a table, all from the same noise.
 
     Skips rows without samples here: of a run that was deleted, or measured elsewhere.
     """

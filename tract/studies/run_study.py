@@ -21,7 +21,7 @@ from tract.experiments.measure import (
     measure_phases,
     measure_real,
 )
-from tract.experiments.results import RESULTS, append_results, publish, read_results, wide
+from tract.experiments.results import RESULTS, append_results, publish, read_results
 from tract.experiments.rows import teacher_name
 from tract.experiments.run import Checkpointing
 from tract.metrics.features import file_sha256, metric_name
@@ -168,15 +168,20 @@ def rows_of_samples(
 
     Students are of the study's first seed; the best has the smallest value of its metric.
     """
-    plan = replace(study, seeds=study.seeds[:1]).plan(comparisons)
-    experiment, table = open_experiment(run_dir), wide(read_results(Path(run_dir) / RESULTS))
-    table = table[table[study.metric].notna()]
-    teacher, students = table[table["run"] == TEACHER], table[table["run"].isin(list(plan))]
-    best = students.sort_values(study.metric, kind="stable").drop_duplicates(["nfe", "method"])
+    experiment, table = open_experiment(run_dir), read_results(Path(run_dir) / RESULTS)
+    first = replace(study, seeds=study.seeds[:1])
+    best = _best_first(first, table, comparisons).drop_duplicates(["nfe", "method"])
+    teacher = study.teachers(table, best)
     rows = [teacher[teacher["nfe"] == experiment.reference_steps]]
     for n in sorted({*steps} - {experiment.reference_steps}, reverse=True):
         rows += [teacher[teacher["nfe"] == n], best[best["nfe"] == n].sort_values("method")]
     return comparison(experiment, pd.concat(rows), count)
+
+
+def _best_first(study: Study, table: pd.DataFrame, comparisons: Sequence[str]) -> pd.DataFrame:
+    """Return the rows of a study's students, those with the smallest values first."""
+    rows = study.rows_of_all(table, comparisons)
+    return rows.sort_values("value", key=lambda v: v.astype(float), kind="stable")
 
 
 def export_best(
@@ -192,13 +197,12 @@ def export_best(
     existing ones are not replaced. The best has the smallest value of the study's metric.
     """
     table = read_results(Path(run_dir) / RESULTS)
-    students = study.rows_of_all(table, comparisons)
+    students = _best_first(study, table, comparisons)
     chosen = {"teacher": TEACHER}
     for n in steps:
         of_n = students[students["nfe"] == n]
         if len(of_n):
-            best = of_n.sort_values("value", key=lambda v: v.astype(float)).iloc[0]
-            chosen[in_steps(n).replace(" ", "")] = best["run"]
+            chosen[in_steps(n).replace(" ", "")] = of_n.iloc[0]["run"]
     for what, run in chosen.items():
         target = Path(f"{stem}_{what}.safetensors")
         if target.exists():
